@@ -1,0 +1,1 @@
+"""Self-supervised pre-training of satellite-image encoders that also learn to predict elevation."""

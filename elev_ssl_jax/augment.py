@@ -1,0 +1,234 @@
+"""Augmented views, made on the device for a whole batch at once.
+
+Every draw comes from a key of its sample's own, so an image's augmentation depends on the seed,
+the step and its position in the batch alone. Images are float32 [B, H, W, C] in 0..1.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
+
+
+class Crop(NamedTuple):
+    """Where a view lies in its image: a box in pixels, then flips; each field is [B]."""
+
+    top: jax.Array
+    left: jax.Array
+    height: jax.Array
+    width: jax.Array
+    flip_rows: jax.Array
+    flip_columns: jax.Array
+
+
+def sample_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """One random key for each position of the batch of a step: keys [batch_size]."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+
+
+def normalize(images: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Sensor units, clipped to `value_range`, to float32 in 0..1."""
+    low, high = value_range
+    return (jnp.clip(images.astype(jnp.float32), low, high) - low) / (high - low)
+
+
+def contrastive_view(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    crop_scale: tuple[float, float],
+    crop_ratio: tuple[float, float],
+    flip: float,
+    **color: float,
+) -> tuple[jax.Array, Crop]:
+    """One view for the contrastive branch: random resized crop, flips, jitter, grayscale.
+
+    Args:
+      keys: One key for each image, [B].
+      images: float [B, H, W, C] in 0..1.
+      crop_scale: Smallest and largest share of the area that a crop keeps.
+      crop_ratio: Smallest and largest width over height of a crop (for a square image).
+      flip: Probability of each of the two flips.
+      **color: See `color_jitter`.
+
+    Returns:
+      The views [B, H, W, C] and the crops they show.
+    """
+    geometry_keys, color_keys = _split(keys)
+    _, height, width, _ = images.shape
+    draws = _uniform(geometry_keys, 6)
+
+    area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * draws[0]
+    # torchvision draws a ratio again until the crop fits into the image. Drawing among those that
+    # fit for this area needs no loop; the limits on the logarithm are those of the two sides.
+    low = jnp.maximum(math.log(crop_ratio[0]), jnp.log(area))
+    high = jnp.minimum(math.log(crop_ratio[1]), -jnp.log(area))
+    ratio = jnp.exp(low + (high - low) * draws[1])
+    crop_height, crop_width = height * jnp.sqrt(area / ratio), width * jnp.sqrt(area * ratio)
+    crop = Crop(
+        top=(height - crop_height) * draws[2],
+        left=(width - crop_width) * draws[3],
+        height=crop_height,
+        width=crop_width,
+        flip_rows=draws[4] < flip,
+        flip_columns=draws[5] < flip,
+    )
+    return color_jitter(color_keys, resized_crop(images, crop), **color), crop
+
+
+def elevation_view(
+    keys: jax.Array, images: jax.Array, elevation: jax.Array, *, flip: float, **color: float
+) -> tuple[jax.Array, jax.Array]:
+    """The view for the elevation branch: flips, which the target follows, jitter, grayscale.
+
+    Args:
+      keys: One key for each image, [B].
+      images: float [B, H, W, C] in 0..1.
+      elevation: [B, h, w], any unit.
+      flip: Probability of each of the two flips.
+      **color: See `color_jitter`.
+
+    Returns:
+      The views [B, H, W, C] and their elevation [B, h, w].
+    """
+    geometry_keys, color_keys = _split(keys)
+    draws = _uniform(geometry_keys, 2)
+    for axis in (1, 2):
+        flipped = draws[axis - 1] < flip
+        images = jnp.where(flipped[:, None, None, None], jnp.flip(images, axis), images)
+        elevation = jnp.where(flipped[:, None, None], jnp.flip(elevation, axis), elevation)
+    return color_jitter(color_keys, images, **color), elevation
+
+
+def resized_crop(images: jax.Array, crop: Crop) -> jax.Array:
+    """Cuts the crops out, resizes them (bilinear) to the image's size, and flips them.
+
+    Both steps act on rows and on columns alone, so that each is one small matrix product.
+    """
+    _, height, width, _ = images.shape
+    rows = _resample_matrix(crop.top, crop.height, crop.flip_rows, height)
+    columns = _resample_matrix(crop.left, crop.width, crop.flip_columns, width)
+    return jnp.einsum("bip,bjq,bpqc->bijc", rows, columns, images)
+
+
+def color_jitter(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    jitter_probability: float,
+    grayscale: float,
+    rgb: tuple[int, int, int] | None = None,
+) -> jax.Array:
+    """Jitter, then grayscale, with torchvision's definitions of the operations.
+
+    The order is fixed: brightness, contrast, saturation, hue. Factors are uniform in
+    [1 - x, 1 + x], the hue's shift in [-x, x] turns of the colour circle.
+
+    Args:
+      keys: One key for each image, [B].
+      images: float [B, H, W, C] in 0..1.
+      brightness, contrast, saturation, hue: Strengths x; 0 leaves an operation out.
+      jitter_probability: Of the four operations together.
+      grayscale: Probability of replacing the colour bands by their luma.
+      rgb: Which bands are red, green and blue. None means the three of a three-band image, and no
+        saturation, hue and grayscale at another count, where brightness and contrast act on each
+        band by itself.
+
+    Returns:
+      Images of the same shape, in 0..1.
+    """
+    draws = _uniform(keys, 6)[:, :, None, None, None]
+    bands = images.shape[-1]
+    if rgb is None and bands == 3:
+        rgb = (0, 1, 2)
+
+    def factor(draw, strength):
+        return 1 + strength * (2 * draw - 1)
+
+    jittered = images
+    if brightness:
+        jittered = adjust_brightness(jittered, factor(draws[0], brightness))
+    if contrast:
+        jittered = adjust_contrast(jittered, factor(draws[1], contrast))
+    if rgb is not None and (saturation or hue):
+        color = jittered[..., rgb]
+        if saturation:
+            color = adjust_saturation(color, factor(draws[2], saturation))
+        if hue:
+            color = adjust_hue(color, hue * (2 * draws[3] - 1))
+        jittered = jittered.at[..., rgb].set(color)
+    images = jnp.where(draws[4] < jitter_probability, jittered, images)
+    if rgb is not None and grayscale:
+        color = images[..., rgb]
+        color = jnp.where(draws[5] < grayscale, luma(color), color)
+        images = images.at[..., rgb].set(color)
+    return images
+
+
+def luma(images: jax.Array) -> jax.Array:
+    """Weighted sum of red, green and blue: [..., 3] to [..., 1]."""
+    return jnp.sum(images * jnp.asarray(GRAY_WEIGHTS, images.dtype), axis=-1, keepdims=True)
+
+
+def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiplies by the factor."""
+    return jnp.clip(images * factor, 0, 1)
+
+
+def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Moves away from (factor > 1) or towards the mean luma; without RGB, each band's mean."""
+    level = luma(images) if images.shape[-1] == 3 else images
+    return _blend(images, jnp.mean(level, axis=(-3, -2), keepdims=True), factor)
+
+
+def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Moves away from (factor > 1) or towards each pixel's luma."""
+    return _blend(images, luma(images), factor)
+
+
+def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
+    """Turns the hue of HSV by `shift` turns (0.5 is the opposite colour), RGB in and out."""
+    value = jnp.max(images, axis=-1, keepdims=True)
+    chroma = value - jnp.min(images, axis=-1, keepdims=True)
+    red, green, blue = (images[..., i : i + 1] for i in range(3))
+    safe = jnp.where(chroma > 0, chroma, 1)
+    hue = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    # Smith's hexcone the other way, one formula for the three bands: each falls from `value` by
+    # `chroma` over one sixth of the circle, stays, and comes back.
+    sector = (jnp.asarray([5.0, 3.0, 1.0], images.dtype) + hue + 6 * shift) % 6
+    return value - chroma * jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1)
+
+
+def _blend(images, other, factor):
+    return jnp.clip(factor * images + (1 - factor) * other, 0, 1)
+
+
+def _split(keys):
+    return jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+
+def _uniform(keys, count):
+    """`count` draws in 0..1 for each sample: [count, B]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)), out_axes=1)(keys)
+
+
+def _resample_matrix(start, length, flip, size):
+    """Bilinear weights [B, size, size] that take `length` pixels from `start` to `size` pixels."""
+    out = jnp.arange(size)
+    out = jnp.where(flip[:, None], size - 1 - out, out)
+    # Pixel centres lie at half-integers; beyond the image its edge goes on.
+    position = start[:, None] + (out + 0.5) * (length / size)[:, None] - 0.5
+    position = jnp.clip(position, 0, size - 1)
+    return jnp.maximum(1 - jnp.abs(position[:, :, None] - jnp.arange(size)), 0)

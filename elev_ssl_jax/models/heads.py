@@ -1,0 +1,29 @@
+"""Projection head of the contrastive branch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elev_ssl_jax.models.resnet import BatchNorm
+
+
+class ProjectionHead(nn.Module):
+    """Linear, ReLU, BatchNorm, Linear, neither with a bias: the head h of equation 3.
+
+    Attributes:
+      sizes: Units of the hidden layer and of the embedding.
+      dtype: Type of the computation.
+    """
+
+    sizes: tuple[int, int] = (512, 128)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+        """[B, C] to embeddings float32 [B, sizes[1]]; `views` as in `BatchNorm`."""
+        hidden, out = self.sizes
+        x = nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="linear1")(features)
+        x = BatchNorm(dtype=self.dtype, name="bn")(nn.relu(x), train=train, views=views)
+        return nn.Dense(out, use_bias=False, dtype=jnp.float32, name="linear2")(x)

@@ -1,0 +1,127 @@
+"""ResNet encoders with torchvision's architecture, padding and parameter layout."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# torchvision initialises convolutions for ReLU by the fan-out (He et al., arXiv 1502.01852).
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose statistics, in training mode, belong to one view at a time.
+
+    With `views` = V the leading axis holds V views of each sample side by side ([B * V, ..., C],
+    view the faster index), and each view is normalised by its own mean and variance over the
+    whole batch, as if it had been passed alone. All views so share one pass through the network,
+    and a batch sharded over devices stays where it is. The running statistics take in the mean
+    over the views.
+
+    Statistics are float32 whatever `dtype` is. Like torchvision's: eps 1e-5, and 0.1 of each
+    batch's statistics is taken in; unlike it, the running variance is the biased one.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+        """Normalises [B * V, ..., C] over all axes but the view and the channel."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + 1e-5)
+            shift = bias - running_mean.value * factor
+            return (x * factor + shift).astype(self.dtype)
+
+        by_view = x.reshape(-1, views, *x.shape[1:])
+        axes = (0, *range(2, by_view.ndim - 1))
+        x32 = by_view.astype(jnp.float32)
+        mean = jnp.mean(x32, axes, keepdims=True)
+        var = jnp.maximum(jnp.mean(x32**2, axes, keepdims=True) - mean**2, 0)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                view_mean = jnp.mean(batch.reshape(views, channels), axis=0)
+                running.value = 0.9 * running.value + 0.1 * view_mean
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
+        return (by_view * factor + (bias - mean * factor)).astype(self.dtype).reshape(x.shape)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut (He et al., arXiv 1512.03385)."""
+
+    channels: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+        """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), channels]."""
+        conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+
+        def norm(name):
+            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
+
+        y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(norm("bn1")(y))
+        y = conv(self.channels, (3, 3), padding=1, name="conv2")(y)
+        y = norm("bn2")(y)
+        if x.shape != y.shape:
+            x = conv(self.channels, (1, 1), self.stride, padding=0, name="downsample_conv")(x)
+            x = norm("downsample_bn")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier.
+
+    Attributes:
+      stage_sizes: Blocks in each of the four stages.
+      width: Multiplies every channel count (64, 128, 256, 512), for small machines.
+      dtype: Type of the computation; parameters and statistics are float32.
+    """
+
+    stage_sizes: tuple[int, ...]
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, views: int = 1
+    ) -> tuple[jax.Array, ...]:
+        """Feature maps at strides 2, 4, 8, 16 and 32 of images float [B, H, W, C].
+
+        At 100 pixels their sizes are 50, 25, 13, 7 and 4. `train` makes BatchNorm use the
+        batch's statistics and update the running ones; see it for `views`.
+        """
+        channels = [round(64 * self.width * 2**stage) for stage in range(4)]
+        x = nn.Conv(
+            channels[0],
+            (7, 7),
+            2,
+            padding=3,
+            use_bias=False,
+            kernel_init=conv_init,
+            dtype=self.dtype,
+            name="conv1",
+        )(images.astype(self.dtype))
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train, views=views))
+        features = [x]
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"layer{stage + 1}_{block}"
+                layer = BasicBlock(channels[stage], stride, self.dtype, name=name)
+                x = layer(x, train=train, views=views)
+            features.append(x)
+        return tuple(features)
+
+
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))

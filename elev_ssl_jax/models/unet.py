@@ -1,0 +1,89 @@
+"""U-Net decoder on a ResNet encoder (Ronneberger et al., arXiv 1505.04597)."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elev_ssl_jax.models.resnet import BatchNorm, ResNet18, conv_init
+
+CHANNELS = (256, 128, 64, 32, 16)
+
+
+class UpBlock(nn.Module):
+    """Upsample (nearest), join the encoder's map of that size, twice 3 x 3 Conv-BatchNorm-ReLU."""
+
+    channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, size: tuple[int, int], skip: jax.Array | None, *, train: bool
+    ) -> jax.Array:
+        """[B, h, w, C] to [B, *size, channels]; `skip` is [B, *size, S] or None."""
+        x = jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "nearest")
+        if skip is not None:
+            x = jnp.concatenate([x, skip], axis=-1)
+        for i in (1, 2):
+            x = nn.Conv(
+                self.channels,
+                (3, 3),
+                padding=1,
+                use_bias=False,
+                kernel_init=conv_init,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(x)
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
+        return x
+
+
+class Decoder(nn.Module):
+    """From the encoder's maps to [B, *output_size, out_channels].
+
+    One block for each of the encoder's maps that is no larger than the output, deepest first,
+    and a last one without a skip to the output's size if none has it. A 100-pixel image and 33
+    cells of elevation so give blocks at 7, 13, 25 and 33 with 256, 128, 64 and 32 channels; 100
+    output pixels give 7, 13, 25, 50 and 100 with 256 to 16.
+    """
+
+    out_channels: int
+    output_size: tuple[int, int]
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array], *, train: bool) -> jax.Array:
+        """`features` are the encoder's, largest first, each [B, H, W, C]; returns float32."""
+        *skips, x = features
+        height, width = self.output_size
+        fitting = [s for s in skips if s.shape[1] <= height and s.shape[2] <= width]
+        targets = [(s.shape[1:3], s) for s in reversed(fitting)]
+        if not targets or targets[-1][0] != (height, width):
+            targets.append(((height, width), None))
+        for i, (size, skip) in enumerate(targets):
+            channels = max(8, round(CHANNELS[i] * self.width))
+            x = UpBlock(channels, self.dtype, name=f"block{i + 1}")(x, size, skip, train=train)
+        head = nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="head")
+        return head(x)
+
+
+class UNet(nn.Module):
+    """Image to per-pixel class logits; parameters under `encoder` and `decoder`."""
+
+    num_classes: int
+    output_size: tuple[int, int]
+    encoder: Any = ResNet18
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Images float [B, H, W, C] to logits float32 [B, *output_size, num_classes]."""
+        shared = partial(dict, width=self.width, dtype=self.dtype)
+        features = self.encoder(**shared(name="encoder"))(images, train=train)
+        decoder = Decoder(self.num_classes, self.output_size, **shared(name="decoder"))
+        return decoder(features, train=train)

@@ -1,0 +1,23 @@
+"""Which device holds what: batches are split over all devices, everything else is on each."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh() -> Mesh:
+    """One axis, `batch`, over all devices.
+
+    The axis is `Auto`: the compiler derives the shardings inside a step from those of its
+    arguments, which is what lets the loss be written on global arrays.
+    """
+    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The array's `axis` split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "batch"))
