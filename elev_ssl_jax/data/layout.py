@@ -124,7 +124,8 @@ def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
       InputError: The file is missing, broken or pickled, or its shape, type or values won't do.
     """
     try:
-        chip = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            chip = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"{path} not found, though metadata.csv lists it") from error
     except (ValueError, OSError, EOFError) as error:
@@ -151,6 +152,24 @@ def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
             )
         chip = np.rint(chip)
     return np.ascontiguousarray(np.moveaxis(chip, 0, -1).astype(np.uint16))
+
+
+def check_size(path: Path, image: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises `InputError` if an image [H, W, C] is not of `size`."""
+    if image.shape[:2] != size:
+        height, width = image.shape[:2]
+        raise InputError(
+            f"{path} is {height} x {width} pixels; the first chip is {size[0]} x {size[1]}"
+        )
+
+
+def elevation_size(folder: Path, rows: pd.DataFrame) -> tuple[int, int]:
+    """The commonest size of the first elevation files (some are a pixel off)."""
+    sizes = []
+    for path in rows["Elevation"].head(64):
+        with _opened(folder / ELEVATIONS / path) as source:
+            sizes.append(source.shape)
+    return max(set(sizes), key=sizes.count)
 
 
 def read_elevation(path: Path, size: tuple[int, int]) -> np.ndarray:

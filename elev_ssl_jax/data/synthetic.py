@@ -9,6 +9,7 @@ elev_ssl_jax.data.chips like anybody's scene.
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -16,6 +17,7 @@ from rasterio.transform import from_origin
 from tqdm import tqdm
 
 from elev_ssl_jax.data import chips, layout
+from elev_ssl_jax.data.prepare import prepare as prepare_tfds
 from elev_ssl_jax.errors import reported
 
 CHIPS_PER_SIDE = 6
@@ -149,6 +151,29 @@ def write_chips(
             bar.update(len(rows) - bar.n)
         bar.close()
         layout.write_metadata(partial, rows)
+
+
+def prepare(data: Any, workdir: Path) -> None:
+    """Makes the demo's data in `workdir`, unless they are there, and points `config.data` to them.
+
+    Whole scenes are held out, so that no test chip has a neighbour among the others.
+    """
+    folder = workdir / "synthetic"
+    data.dir, data.name = str(folder / "tfds"), "nwrc/classification"
+    if (folder / "tfds" / data.name).exists():
+        return
+    chips_folder, count = folder / "chips", data.synthetic.chips
+    if not chips_folder.exists():
+        write_chips(chips_folder, count, size=data.synthetic.size)
+    prepare_tfds(
+        chips_folder,
+        folder / "tfds",
+        config="classification",
+        purity=0.9,
+        split_by="tile",
+        num_labeled=count // 10,
+        num_test=count // 5,
+    )
 
 
 def _write_geotiff(path, bands, transform):

@@ -1,0 +1,5 @@
+"""The NWRC data, and any folder in its layout, as a TensorFlow dataset."""
+
+from tfds_nwrc.builder import Nwrc
+
+__all__ = ["Nwrc"]

@@ -1,0 +1,124 @@
+"""The TFDS builder: `nwrc/segmentation` and `nwrc/classification` from a folder of chips."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from elev_ssl_jax.data import layout
+from tfds_nwrc import splits
+
+CLASSES = ("non_agricultural", "agricultural_frontier")
+
+
+class Nwrc(tfds.core.GeneratorBasedBuilder):
+    """Satellite image chips with elevation and land-cover masks.
+
+    `python -m elev_ssl_jax.data.prepare` builds it. Features of an example:
+
+      image: uint16 [H, W, C], sensor units.
+      elevation: float32 [h, w], metres, NaN where missing.
+      mask: uint8 [H, W], 1 agricultural frontier, 0 the rest, 255 unlabelled.
+      label: int64, the chip's class; -1 in `unlabeled` (`classification` only).
+      id, tile: text.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
+        tfds.core.BuilderConfig(name="segmentation", description="A class for each pixel."),
+        tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "The manual directory is a folder of chips: metadata.csv, Dataset/, Elevations/ and "
+        "LabelsGeoTiffv2/, as elev_ssl_jax.data.chips writes it."
+    )
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] = (100, 100),
+        elevation_size: tuple[int, int] = (33, 33),
+        bands: Sequence[int] = (0, 1, 2),
+        purity: float = 1.0,
+        split_by: str = "random",
+        num_labeled: int | None = None,
+        num_test: int | None = None,
+        **builder_args: Any,
+    ):
+        """Sizes are rows and columns; `bands` count from 0; the rest is `splits.assign`'s."""
+        self.size = tuple(size)
+        self.elevation_size = tuple(elevation_size)
+        self.bands = tuple(bands)
+        self.split_settings = {
+            "purity": purity,
+            "split_by": split_by,
+            "num_labeled": num_labeled,
+            "num_test": num_test,
+        }
+        super().__init__(**builder_args)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        raw = tfds.features.Encoding.BYTES
+        tensor = tfds.features.Tensor
+        features = {
+            "image": tensor(shape=(*self.size, len(self.bands)), dtype=np.uint16, encoding=raw),
+            "elevation": tensor(shape=self.elevation_size, dtype=np.float32, encoding=raw),
+            "mask": tensor(shape=self.size, dtype=np.uint8, encoding=raw),
+            "id": tfds.features.Text(),
+            "tile": tfds.features.Text(),
+        }
+        if self._is_classification:
+            features["label"] = tfds.features.ClassLabel(names=CLASSES)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(features),
+            # The order within a split is part of its meaning: see splits.assign.
+            disable_shuffling=True,
+        )
+
+    @property
+    def _is_classification(self) -> bool:
+        return self.builder_config.name == "classification"
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        folder = Path(dl_manager.manual_dir)
+        chips = layout.read_metadata(folder)
+        masks = folder / layout.MASKS
+        shares, labelled = [], []
+        for path in tqdm(chips["Mask"], desc="masks", unit=" chips", leave=False, disable=None):
+            mask = layout.read_mask(masks / path, self.size)
+            known = mask[mask != layout.UNLABELLED]
+            shares.append(known.mean() if known.size else 0.0)
+            labelled.append(known.size / mask.size)
+        share = np.array(shares)
+        chips["label"] = (share > 0.5).astype(int)
+        chips["share"] = np.maximum(share, 1 - share)
+        chips["labelled"] = labelled
+        positions = splits.assign(
+            chips, classification=self._is_classification, **self.split_settings
+        )
+        return {
+            name: self._generate_examples(folder, chips.iloc[rows], labels=name != "unlabeled")
+            for name, rows in positions.items()
+        }
+
+    def _generate_examples(self, folder, chips, labels) -> Iterator[tuple[str, dict[str, Any]]]:
+        for chip in chips.to_dict("records"):
+            path = folder / layout.IMAGES / chip["Image"]
+            image = layout.read_image(path, self.bands)
+            layout.check_size(path, image, self.size)
+            elevation_path = folder / layout.ELEVATIONS / chip["Elevation"]
+            example = {
+                "image": image,
+                "elevation": layout.read_elevation(elevation_path, self.elevation_size),
+                "mask": layout.read_mask(folder / layout.MASKS / chip["Mask"], self.size),
+                "id": chip["Id"],
+                "tile": chip["tile"],
+            }
+            if self._is_classification:
+                example["label"] = chip["label"] if labels else -1
+            yield chip["Id"], example

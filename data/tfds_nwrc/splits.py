@@ -1,0 +1,159 @@
+"""Which chip goes into which split. The same files always give the same answer.
+
+The full data (42,744 chips) give 36,800 `unlabeled`, 3,000 `labeled` and 2,944 `test`, as in
+sections 4.1 and 4.2 of the paper; a smaller folder gives the same proportions.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import shapely
+from rasterio.warp import transform_bounds
+
+from elev_ssl_jax.data import layout
+from elev_ssl_jax.errors import InputError
+
+FULL, LABELED, TEST = 42_744, 3_000, 2_944
+
+
+def assign(
+    chips: pd.DataFrame,
+    *,
+    classification: bool,
+    purity: float = 1.0,
+    split_by: str = "random",
+    num_labeled: int | None = None,
+    num_test: int | None = None,
+) -> Mapping[str, np.ndarray]:
+    """Positions in `chips` of the chips of `unlabeled`, `labeled` and `test`, in order.
+
+    Within a split the order is that of a hash of the chips' paths, so that any slice is a random
+    sample. For classification the classes of `labeled` alternate while both last: every prefix is
+    balanced to within one chip.
+
+    Args:
+      chips: A row for each chip, with `Image`, `tile`, `block`, `label` (its commonest class),
+        `share` (of that class) and `labelled` (share of pixels with a label), and `left`,
+        `bottom`, `right`, `top`, `crs` if known.
+      classification: Whether `labeled` and `test` take only chips of (nearly) one class.
+      purity: The least `share` of such a chip.
+      split_by: "random", or "tile" or "block": then whole tiles or blocks go to `test`, what is
+        left of them is left out, and so is every other chip that overlaps a test chip.
+      num_labeled: Chips in `labeled`; in proportion by default.
+      num_test: Chips in `test`; in proportion by default.
+
+    Raises:
+      InputError: A setting is impossible, or too few chips qualify.
+    """
+    if split_by not in ("random", "tile", "block"):
+        raise InputError(f"--split-by is {split_by!r}; it must be random, tile or block")
+    if not 0 < purity <= 1:
+        raise InputError(f"--purity is {purity}; it must lie in (0, 1]")
+    eligible = _eligible(chips, classification, purity)
+    num_labeled, num_test = _counts(len(chips), eligible, num_labeled, num_test)
+
+    hashes = [_hash(path) for path in chips["Image"]]
+    order = np.array(sorted(range(len(chips)), key=hashes.__getitem__))
+    if split_by == "random":
+        test = order[eligible[order]][:num_test]
+        train = order[~np.isin(order, test)]
+    else:
+        test, train = _split_groups(chips, chips[split_by], order, eligible, num_test, split_by)
+
+    candidates = train[eligible[train]]
+    if classification:
+        label = chips["label"].to_numpy()[candidates]
+        turn = np.zeros(len(candidates))
+        for value in np.unique(label):
+            turn[label == value] = np.arange((label == value).sum())
+        candidates = candidates[np.lexsort((label, turn))]
+    labeled = candidates[:num_labeled]
+    if len(labeled) < num_labeled:
+        raise InputError(
+            f"--labeled is {num_labeled}, but outside the test {split_by}s only {len(labeled)} "
+            "chips qualify; ask for fewer"
+        )
+    return {"unlabeled": train[~np.isin(train, labeled)], "labeled": labeled, "test": test}
+
+
+def _eligible(chips, classification, purity):
+    """Which chips may go to `labeled` or `test`: bool [len(chips)]."""
+    labelled = (chips["labelled"] == 1).to_numpy()
+    if not classification:
+        # Without any labels the elevation can still be evaluated on held-out chips.
+        return labelled if labelled.any() else np.ones(len(chips), bool)
+    pure = labelled & (chips["share"] >= purity).to_numpy()
+    classes = chips["label"][pure].nunique()
+    if classes < 2:
+        purest = chips["share"][labelled].groupby(chips["label"][labelled]).max()
+        best = ", ".join(f"class {c}: {share:.0%}" for c, share in purest.items())
+        raise InputError(
+            f"--purity {purity} leaves chips of {classes} class{'es' * (classes != 1)}; two are "
+            f"needed (the purest chips: {best or 'none is labelled'}); lower --purity or use "
+            "--config segmentation"
+        )
+    return pure
+
+
+def _counts(total, eligible, num_labeled, num_test):
+    labeled = round(total * LABELED / FULL) if num_labeled is None else num_labeled
+    test = round(total * TEST / FULL) if num_test is None else num_test
+    available = int(eligible.sum())
+    if labeled + test > available and num_labeled is None and num_test is None:
+        # Too few chips are pure enough: share them out in the same proportion.
+        labeled, test = (n * available // (labeled + test) for n in (labeled, test))
+    if labeled + test > available:
+        raise InputError(
+            f"--labeled {labeled} and --test {test} need {labeled + test} chips, but only "
+            f"{available} of {total} qualify"
+        )
+    if labeled < 1 or test < 1 or total - labeled - test < 1:
+        raise InputError(
+            f"{total} chips give {total - labeled - test} unlabeled, {labeled} labeled and {test} "
+            "test; each needs at least one: set --labeled and --test, or cut more chips"
+        )
+    return labeled, test
+
+
+def _hash(name):
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _split_groups(chips, group, order, eligible, num_test, split_by):
+    """Whole groups to test until it is full; train is what lies elsewhere and overlaps no test."""
+    names = sorted(group.unique(), key=_hash)
+    chosen: list[str] = []
+    while names and eligible[group.isin(chosen)].sum() < num_test:
+        chosen.append(names.pop(0))
+    if not names:
+        raise InputError(
+            f"--split-by {split_by}: {group.nunique()} {split_by}(s) are too few for {num_test} "
+            "test chips and any training; ask for fewer --test chips, or cut with a smaller --block"
+        )
+    inside = group.isin(chosen).to_numpy()
+    test = order[(eligible & inside)[order]][:num_test]
+    train = order[~inside[order]]
+    if {*layout.BOUNDS, "crs"} <= set(chips):
+        boxes = _boxes(chips)
+        near, _ = shapely.STRtree(boxes[test]).query(boxes[train], predicate="intersects")
+        train = np.delete(train, np.unique(near))
+    if not len(train):
+        raise InputError(f"--split-by {split_by} leaves no chip for training; use smaller groups")
+    return test, train
+
+
+def _boxes(chips):
+    """The chips' ground as boxes in one CRS, shrunk by a hair so that neighbours don't touch."""
+    bounds = chips[layout.BOUNDS].to_numpy(float)
+    if chips["crs"].nunique() > 1:
+        bounds = np.array(
+            [
+                transform_bounds(crs, "EPSG:4326", *row)
+                for crs, row in zip(chips["crs"], bounds, strict=True)
+            ]
+        )
+    left, bottom, right, top = bounds.T
+    dx, dy = 1e-3 * (right - left), 1e-3 * (top - bottom)
+    return shapely.box(left + dx, bottom + dy, right - dx, top - dy)

@@ -1,0 +1,122 @@
+"""Batches for training: which chips, in which order, and how they reach the device.
+
+The order depends on the seed and the epoch alone. Data that fit lie on the device as stored
+integers and are gathered there; data that don't are streamed from disk by Grain. Both give the
+same batches in the same order.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elev_ssl_jax import sharding
+
+Batch = dict[str, jax.Array]
+
+
+def epoch_plan(seed: int, epoch: int, num_chips: int, batch_size: int) -> np.ndarray:
+    """Chip indices of an epoch's batches, int32 [steps, batch_size].
+
+    A fresh permutation each epoch. The `num_chips % batch_size` chips that don't fill a batch are
+    left out, others each time.
+    """
+    permutation = np.random.default_rng([seed, epoch]).permutation(num_chips)
+    steps = num_chips // batch_size
+    return permutation[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def resident_batches(
+    arrays: dict[str, np.ndarray], mesh: Mesh, seed: int, batch_size: int, first_step: int
+) -> Iterator[Batch]:
+    """Batches gathered on the device, forever, from step `first_step` on.
+
+    The arrays, [N, ...] each, go to every device once. An epoch's plan is its only other transfer,
+    so that the steps of an epoch never wait for the host.
+    """
+    chips = jax.device_put(arrays, sharding.replicated(mesh))
+    num_chips = len(next(iter(arrays.values())))
+    steps_per_epoch = num_chips // batch_size
+
+    @functools.partial(jax.jit, out_shardings=sharding.split(mesh))
+    def gather(chips, plan, step):
+        return jax.tree.map(lambda array: array[plan[step]], chips)
+
+    epoch, step = divmod(first_step, steps_per_epoch)
+    while True:
+        plan = epoch_plan(seed, epoch, num_chips, batch_size)
+        plan = jax.device_put(plan, sharding.split(mesh, axis=1))
+        for i in range(step, steps_per_epoch):
+            yield gather(chips, plan, np.int32(i))
+        epoch, step = epoch + 1, 0
+
+
+def streamed_batches(
+    records: Sequence[dict[str, Any]], mesh: Mesh, seed: int, batch_size: int, first_step: int
+) -> Iterator[Batch]:
+    """The same batches, read from random-access records by Grain's threads, ahead of the step."""
+    import grain
+
+    steps_per_epoch = len(records) // batch_size
+    chips_per_epoch = steps_per_epoch * batch_size
+
+    @functools.lru_cache(maxsize=2)  # reading ahead, threads may be in two epochs at once
+    def plan(epoch):
+        return epoch_plan(seed, epoch, len(records), batch_size).ravel()
+
+    def read(position):
+        epoch, place = divmod(int(position), chips_per_epoch)
+        record = records[plan(epoch)[place]]
+        return {"image": record["image"], "elevation": record["elevation"]}
+
+    # Grain's range must end somewhere; this many chips take years.
+    dataset = grain.MapDataset.range(first_step * batch_size, 2**40).map(read).batch(batch_size)
+    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # counted in batches
+    batches = iter(dataset.to_iter_dataset(options))
+    ahead = None
+    for batch in batches:
+        # One batch is on its way to the device while the step before it runs.
+        batch = jax.device_put(batch, sharding.split(mesh))
+        if ahead is not None:
+            yield ahead
+        ahead = batch
+
+
+def make_batches(
+    chips: dict[str, np.ndarray] | Any,
+    mesh: Mesh,
+    *,
+    seed: int,
+    batch_size: int,
+    resident_gib: float,
+    first_step: int = 0,
+) -> tuple[Iterator[Batch], str]:
+    """Training batches from `first_step` on, and a sentence on how they are made.
+
+    Args:
+      chips: Arrays `image` [N, H, W, C] and `elevation` [N, h, w], or a `source.Split`.
+      mesh: Devices; a batch is split over them.
+      seed: Of the order.
+      batch_size: Chips in a batch, over all devices.
+      resident_gib: A split above this size in GiB is streamed.
+      first_step: Batches to pass over.
+
+    Returns:
+      An endless iterator of `image` and `elevation`, and what was chosen.
+    """
+    if not isinstance(chips, dict):
+        gib = chips.nbytes / 2**30
+        if gib > resident_gib:
+            return (
+                streamed_batches(chips, mesh, seed, batch_size, first_step),
+                f"streamed from disk: {gib:.2f} GiB, above data.resident_gib={resident_gib:g}",
+            )
+        chips = chips.arrays("image", "elevation")
+    gib = sum(array.nbytes for array in chips.values()) / 2**30
+    return (
+        resident_batches(chips, mesh, seed, batch_size, first_step),
+        f"resident on each device: {gib:.2f} GiB as stored integers",
+    )

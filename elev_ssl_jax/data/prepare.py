@@ -1,0 +1,128 @@
+"""Builds the TFDS dataset from a folder of chips.
+
+python -m elev_ssl_jax.data.prepare --chips CHIPS --config classification
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from elev_ssl_jax.data import layout
+from elev_ssl_jax.errors import InputError, reported
+
+
+def prepare(
+    chips: Path,
+    data_dir: Path | None = None,
+    *,
+    config: str = "segmentation",
+    bands: Sequence[int] | None = None,
+    overwrite: bool = False,
+    **split_settings: Any,
+) -> Path:
+    """Builds `nwrc/<config>` under `data_dir` and returns the folder that holds it.
+
+    Nothing is written under that name until all of it is. Sizes are those of the first chip.
+
+    Args:
+      chips: A folder in the reference layout.
+      data_dir: TFDS' folder; ~/tensorflow_datasets by default.
+      config: "segmentation" or "classification".
+      bands: Which bands to keep, counted from 0; the first three by default.
+      overwrite: Whether to build again what is there already.
+      **split_settings: `purity`, `split_by`, `num_labeled`, `num_test` of
+        `tfds_nwrc.splits.assign`.
+
+    Raises:
+      InputError: A file is missing or malformed, or the settings don't fit the data.
+    """
+    rows = layout.read_metadata(chips)
+    bands = tuple(range(3)) if bands is None else tuple(bands)
+    first = rows.iloc[0]
+    image = layout.read_image(chips / layout.IMAGES / first["Image"], bands)
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow_datasets as tfds
+
+    try:
+        from tfds_nwrc import Nwrc
+    except ModuleNotFoundError:  # a checkout that is not installed
+        sys.path.append(str(Path(__file__).parents[2] / "data"))
+        from tfds_nwrc import Nwrc
+
+    builder = Nwrc(
+        config=config,
+        data_dir=data_dir,
+        size=image.shape[:2],
+        elevation_size=layout.elevation_size(chips, rows),
+        bands=bands,
+        file_format="array_record",
+        **split_settings,
+    )
+    target = Path(builder.data_dir)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists already; --overwrite builds it again")
+    with _aside(target):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=chips, try_download_gcs=False, compute_stats="skip"
+            )
+        )
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    total = sum(counts.values())
+    print(
+        f"{target}: {', '.join(f'{count} {name}' for name, count in counts.items())} "
+        f"({total} of {len(rows)} chips)"
+    )
+    return target
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[None]:
+    """Moves a folder out of the way, and back if what replaces it fails."""
+    if not folder.exists():
+        yield
+        return
+    old = folder.with_name(folder.name + ".old")
+    folder.rename(old)
+    try:
+        yield
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chips", type=Path, required=True, help="folder of chips")
+    parser.add_argument("--data-dir", type=Path, help="default: ~/tensorflow_datasets")
+    parser.add_argument(
+        "--config", choices=("segmentation", "classification"), default="segmentation"
+    )
+    parser.add_argument(
+        "--purity", type=float, default=1.0, help="least share of one class (classification)"
+    )
+    parser.add_argument(
+        "--split-by",
+        choices=("random", "tile", "block"),
+        default="random",
+        help="keep whole tiles or blocks, and what overlaps them, out of training",
+    )
+    parser.add_argument("--labeled", type=int, dest="num_labeled", help="chips in `labeled`")
+    parser.add_argument("--test", type=int, dest="num_test", help="chips in `test`")
+    parser.add_argument("--bands", type=int, nargs="+", help="from 0 (default: 0 1 2)")
+    parser.add_argument("--overwrite", action="store_true", help="build again what is there")
+    args = vars(parser.parse_args())
+    with reported():
+        prepare(args.pop("chips"), args.pop("data_dir"), **args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Prepared TFDS data, at random access or all in memory. The one module that reads TFDS."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from elev_ssl_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Split(Sequence):
+    """A split of prepared data: item i is a dictionary of NumPy arrays and numbers.
+
+    `image` uint16 [H, W, C] in sensor units, `elevation` float32 [h, w] in metres with NaN where
+    missing, and the other features of `tfds_nwrc.Nwrc` that the data have.
+    """
+
+    def __init__(self, records: Any, features: Any, name: str):
+        self._records = records
+        self.features = features
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return self._records[int(index)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the images and elevations take in memory."""
+        if not len(self):
+            return 0
+        record = self[0]
+        return len(self) * (record["image"].nbytes + record["elevation"].nbytes)
+
+    def arrays(self, *names: str) -> Arrays:
+        """The named features in memory, each stacked to [N, ...]; by default all but texts."""
+        first = self[0]
+        names = names or tuple(n for n in first if not isinstance(first[n], bytes | str))
+        out = {
+            name: np.empty((len(self), *np.shape(first[name])), np.asarray(first[name]).dtype)
+            for name in names
+        }
+        for i in tqdm(range(len(self)), f"reading {self.name}", unit=" chips", leave=False):
+            record = self[i]
+            for name in names:
+                out[name][i] = record[name]
+        return out
+
+
+def open_split(data: Any, split: str) -> Split:
+    """Opens a split, in TFDS' notation ("unlabeled+labeled[80:]"), of the data in `config.data`.
+
+    Raises:
+      InputError: There are no such data, no such split, or the split is empty.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow_datasets as tfds
+
+    folder = Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+    versions = sorted((folder / data.name).glob("[0-9]*.*.*"))
+    if not versions:
+        raise InputError(
+            f"data.dir={folder} has no {data.name}; build it with "
+            f"`python -m elev_ssl_jax.data.prepare --chips CHIPS --data-dir {folder}`, or name "
+            "other data with --config.data.dir and --config.data.name"
+        )
+    try:
+        builder = tfds.builder_from_directory(versions[-1])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{versions[-1]} is not a prepared dataset; prepare it again") from error
+    try:
+        records = builder.as_data_source(split=split)
+        count = len(records)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{versions[-1]} has no random access; prepare it again (array_record files)"
+        ) from error
+    except (ValueError, KeyError, AssertionError) as error:
+        splits = ", ".join(f"{n} ({s.num_examples})" for n, s in builder.info.splits.items())
+        raise InputError(f"split {split!r} of {data.name} won't do; it has {splits}") from error
+    if not count:
+        raise InputError(f"split {split!r} of {data.name} in {folder} is empty")
+    return Split(records, builder.info.features, split)

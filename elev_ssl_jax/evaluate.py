@@ -1,0 +1,126 @@
+"""What a pre-trained encoder knows: elevation error, contrastive accuracy, linear probe."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from elev_ssl_jax import augment, metrics, objective, sharding
+
+Arrays = dict[str, np.ndarray]
+UNLABELLED = 255
+
+
+class Outputs(NamedTuple):
+    """A model's outputs on a set of chips, on the host."""
+
+    features: np.ndarray  # float32 [N, C], of the unaugmented images
+    elevation: np.ndarray | None  # float32 [N, h, w], metres
+    top1: float | None  # share of views whose nearest other view is their partner
+
+
+def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays], Outputs]:
+    """A function of the model's variables and chips, BatchNorm in inference mode."""
+    batch_size = config.batch_size
+
+    @jax.jit
+    def step(variables, images, elevation, real):
+        keys = augment.sample_keys(config.seed, 0, batch_size)
+        views, _ = objective.make_views(config, keys, images, elevation, train=False)
+        outputs = model.apply(variables, views, train=False)
+        result = {"features": outputs["features"][:, -1]}
+        if "elevation" in outputs:
+            result["elevation"] = outputs["elevation"] * config.data.elevation_scale
+        if "embeddings" in outputs:
+            result["matched"] = _matched(outputs["embeddings"], real)
+        return result
+
+    def predict(variables, chips):
+        parts = []
+        for start in range(0, len(chips["image"]), batch_size):
+            batch = [chips[name][start : start + batch_size] for name in ("image", "elevation")]
+            count = len(batch[0])
+            # The last batch is filled up, and cut to its own chips afterwards.
+            padded = [np.resize(array, (batch_size, *array.shape[1:])) for array in batch]
+            real = np.arange(batch_size) < count
+            arrays = jax.device_put([*padded, real], sharding.split(mesh))
+            outputs = jax.device_get(step(variables, *arrays))
+            parts.append({name: value[:count] for name, value in outputs.items()})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        matched = whole.get("matched")
+        return Outputs(
+            whole["features"],
+            whole.get("elevation"),
+            None if matched is None else float(matched.mean()),
+        )
+
+    return predict
+
+
+def _matched(embeddings: jax.Array, real: jax.Array) -> jax.Array:
+    """For [B, 2, D], whether each view's nearest other view is its partner: [B, 2]."""
+    z = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+    z = z.reshape(-1, z.shape[-1])
+    rows = jnp.arange(len(z))
+    candidate = (rows[:, None] != rows) & jnp.repeat(real, 2)
+    nearest = jnp.argmax(jnp.where(candidate, z @ z.T, -jnp.inf), axis=-1)
+    return (nearest == rows ^ 1).reshape(-1, 2)
+
+
+def rmse(predicted: np.ndarray | float, elevation: np.ndarray) -> float:
+    """Root mean square error in metres over the cells that have an elevation."""
+    return float(np.sqrt(np.nanmean((predicted - elevation.astype(np.float64)) ** 2)))
+
+
+def feature_std(features: np.ndarray) -> float:
+    """How far unit-length features [N, C] differ between chips: 0 is collapse, 1 uncorrelated.
+
+    The standard deviation over chips of each feature, averaged over features, times sqrt(C).
+    """
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(norms, 1e-12)
+    return float(unit.std(axis=0).mean() * np.sqrt(features.shape[1]))
+
+
+def chip_labels(chips: Arrays) -> np.ndarray:
+    """A class for each chip [N]: its label, or its mask's commonest class; -1 for unlabelled."""
+    if "label" in chips:
+        return chips["label"].astype(np.int64)
+    mask = chips["mask"].reshape(len(chips["mask"]), -1)
+    known = (mask != UNLABELLED).sum(axis=1)
+    ones = (mask == 1).sum(axis=1)
+    return np.where(known > 0, (2 * ones > known).astype(np.int64), -1)
+
+
+def linear_probe(
+    features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float] | None:
+    """Logistic regression on frozen features: accuracy and macro F1 on the test chips.
+
+    Args:
+      features: float [N, C] of the chips to learn from, and `labels` int [N], -1 unlabelled.
+      labels: See there.
+      test_features: float [M, C] of the chips to judge by, and `test_labels` int [M].
+      test_labels: See there.
+
+    Returns:
+      None if either side has no labels or the first fewer than two classes.
+    """
+    features, labels = features[labels >= 0], labels[labels >= 0]
+    test_features, test_labels = test_features[test_labels >= 0], test_labels[test_labels >= 0]
+    if len(np.unique(labels)) < 2 or not len(test_labels):
+        return None
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    predictions = probe.fit(features, labels).predict(test_features)
+    classes = 1 + max(labels.max(), test_labels.max())
+    matrix = metrics.confusion_matrix(test_labels, predictions, int(classes))
+    return {
+        "accuracy": float(metrics.accuracy(matrix)),
+        "macro_f1": float(metrics.macro_f1(matrix)),
+    }

@@ -1,0 +1,94 @@
+"""Starts a run.
+
+python -m elev_ssl_jax.main --config=configs/simclr_elev.py --workdir=RUN
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from elev_ssl_jax import config as config_lib
+from elev_ssl_jax.errors import InputError, reported
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Checks the configuration, then hands over to the task's loop."""
+    with reported():
+        if argv[1:]:
+            raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
+        config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+        config_lib.check(config)
+        _settle(config, workdir)
+        _pretrain(config, workdir)
+
+
+def _settle(config, workdir: Path) -> None:
+    """Saves the configuration with the run, or makes sure that it is still the same one."""
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is not readable; use another --workdir") from error
+        changes = config_lib.differences(config, saved)
+        if changes:
+            raise InputError(
+                f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(config.to_json_best_effort(indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be written: {error.strerror}") from error
+
+
+def _pretrain(config, workdir: Path) -> None:
+    from elev_ssl_jax.data import source, synthetic
+
+    if config.data.synthetic.chips:
+        synthetic.prepare(config.data, workdir)
+    train = source.open_split(config.data, config.data.split)
+    heldout = source.open_split(config.data, config.data.eval_split).arrays()
+    labelled = None
+    if config.data.probe_split:
+        labelled = source.open_split(config.data, config.data.probe_split).arrays()
+
+    from clu import metric_writers
+
+    from elev_ssl_jax import pretrain
+
+    writer = metric_writers.create_default_writer(workdir, asynchronous=False)
+    chips = pretrain.Chips(train, heldout, labelled)
+    try:
+        pretrain.pretrain(config, workdir, chips, writer)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
+    command = " ".join(["python -m elev_ssl_jax.main", *words])
+    print(f"to continue: {command} --config.epochs={2 * config.epochs}")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but an error is one line and exit code 2."""
+    with reported():
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+            raise InputError(" ".join(str(error).split())) from error
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

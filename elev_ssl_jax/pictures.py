@@ -1,0 +1,83 @@
+"""Pictures of a run: what the model is shown, and what it predicts."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no window, and none is needed
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+
+def draw_views(
+    path: Path, images: np.ndarray, views: np.ndarray, elevation: np.ndarray, titles: list[str]
+) -> None:
+    """A row for each chip: the image, its views, and the elevation that goes with the last.
+
+    Args:
+      path: The PNG to write.
+      images: float [B, H, W, 3] in 0..1.
+      views: float [B, V, H, W, 3] in 0..1.
+      elevation: [B, h, w] in metres, NaN where missing.
+      titles: Names of the V views.
+    """
+    columns = ["image", *titles, "elevation (m)"]
+    figure, axes = _grid(len(images), columns)
+    for i, row in enumerate(axes):
+        for axis, picture in zip(row, [images[i], *views[i]], strict=False):
+            axis.imshow(picture)
+        figure.colorbar(row[-1].imshow(elevation[i], cmap="terrain"), ax=row[-1])
+    _save(figure, path)
+
+
+def draw_elevation(
+    path: Path, images: np.ndarray, true: np.ndarray, predicted: np.ndarray
+) -> None:
+    """A row for each chip: image, true and predicted elevation on one scale, their difference.
+
+    Args:
+      path: The PNG to write.
+      images: float [B, H, W, 3] in 0..1.
+      true: [B, h, w] in metres, NaN where missing.
+      predicted: [B, h, w] in metres.
+    """
+    columns = ["image", "true elevation (m)", "predicted (m)", "predicted - true (m)"]
+    figure, axes = _grid(len(images), columns)
+    for i, row in enumerate(axes):
+        both = np.concatenate([true[i].ravel(), predicted[i].ravel()])
+        scale = {"vmin": np.nanmin(both), "vmax": np.nanmax(both), "cmap": "terrain"}
+        error = predicted[i] - true[i]
+        worst = np.nanmax(np.abs(error)) if np.isfinite(error).any() else 1.0
+        row[0].imshow(images[i])
+        for axis, field, kwargs in (
+            (row[1], true[i], scale),
+            (row[2], predicted[i], scale),
+            (row[3], error, {"vmin": -worst, "vmax": worst, "cmap": "RdBu_r"}),
+        ):
+            figure.colorbar(axis.imshow(field, **kwargs), ax=axis)
+    _save(figure, path)
+
+
+def displayable(images: np.ndarray, rgb: tuple[int, ...]) -> np.ndarray:
+    """Three bands of [..., C] in 0..1, stretched together to their 1st and 99th percentiles."""
+    bands = list(rgb) if rgb else [min(i, images.shape[-1] - 1) for i in range(3)]
+    shown = images[..., bands]
+    low, high = np.percentile(shown, (1, 99))
+    return np.clip((shown - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _grid(rows, columns):
+    size = (2.4 * len(columns), 2.2 * rows)
+    figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, layout="tight")
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _save(figure, path):
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -1,0 +1,341 @@
+"""The pre-training loop. It knows nothing of TFDS or TensorFlow: data and writer are arguments."""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from elev_ssl_jax import augment, checkpoint, evaluate, objective, pictures, sharding
+from elev_ssl_jax.data import pipeline
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.optimizer import make_optimizer
+from elev_ssl_jax.train_state import TrainState
+
+Arrays = dict[str, np.ndarray]
+PICTURED = 6  # chips in a picture
+
+
+class Chips(NamedTuple):
+    """What a run learns from and is judged by: `image`, `elevation`, and labels of any kind."""
+
+    train: Any  # arrays, or a source.Split
+    heldout: Arrays
+    labelled: Arrays | None = None  # for the linear probe
+
+
+def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str, float]:
+    """Trains, evaluates and saves; called again with the same folder, goes on where it stopped.
+
+    Args:
+      config: The run's configuration, checked.
+      workdir: Where checkpoints, pictures and `results.json` go.
+      chips: The data.
+      writer: Has `write_scalars(step, scalars)` and `flush()`.
+
+    Returns:
+      The final scores, as in `results.json`.
+
+    Raises:
+      InputError: Data and configuration don't fit each other, or the loss is no longer finite.
+    """
+    mesh = sharding.make_mesh()
+    steps_per_epoch = _check_fit(config, chips, mesh)
+    total_steps = config.epochs * steps_per_epoch
+    sample = _sample(chips.train)
+
+    image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
+    model = objective.make_model(config, elevation_shape)
+    optimizer, schedule = make_optimizer(config, total_steps)
+    init = functools.partial(_init, config, model, optimizer, image_shape, mesh)
+    train_step = make_train_step(config, model, optimizer, mesh)
+    predict = evaluate.make_predict(config, model, mesh)
+    score = functools.partial(_score, config, predict, chips, _mean_elevation(config, sample))
+
+    checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint.keep)
+    state = checkpoint.restore_latest(checkpoints, init(), mesh)
+    first_step = int(state.step)
+    batches, how = pipeline.make_batches(
+        chips.train,
+        mesh,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        resident_gib=config.data.resident_gib,
+        first_step=first_step,
+    )
+    count = _length(chips.train)
+    print(
+        f"{mesh.size} device(s), {jax.devices()[0].device_kind}; of each batch "
+        f"{config.batch_size // mesh.size} chips on each; computing in {model.dtype.name}\n"
+        f"{count} chips to learn from, {how}\n"
+        f"{config.epochs} epochs of {steps_per_epoch} steps; each leaves out "
+        f"{count - steps_per_epoch * config.batch_size} chips that fill no batch, others each time"
+    )
+    if first_step:
+        print(f"going on after step {first_step} of {total_steps}")
+    else:
+        print(_overview(state.params))
+        _draw_views(config, workdir / "views.png", sample)
+
+    with tqdm(
+        total=total_steps * config.batch_size,
+        initial=first_step * config.batch_size,
+        unit=" images",
+        unit_scale=True,
+        desc="pre-training",
+    ) as bar:
+        log = _Log(config, writer, schedule, bar, mesh.size, first_step)
+        for step in range(first_step + 1, total_steps + 1):
+            state, scalars = train_step(state, next(batches))
+            if step % config.log.every_steps == 0 or step == total_steps:
+                log.put(step, scalars)
+            epoch, rest = divmod(step, steps_per_epoch)
+            if rest == 0 and (epoch % config.checkpoint.every_epochs == 0 or step == total_steps):
+                log.flush()  # a state whose loss is not finite is never saved
+                checkpoint.save(checkpoints, state)
+            if rest == 0 and epoch % config.log.eval_every_epochs == 0 and step < total_steps:
+                log.flush()
+                scores, _ = score(state.variables)
+                writer.write_scalars(step, scores)
+                log.restart_clock()
+        log.flush()
+    checkpoints.wait_until_finished()
+    checkpoints.close()
+
+    scores, outputs = score(state.variables)
+    untrained, _ = score(init().variables)
+    scores |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
+    writer.write_scalars(total_steps, scores)
+    writer.flush()
+    (workdir / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    if outputs.elevation is not None:
+        few = {k: v[:PICTURED] for k, v in chips.heldout.items()}
+        images = _displayable(config, few["image"])
+        path = workdir / "elevation.png"
+        pictures.draw_elevation(path, images, few["elevation"], outputs.elevation[:PICTURED])
+    print(_table(config, scores, len(chips.heldout["image"])))
+    print("pictures: " + ", ".join(str(p) for p in sorted(workdir.glob("*.png"))))
+    return scores
+
+
+def make_train_step(
+    config: Any, model: objective.PretrainModel, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[TrainState, pipeline.Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled step: views, loss, gradient, update. The state passed in is used up."""
+
+    @functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+    )
+    def train_step(state, batch):
+        keys = augment.sample_keys(config.seed, state.step, config.batch_size)
+        views, elevation = objective.make_views(
+            config, keys, batch["image"], batch["elevation"]
+        )
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            outputs, updates = model.apply(
+                variables, views, train=True, mutable=["batch_stats"]
+            )
+            loss, terms = objective.weighted_loss(config, outputs, elevation)
+            return loss, (terms, updates["batch_stats"])
+
+        gradient, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        terms["gradient_norm"] = optax.global_norm(gradient)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, terms
+
+    return train_step
+
+
+def _init(config, model, optimizer, image_shape, mesh) -> TrainState:
+    """The state at step 0, on every device."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def init():
+        views = jnp.zeros((2, 3, *image_shape))
+        variables = model.init(jax.random.key(config.seed), views, train=True)
+        return TrainState.create(variables, optimizer)
+
+    return init()
+
+
+class _Log:
+    """Metrics to the writer and the bar, one report late, so that no step waits for the host."""
+
+    def __init__(self, config, writer, schedule, bar, devices, first_step):
+        self.config, self.writer, self.schedule = config, writer, schedule
+        self.bar, self.devices = bar, devices
+        self.reported, self.pending = first_step, None
+        self.clock: float | None = None  # starts after the first report, which the compiler delays
+
+    def put(self, step, scalars):
+        self.flush()
+        self.pending = step, scalars
+
+    def flush(self):
+        if self.pending is None:
+            return
+        step, scalars = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in scalars.items()}
+        images = (step - self.reported) * self.config.batch_size
+        self.reported = step
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate (it "
+                f"is {self.config.optimizer.learning_rate}) or look at the data's values; the last "
+                "checkpoint is from before"
+            )
+        now = time.monotonic()
+        if self.clock is not None:
+            rate = images / (now - self.clock) / self.devices
+            values["images_per_second_per_device"] = rate
+        self.clock = now
+        values["learning_rate"] = float(self.schedule(step - 1))
+        self.writer.write_scalars(step, values)
+        self.bar.update(images)
+        shown = {"loss": f"{values['loss']:.3f}"}
+        if "elevation_loss" in values:
+            metres = self.config.data.elevation_scale * math.sqrt(values["elevation_loss"])
+            if self.config.loss.elevation_reduction == "mean":
+                shown["elevation"] = f"{metres:.0f} m"
+        self.bar.set_postfix(shown)
+
+    def restart_clock(self):
+        """Leaves out time that was not spent on steps."""
+        self.clock = None
+
+
+def _check_fit(config, chips, mesh) -> int:
+    """Steps in an epoch, or what doesn't fit as an `InputError`."""
+    count, size = _length(chips.train), config.batch_size
+    if size > count:
+        raise InputError(
+            f"config.batch_size is {size}, but {config.data.split} of {config.data.name} has only "
+            f"{count} chips; lower it"
+        )
+    if size % mesh.size:
+        raise InputError(f"config.batch_size is {size}; it must be a multiple of {mesh.size} devices")
+    bands = chips.heldout["image"].shape[-1]
+    if any(not 0 <= band < bands for band in config.data.rgb):
+        raise InputError(f"config.data.rgb is {config.data.rgb}, but the images have {bands} bands")
+    if config.objective.alpha > 0 and np.isnan(chips.heldout["elevation"]).all():
+        raise InputError(f"{config.data.eval_split} of {config.data.name} has no elevation at all")
+    return count // size
+
+
+def _length(train) -> int:
+    return len(train["image"]) if isinstance(train, dict) else len(train)
+
+
+def _sample(train, count: int = 2048) -> Arrays:
+    """Some training chips, evenly spread, to take the mean of and to picture."""
+    positions = np.unique(np.linspace(0, _length(train) - 1, count).astype(int))
+    if isinstance(train, dict):
+        return {name: train[name][positions] for name in ("image", "elevation")}
+    records = [train[i] for i in positions]
+    return {name: np.stack([r[name] for r in records]) for name in ("image", "elevation")}
+
+
+def _mean_elevation(config, sample) -> float:
+    """Mean elevation in metres of the training sample: what a model without eyes would say."""
+    known = sample["elevation"][~np.isnan(sample["elevation"])]
+    if not known.size:
+        if config.objective.alpha > 0:
+            raise InputError(
+                f"{config.data.split} of {config.data.name} has no elevation at all; check the DEM "
+                "that the chips were cut with"
+            )
+        return math.nan
+    return float(known.mean(dtype=np.float64))
+
+
+def _score(config, predict, chips, train_mean, variables):
+    """Scores on the held-out chips, by name, and the outputs they come from."""
+    outputs = predict(variables, chips.heldout)
+    scores = {"feature_std": evaluate.feature_std(outputs.features)}
+    true = chips.heldout["elevation"]
+    if outputs.elevation is not None:
+        scores["elevation_rmse_m"] = evaluate.rmse(outputs.elevation, true)
+        scores["elevation_rmse_of_train_mean_m"] = evaluate.rmse(train_mean, true)
+        own_mean = float(np.nanmean(true, dtype=np.float64))
+        scores["elevation_rmse_of_heldout_mean_m"] = evaluate.rmse(own_mean, true)
+    if outputs.top1 is not None:
+        scores["contrastive_top1"] = outputs.top1
+    if chips.labelled is not None:
+        probe = evaluate.linear_probe(
+            predict(variables, chips.labelled).features,
+            evaluate.chip_labels(chips.labelled),
+            outputs.features,
+            evaluate.chip_labels(chips.heldout),
+        )
+        scores |= {f"probe_{name}": value for name, value in (probe or {}).items()}
+    return scores, outputs
+
+
+def _overview(params) -> str:
+    """Parameters by part of the model."""
+    counts = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in params.items()
+    }
+    counts["in all"] = sum(counts.values())
+    return "\n".join(f"  {part:<20}{count:>12,} parameters" for part, count in counts.items())
+
+
+def _displayable(config, images):
+    scaled = augment.normalize(jnp.asarray(images), config.data.value_range)
+    return pictures.displayable(np.asarray(scaled), tuple(config.data.rgb))
+
+
+def _draw_views(config, path, sample):
+    few = {k: jnp.asarray(v[:PICTURED]) for k, v in sample.items()}
+    keys = augment.sample_keys(config.seed, jnp.zeros((), jnp.int32), len(few["image"]))
+    views, elevation = objective.make_views(config, keys, few["image"], few["elevation"])
+    alpha = config.objective.alpha
+    titles = ["view 1", "view 2"] * (alpha < 1) + ["elevation view"] * (alpha > 0)
+    pictures.draw_views(
+        path,
+        _displayable(config, few["image"]),
+        pictures.displayable(np.asarray(views), tuple(config.data.rgb)),
+        np.asarray(elevation) * config.data.elevation_scale,
+        titles,
+    )
+
+
+def _table(config, scores, heldout) -> str:
+    """The final scores as a short text table, each beside what it must beat."""
+    pairs = min(config.batch_size, heldout)
+    lines = [("", "this run", "to beat", "")]
+    if "elevation_rmse_m" in scores:
+        value = f"{scores['elevation_rmse_m']:.1f} m"
+        for name, what in (("train", "training"), ("heldout", "held-out")):
+            rival = f"{scores[f'elevation_rmse_of_{name}_mean_m']:.1f} m"
+            lines.append(("elevation RMSE", value, rival, f"the mean of the {what} chips"))
+    for name, what in (("probe_accuracy", "accuracy"), ("probe_macro_f1", "macro F1")):
+        if name in scores:
+            rival = f"{scores[f'random_{name}']:.3f}"
+            text = f"{scores[name]:.3f}"
+            lines.append((f"linear probe, {what}", text, rival, "the same encoder, untrained"))
+    if "contrastive_top1" in scores:
+        rival = f"{1 / max(2 * pairs - 1, 1):.3f}"
+        text = f"{scores['contrastive_top1']:.3f}"
+        lines.append(("contrastive top-1", text, rival, f"chance among {2 * pairs - 1} views"))
+    lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
+    title = f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
+    return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])
