@@ -43,8 +43,8 @@ def get_config(variant: str = ""):
 
 def demo(config):
     """Small synthetic scenes and a quarter of the channels: minutes on a laptop."""
-    config.data.synthetic.chips = 1000
+    config.data.synthetic.chips = 1500
     config.data.synthetic.size = 64
     config.model.width = 0.25
     config.batch_size = 64
-    config.epochs = 30
+    config.epochs = 25

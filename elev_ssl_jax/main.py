@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from elev_ssl_jax import config as config_lib
@@ -23,6 +23,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> None:
     """Checks the configuration, then hands over to the task's loop."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
     with reported():
         if argv[1:]:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")

@@ -20,7 +20,7 @@ from elev_ssl_jax.data import chips, layout
 from elev_ssl_jax.data.prepare import prepare as prepare_tfds
 from elev_ssl_jax.errors import reported
 
-CHIPS_PER_SIDE = 6
+CHIPS_PER_SIDE = 3
 PIXEL_METRES = 10.0
 # The 10 m pixels under one cell of the DEM, as Sentinel-2 and SRTM have it.
 DEM_FACTOR = 3
@@ -59,8 +59,8 @@ def make_scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     ]
     reflectance = (1 - share) * plants[0] + share * plants[1]
 
-    suitable = 0.6 * moisture - 3.0 * slope
-    farmed = _fractal(rng, size, 2.4) + 0.3 * (suitable - suitable.mean()) / suitable.std() > 0
+    suitable = (1450 - heights) / 500 + 0.3 * moisture - 1.0 * slope
+    farmed = _fractal(rng, size, 2.4) + suitable > 0
     wild_texture = 0.22 * _fractal(rng, size, 0.9)
     texture = np.where(farmed, _parcels(rng, size), wild_texture)
     reflectance = reflectance * (1 + texture[..., None])
@@ -68,8 +68,8 @@ def make_scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     azimuth, altitude = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
     light = np.sin(altitude) - np.cos(altitude) * (dx * np.cos(azimuth) + dy * np.sin(azimuth))
     light = np.clip(light / np.sqrt(1 + slope**2) / np.sin(altitude), 0.15, 2)
-    haze = rng.uniform(0, 500) * np.array([0.6, 0.8, 1.2])
-    radiance = reflectance * light[..., None] * rng.uniform(0.75, 1.3, 3) + haze
+    haze = rng.uniform(0, 400) * np.array([0.6, 0.8, 1.2])
+    radiance = reflectance * light[..., None] * rng.uniform(0.85, 1.18, 3) + haze
     radiance += rng.normal(0, 60, radiance.shape)
 
     image = np.clip(np.rint(radiance), 1, 10000).astype(np.uint16)
@@ -116,7 +116,7 @@ def write_chips(
 
     Args:
       folder: Made by this call.
-      num_chips: How many chips; 36 to a scene.
+      num_chips: How many chips; 9 to a scene.
       size: Side of a chip in pixels.
       elevation_size: Cells along the side of its elevation; a third of `size` by default.
       seed: The same seed gives the same chips.
@@ -169,7 +169,7 @@ def prepare(data: Any, workdir: Path) -> None:
         chips_folder,
         folder / "tfds",
         config="classification",
-        purity=0.9,
+        purity=0.8,
         split_by="tile",
         num_labeled=count // 10,
         num_test=count // 5,
