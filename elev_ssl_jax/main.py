@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only writes event files here
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -29,30 +30,8 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         config_lib.check(config)
-        _settle(config, workdir)
+        _check_same_run(config, workdir)
         _pretrain(config, workdir)
-
-
-def _settle(config, workdir: Path) -> None:
-    """Saves the configuration with the run, or makes sure that it is still the same one."""
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            saved = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not readable; use another --workdir") from error
-        changes = config_lib.differences(config, saved)
-        if changes:
-            raise InputError(
-                f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir"
-            )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(config.to_json_best_effort(indent=2) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} can't be written: {error.strerror}") from error
 
 
 def _pretrain(config, workdir: Path) -> None:
@@ -70,8 +49,10 @@ def _pretrain(config, workdir: Path) -> None:
 
     from elev_ssl_jax import pretrain
 
-    writer = metric_writers.create_default_writer(workdir, asynchronous=False)
     chips = pretrain.Chips(train, heldout, labelled)
+    pretrain.check_fit(config, chips)  # before anything is written
+    _save_config(config, workdir)
+    writer = metric_writers.create_default_writer(workdir, asynchronous=False)
     try:
         pretrain.pretrain(config, workdir, chips, writer)
     except KeyboardInterrupt:
@@ -82,13 +63,44 @@ def _pretrain(config, workdir: Path) -> None:
     print(f"to continue: {command} --config.epochs={2 * config.epochs}")
 
 
+def _check_same_run(config, workdir: Path) -> None:
+    """Refuses a folder whose checkpoints are of another run."""
+    path = workdir / "config.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    try:
+        changes = config_lib.differences(config, json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path} is not readable; use another --workdir") from error
+    if changes:
+        raise InputError(f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir")
+
+
+def _save_config(config, workdir: Path) -> None:
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(config.to_json_best_effort(indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be written: {error.strerror}") from error
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but an error is one line and exit code 2."""
     with reported():
         try:
-            return flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-            raise InputError(" ".join(str(error).split())) from error
+            rest = flags.FLAGS(argv)
+            _ = _CONFIG.value.task  # a file that can't be loaded says so only when it is used
+            return rest
+        except (flags.Error, LookupError, AttributeError, ValueError, TypeError, OSError) as error:
+            # These messages hold tracebacks and lists of fields; the reason comes last.
+            text = str(error.args[0]) if error.args else repr(error)
+            reason = text.replace("\\n", "\n").strip().splitlines()[-1].strip(" '\"")
+            if isinstance(error, LookupError | AttributeError) or "Did you mean" in reason:
+                reason = f"unknown configuration field; the fields are in config.py: {reason}"
+            raise InputError(reason) from error
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
       InputError: Data and configuration don't fit each other, or the loss is no longer finite.
     """
     mesh = sharding.make_mesh()
-    steps_per_epoch = _check_fit(config, chips, mesh)
+    steps_per_epoch = check_fit(config, chips)
     total_steps = config.epochs * steps_per_epoch
     sample = _sample(chips.train)
 
@@ -125,6 +125,32 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     print(_table(config, scores, len(chips.heldout["image"])))
     print("pictures: " + ", ".join(str(p) for p in sorted(workdir.glob("*.png"))))
     return scores
+
+
+def check_fit(config: Any, chips: Chips) -> int:
+    """Steps in an epoch.
+
+    Raises:
+      InputError: The data, the configuration and the devices don't fit one another.
+    """
+    data, size, count = config.data, config.batch_size, _length(chips.train)
+    if size > count:
+        raise InputError(
+            f"config.batch_size is {size}, but {data.split} of {data.name} has only {count} chips; "
+            "lower it"
+        )
+    if size % jax.device_count():
+        raise InputError(
+            f"config.batch_size is {size}; it must be a multiple of the {jax.device_count()} devices"
+        )
+    bands = chips.heldout["image"].shape[-1]
+    if any(not 0 <= band < bands for band in data.rgb):
+        raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+    if config.objective.alpha > 0:
+        _mean_elevation(config, _sample(chips.train))
+        if np.isnan(chips.heldout["elevation"]).all():
+            raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
+    return count // size
 
 
 def make_train_step(
@@ -220,24 +246,6 @@ class _Log:
     def restart_clock(self):
         """Leaves out time that was not spent on steps."""
         self.clock = None
-
-
-def _check_fit(config, chips, mesh) -> int:
-    """Steps in an epoch, or what doesn't fit as an `InputError`."""
-    count, size = _length(chips.train), config.batch_size
-    if size > count:
-        raise InputError(
-            f"config.batch_size is {size}, but {config.data.split} of {config.data.name} has only "
-            f"{count} chips; lower it"
-        )
-    if size % mesh.size:
-        raise InputError(f"config.batch_size is {size}; it must be a multiple of {mesh.size} devices")
-    bands = chips.heldout["image"].shape[-1]
-    if any(not 0 <= band < bands for band in config.data.rgb):
-        raise InputError(f"config.data.rgb is {config.data.rgb}, but the images have {bands} bands")
-    if config.objective.alpha > 0 and np.isnan(chips.heldout["elevation"]).all():
-        raise InputError(f"{config.data.eval_split} of {config.data.name} has no elevation at all")
-    return count // size
 
 
 def _length(train) -> int:

@@ -89,7 +89,7 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         chips = layout.read_metadata(folder)
         masks = folder / layout.MASKS
         shares, labelled = [], []
-        for path in tqdm(chips["Mask"], desc="masks", unit=" chips", leave=False, disable=None):
+        for path in tqdm(chips["Mask"], "masks", unit=" chips"):
             mask = layout.read_mask(masks / path, self.size)
             known = mask[mask != layout.UNLABELLED]
             shares.append(known.mean() if known.size else 0.0)
@@ -102,12 +102,12 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
             chips, classification=self._is_classification, **self.split_settings
         )
         return {
-            name: self._generate_examples(folder, chips.iloc[rows], labels=name != "unlabeled")
+            name: self._generate_examples(folder, chips.iloc[rows], name)
             for name, rows in positions.items()
         }
 
-    def _generate_examples(self, folder, chips, labels) -> Iterator[tuple[str, dict[str, Any]]]:
-        for chip in chips.to_dict("records"):
+    def _generate_examples(self, folder, chips, split) -> Iterator[tuple[str, dict[str, Any]]]:
+        for chip in tqdm(chips.to_dict("records"), split, unit=" chips"):
             path = folder / layout.IMAGES / chip["Image"]
             image = layout.read_image(path, self.bands)
             layout.check_size(path, image, self.size)
@@ -120,5 +120,5 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
                 "tile": chip["tile"],
             }
             if self._is_classification:
-                example["label"] = chip["label"] if labels else -1
+                example["label"] = -1 if split == "unlabeled" else chip["label"]
             yield chip["Id"], example

@@ -4,11 +4,13 @@ python -m elev_ssl_jax.data.prepare --chips CHIPS --config classification
 """
 
 import argparse
+import contextlib
+import io
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,17 @@ def prepare(
     target = Path(builder.data_dir)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already; --overwrite builds it again")
-    with _aside(target):
+    tfds.disable_progress_bar()  # ours know how many chips there are
+    with (
+        _aside(target),
+        tempfile.TemporaryDirectory() as nothing_is_downloaded,
+        contextlib.redirect_stdout(io.StringIO()),  # "Downloading ... Unknown size"
+    ):
         builder.download_and_prepare(
+            download_dir=nothing_is_downloaded,
             download_config=tfds.download.DownloadConfig(
                 manual_dir=chips, try_download_gcs=False, compute_stats="skip"
-            )
+            ),
         )
     counts = {name: split.num_examples for name, split in builder.info.splits.items()}
     total = sum(counts.values())
@@ -82,7 +90,7 @@ def prepare(
     return target
 
 
-@contextmanager
+@contextlib.contextmanager
 def _aside(folder: Path) -> Iterator[None]:
     """Moves a folder out of the way, and back if what replaces it fails."""
     if not folder.exists():
