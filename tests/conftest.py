@@ -1,0 +1,60 @@
+import os
+
+# Before JAX starts: eight devices, so that what must not depend on their number can be tested.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from elev_ssl_jax.config import default
+
+# Compiles make the first example slow.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=15)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng()  # fresh inputs every time; failures print them
+
+
+@pytest.fixture
+def tiny():
+    """A configuration whose steps take milliseconds."""
+    config = default()
+    config.batch_size = 8
+    config.epochs = 2
+    config.model.width = 0.125
+    config.model.projection = (16, 8)
+    config.log.every_steps = 1
+    config.checkpoint.every_epochs = 1
+    return config
+
+
+@pytest.fixture
+def chips():
+    """20 chips of 32 pixels with 11 cells of elevation, some of it missing."""
+    rng = np.random.default_rng(0)
+    elevation = rng.uniform(100, 900, (20, 11, 11)).astype(np.float32)
+    elevation[3, :4] = np.nan
+    return {
+        "image": rng.integers(0, 6000, (20, 32, 32, 3)).astype(np.uint16),
+        "elevation": elevation,
+        "label": rng.integers(0, 2, 20),
+    }
+
+
+@pytest.fixture(scope="session")
+def batch_mesh():
+    """Meshes of the first n devices."""
+
+    def make(count):
+        kinds = (jax.sharding.AxisType.Auto,)
+        return jax.make_mesh((count,), ("batch",), axis_types=kinds, devices=jax.devices()[:count])
+
+    return make

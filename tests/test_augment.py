@@ -1,0 +1,158 @@
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from elev_ssl_jax import augment
+
+PLAIN = {
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
+    "jitter_probability": 0.5,
+    "grayscale": 0.0,
+}
+STRONG = {
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.2,
+    "jitter_probability": 1.0,
+    "grayscale": 0.0,
+}
+CROP = {"crop_scale": (0.7, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
+
+
+def keys(count, seed=0, step=0):
+    return augment.sample_keys(seed, jnp.int32(step), count)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.random((8, 20, 20, 3), np.float32)
+
+
+def test_draws_depend_on_seed_step_and_position_alone(images):
+    def view(count, **which):
+        return augment.contrastive_view(
+            keys(count, **which), images[:count], flip=0.5, **CROP, **STRONG
+        )[0]
+
+    np.testing.assert_allclose(view(8)[:3], view(3), atol=1e-6)
+    assert np.abs(view(8) - view(8, step=1)).max() > 0.01
+    assert np.abs(view(8) - view(8, seed=1)).max() > 0.01
+
+
+def test_crops_lie_inside_and_keep_the_area_asked_for(images):
+    many = jnp.zeros((500, 20, 30, 3))
+    _, crop = augment.contrastive_view(keys(500), many, flip=0.5, **CROP, **PLAIN)
+    area = crop.height * crop.width / 600
+    assert area.min() >= 0.7 - 1e-5
+    assert area.max() <= 1 + 1e-5
+    assert area.std() > 0.05
+    ratio = (crop.width / 30) / (crop.height / 20)
+    assert ratio.min() >= 3 / 4 - 1e-5
+    assert ratio.max() <= 4 / 3 + 1e-5
+    for start, length, size in (
+        (crop.top, crop.height, 20),
+        (crop.left, crop.width, 30),
+    ):
+        assert start.min() >= -1e-4
+        assert (start + length).max() <= size + 1e-4
+    assert 0.4 < crop.flip_rows.mean() < 0.6
+    assert 0.4 < crop.flip_columns.mean() < 0.6
+
+
+def test_resized_crop_equals_pytorch(images):
+    crop = augment.Crop(
+        *(np.float32([v]) for v in (3, 5, 14, 11)), np.array([True]), np.array([False])
+    )
+    got = augment.resized_crop(images[:1], crop)[0]
+    # The kernel may look one pixel past the crop, into the image: give PyTorch the same.
+    whole = torch.from_numpy(images[:1]).permute(0, 3, 1, 2)
+    grid_y = (3 + (torch.arange(20) + 0.5) * 14 / 20) / 20 * 2 - 1
+    grid_x = (5 + (torch.arange(20) + 0.5) * 11 / 20) / 20 * 2 - 1
+    grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), -1)[None]
+    expected = torch.nn.functional.grid_sample(
+        whole, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    expected = expected[0].permute(1, 2, 0).numpy()[::-1]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_whole_image_crop_changes_nothing(images):
+    whole = np.full(8, 20, np.float32)
+    zero, no = np.zeros(8, np.float32), np.zeros(8, bool)
+    crop = augment.Crop(zero, zero, whole, whole, no, no)
+    np.testing.assert_allclose(augment.resized_crop(images, crop), images, atol=1e-6)
+
+
+def test_elevation_follows_the_flips(rng):
+    elevation = rng.random((40, 10, 10)).astype(np.float32)
+    elevation[0, 2, 3] = np.nan
+    images = np.repeat(np.repeat(np.nan_to_num(elevation), 2, 1), 2, 2)[..., None]
+    views, target = augment.elevation_view(keys(40), images, elevation, flip=0.5, **PLAIN)
+    np.testing.assert_array_equal(views[:, ::2, ::2, 0], np.nan_to_num(target))
+    flipped = sum(not np.array_equal(views[i], images[i]) for i in range(40))
+    assert 20 < flipped < 40  # three in four
+    assert np.isnan(target).sum() == 1
+
+
+def test_hue_equals_colorsys(rng):
+    colors = np.concatenate([rng.random((30, 3)), [[0.5] * 3, [1, 0, 0], [0, 0, 0], [1, 1, 0]]])
+    shift = rng.uniform(-0.5, 0.5)
+    expected = []
+    for color in colors:
+        h, s, v = colorsys.rgb_to_hsv(*color)
+        expected.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
+    got = augment.adjust_hue(colors.astype(np.float32)[None, None], np.float32(shift))
+    np.testing.assert_allclose(got[0, 0], expected, atol=2e-6)
+
+
+def test_other_color_operations_are_the_published_ones(images):
+    images64, factor = images.astype(np.float64), 1.3
+    gray = images64 @ [0.2989, 0.587, 0.114]
+    mean = gray.mean((1, 2))[:, None, None, None]
+    for got, expected in (
+        (augment.adjust_brightness(images, factor), images64 * factor),
+        (augment.adjust_contrast(images, factor), factor * images64 + (1 - factor) * mean),
+        (
+            augment.adjust_saturation(images, factor),
+            factor * images64 + (1 - factor) * gray[..., None],
+        ),
+    ):
+        np.testing.assert_allclose(got, np.clip(expected, 0, 1), atol=1e-6)
+
+
+def test_jitter_and_grayscale_act_as_often_as_asked(images):
+    many = jnp.broadcast_to(images[0], (400, 20, 20, 3))
+    half = augment.color_jitter(keys(400), many, **{**STRONG, "jitter_probability": 0.5})
+    changed = np.abs(half - many).max((1, 2, 3)) > 1e-6
+    assert 0.4 < changed.mean() < 0.6
+    gray = augment.color_jitter(keys(400), many, **{**PLAIN, "grayscale": 0.2})
+    equal_bands = np.ptp(np.asarray(gray), axis=-1).max((1, 2)) < 1e-6
+    assert 0.12 < equal_bands.mean() < 0.28
+
+
+def test_other_bands_keep_their_colors_apart(rng):
+    images = rng.random((8, 6, 6, 5), np.float32)
+    strong = {**STRONG, "grayscale": 1.0}
+    got = augment.color_jitter(keys(8), images, **strong)
+    assert np.ptp(np.asarray(got), axis=-1).min() > 0  # no grayscale without named bands
+    contrast = augment.adjust_contrast(images, 0.0)
+    np.testing.assert_allclose(
+        contrast, np.broadcast_to(images.mean((1, 2), keepdims=True), images.shape), atol=1e-6
+    )
+    named = augment.color_jitter(keys(8), images, **strong, rgb=(4, 2, 0))
+    np.testing.assert_allclose(named[..., 4], named[..., 0], atol=1e-6)
+    assert np.abs(named[..., 1] - named[..., 0]).max() > 0.01
+
+
+def test_normalize_clips_sensor_units():
+    images = np.array([[[[0, 6000, 9000, 3000]]]], np.uint16)
+    got = jax.jit(augment.normalize, static_argnums=1)(images, (0, 6000))
+    np.testing.assert_allclose(got.ravel(), [0, 1, 1, 0.5])

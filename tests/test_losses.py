@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elev_ssl_jax import sharding
+from elev_ssl_jax.losses import elevation_mse, nt_xent
+
+
+def reference_nt_xent(z1, z2, temperature):
+    """Value and gradients in float64, by equations 1 and 2 and the chain rule."""
+    z = np.concatenate([z1, z2]).astype(np.float64)
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    unit, rows, n = z / norm, len(z), len(z1)
+    logits = unit @ unit.T / temperature
+    np.fill_diagonal(logits, -np.inf)
+    partner = (np.arange(rows) + n) % rows
+    top = logits.max(axis=1, keepdims=True)
+    softmax = np.exp(logits - top)
+    total = softmax.sum(axis=1, keepdims=True)
+    loss = np.mean(np.log(total[:, 0]) + top[:, 0] - logits[np.arange(rows), partner])
+    softmax /= total
+    softmax[np.arange(rows), partner] -= 1
+    unit_gradient = (softmax + softmax.T) @ unit / temperature / rows
+    along = np.sum(unit_gradient * unit, axis=1, keepdims=True)
+    gradient = (unit_gradient - along * unit) / norm
+    return loss, gradient[:n], gradient[n:]
+
+
+@given(
+    n=st.integers(1, 19),
+    d=st.integers(2, 33),
+    temperature=st.floats(0.05, 2),
+    chunk_size=st.none() | st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_nt_xent_equals_float64_reference(n, d, temperature, chunk_size, seed):
+    rng = np.random.default_rng(seed)
+    z1, z2 = rng.normal(size=(2, n, d)).astype(np.float32) * 3
+    value, gradients = jax.value_and_grad(nt_xent, (0, 1))(
+        z1, z2, temperature, chunk_size=chunk_size
+    )
+    expected, *expected_gradients = reference_nt_xent(z1, z2, temperature)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_nt_xent_takes_negatives_from_all_devices(rng, batch_mesh, chunk_size):
+    z1, z2 = rng.normal(size=(2, 24, 16)).astype(np.float32)
+    expected, *expected_gradients = reference_nt_xent(z1, z2, 0.5)
+    compiled = jax.jit(
+        jax.value_and_grad(lambda a, b: nt_xent(a, b, chunk_size=chunk_size), (0, 1))
+    )
+    for count in (1, 2, 8):
+        sharded = jax.device_put((z1, z2), sharding.split(batch_mesh(count)))
+        value, gradients = compiled(*sharded)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        for got, wanted in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_nt_xent_gathers_embeddings_and_no_logits(batch_mesh):
+    n, d = 64, 16
+    split = sharding.split(batch_mesh(8))
+    z = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=split)
+    program = jax.jit(jax.value_and_grad(nt_xent)).lower(z, z).compile().as_text()
+    gathered = [line for line in program.splitlines() if " all-gather" in line and "=" in line]
+    assert gathered
+    for line in gathered:
+        assert f"f32[{2 * n},{2 * n}]" not in line
+
+
+def test_nt_xent_is_float32_for_bfloat16_and_finite_for_zeros(rng):
+    z = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.bfloat16).at[:, 0].set(0)
+    value, gradient = jax.value_and_grad(nt_xent)(*z)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    assert np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+def test_nt_xent_refuses_what_it_cannot_pair():
+    with pytest.raises(ValueError, match="N, D"):
+        nt_xent(jnp.ones((3, 2)), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match="chunk_size"):
+        nt_xent(jnp.ones((3, 2)), jnp.ones((3, 2)), chunk_size=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_elevation_mse_equals_float64_reference(rng, reduction):
+    predicted, target = rng.normal(size=(2, 5, 7, 6)).astype(np.float32)
+    target[rng.random(target.shape) < 0.3] = np.nan
+    value, gradient = jax.value_and_grad(elevation_mse)(predicted, target, reduction=reduction)
+    error = predicted.astype(np.float64) - target
+    count = np.isfinite(target).sum() if reduction == "mean" else 5
+    np.testing.assert_allclose(value, np.nansum(error**2) / count, rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * np.nan_to_num(error) / count, rtol=1e-5)
+
+
+def test_missing_elevation_has_no_loss_and_no_gradient():
+    missing = jnp.full((2, 3, 3), jnp.nan)
+    value, gradient = jax.value_and_grad(elevation_mse)(jnp.ones((2, 3, 3)), missing)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_elevation_mse_refuses_other_shapes_and_reductions():
+    with pytest.raises(ValueError, match="differ"):
+        elevation_mse(jnp.ones((2, 3, 3)), jnp.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="median"):
+        elevation_mse(jnp.ones((2, 3, 3)), jnp.ones((2, 3, 3)), reduction="median")

@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from elev_ssl_jax import metrics
+
+
+@pytest.mark.parametrize("present", [(0, 1, 2, 3), (0, 2), (3,)])
+def test_metrics_equal_sklearn_also_with_absent_classes(rng, present):
+    labels, predictions = rng.choice(present, (2, 300))
+    matrix = metrics.confusion_matrix(labels, predictions, 4)
+    np.testing.assert_array_equal(
+        matrix, sklearn_metrics.confusion_matrix(labels, predictions, labels=range(4))
+    )
+    for ours, theirs in (
+        (metrics.accuracy, sklearn_metrics.accuracy_score(labels, predictions)),
+        (metrics.macro_f1, sklearn_metrics.f1_score(labels, predictions, average="macro")),
+        (metrics.mean_iou, sklearn_metrics.jaccard_score(labels, predictions, average="macro")),
+    ):
+        np.testing.assert_allclose(ours(matrix), theirs, rtol=1e-6)
+
+
+def test_unlabelled_pixels_do_not_count():
+    labels = np.array([[0, 255], [1, -1]])
+    matrix = metrics.confusion_matrix(labels, np.array([[0, 1], [0, 0]]), 2)
+    np.testing.assert_array_equal(matrix, [[1, 0], [1, 0]])
