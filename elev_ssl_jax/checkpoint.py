@@ -1,6 +1,7 @@
 """Checkpoints of a run, by Orbax: atomic, kept while the next steps run, restored anywhere."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,7 +15,11 @@ from elev_ssl_jax.train_state import TrainState
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints in `workdir`, of which the last `keep` are kept."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-    return ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
+    return ocp.CheckpointManager(
+        workdir.absolute() / "checkpoints",
+        item_handlers=ocp.StandardCheckpointHandler(),
+        options=options,
+    )
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
@@ -38,15 +43,35 @@ def restore_latest(
     step = checkpoints.latest_step()
     if step is None:
         return state
+    differing = _differing(checkpoints.item_metadata(step).tree["params"], state.params)
+    if differing:
+        raise InputError(
+            f"{checkpoints.directory / str(step)} is not of this model ({differing}); use another "
+            "--workdir"
+        )
     # Without shardings of our own Orbax insists on the devices that the checkpoint came from.
     target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)),
+        state,
     )
     try:
         return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{checkpoints.directory}/{step} can't be restored into this model ({reason}); use "
-            "another --workdir, or delete that folder to fall back on an older one"
+            f"{checkpoints.directory / str(step)} is damaged ({str(error).splitlines()[0]}); delete "
+            "that folder to go on from the checkpoint before it"
         ) from error
+
+
+def _differing(saved: Any, params: Any) -> str | None:
+    """The first parameter whose shape a checkpoint has otherwise, or doesn't have."""
+
+    def shapes(tree):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {jax.tree_util.keystr(k, simple=True, separator="/"): v.shape for k, v in leaves}
+
+    theirs, ours = shapes(saved), shapes(params)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            return f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
+    return None

@@ -98,7 +98,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     known = _flat(default())
     for name in _flat(config):
         if name not in known:
-            raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
+            raise InputError(
+                f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py"
+            )
     flat = {name: config_value(config, name) for name in known}
 
     def need(name: str, fine: bool, allowed: str) -> None:
@@ -137,7 +139,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             field = f"augment.{branch}.{name}"
             need(field, 0 <= flat[field] <= 1, "in [0, 1]")
         need(f"augment.{branch}.hue", 0 <= flat[f"augment.{branch}.hue"] <= 0.5, "in [0, 0.5]")
-        need(f"augment.{branch}.saturation", flat[f"augment.{branch}.saturation"] >= 0, "0 or more")
+        need(
+            f"augment.{branch}.saturation",
+            flat[f"augment.{branch}.saturation"] >= 0,
+            "0 or more",
+        )
 
     need("model.encoder", config.model.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
     dtypes = ("auto", "float32", "bfloat16")
@@ -148,7 +154,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     need("objective.lam", config.objective.lam == 1, "1 (local matching is not there yet)")
     need("objective.global_features", config.objective.global_features == "mean", '"mean"')
     reductions = ("mean", "sum")
-    need("loss.elevation_reduction", flat["loss.elevation_reduction"] in reductions, "mean or sum")
+    need(
+        "loss.elevation_reduction",
+        flat["loss.elevation_reduction"] in reductions,
+        "mean or sum",
+    )
 
 
 def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:

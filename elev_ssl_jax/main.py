@@ -5,6 +5,7 @@ python -m elev_ssl_jax.main --config=configs/simclr_elev.py --workdir=RUN
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
     with reported():
         if argv[1:]:
-            raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
+            raise InputError(
+                f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE"
+            )
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         config_lib.check(config)
         _check_same_run(config, workdir)
@@ -56,11 +59,13 @@ def _pretrain(config, workdir: Path) -> None:
     try:
         pretrain.pretrain(config, workdir, chips, writer)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
         sys.exit(130)
     words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
-    command = " ".join(["python -m elev_ssl_jax.main", *words])
-    print(f"to continue: {command} --config.epochs={2 * config.epochs}")
+    words.append(f"--config.epochs={2 * config.epochs}")
+    print(f"to continue: python -m elev_ssl_jax.main {shlex.join(words)}")
 
 
 def _check_same_run(config, workdir: Path) -> None:
@@ -73,7 +78,9 @@ def _check_same_run(config, workdir: Path) -> None:
     except ValueError as error:
         raise InputError(f"{path} is not readable; use another --workdir") from error
     if changes:
-        raise InputError(f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir")
+        raise InputError(
+            f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir"
+        )
 
 
 def _save_config(config, workdir: Path) -> None:
@@ -94,7 +101,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
             rest = flags.FLAGS(argv)
             _ = _CONFIG.value.task  # a file that can't be loaded says so only when it is used
             return rest
-        except (flags.Error, LookupError, AttributeError, ValueError, TypeError, OSError) as error:
+        except (
+            flags.Error,
+            LookupError,
+            AttributeError,
+            ValueError,
+            TypeError,
+            OSError,
+        ) as error:
             # These messages hold tracebacks and lists of fields; the reason comes last.
             text = str(error.args[0]) if error.args else repr(error)
             reason = text.replace("\\n", "\n").strip().splitlines()[-1].strip(" '\"")

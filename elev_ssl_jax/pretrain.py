@@ -56,60 +56,66 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
     optimizer, schedule = make_optimizer(config, total_steps)
-    init = functools.partial(_init, config, model, optimizer, image_shape, mesh)
-    train_step = make_train_step(config, model, optimizer, mesh)
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def init():
+        views = jnp.zeros((2, 3, *image_shape))
+        variables = model.init(jax.random.key(config.seed), views, train=True)
+        return TrainState.create(variables, optimizer)
+
+    train_step = make_train_step(config, model, optimizer, schedule, mesh)
     predict = evaluate.make_predict(config, model, mesh)
     score = functools.partial(_score, config, predict, chips, _mean_elevation(config, sample))
 
-    checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint.keep)
-    state = checkpoint.restore_latest(checkpoints, init(), mesh)
-    first_step = int(state.step)
-    batches, how = pipeline.make_batches(
-        chips.train,
-        mesh,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        resident_gib=config.data.resident_gib,
-        first_step=first_step,
-    )
-    count = _length(chips.train)
-    print(
-        f"{mesh.size} device(s), {jax.devices()[0].device_kind}; of each batch "
-        f"{config.batch_size // mesh.size} chips on each; computing in {model.dtype.name}\n"
-        f"{count} chips to learn from, {how}\n"
-        f"{config.epochs} epochs of {steps_per_epoch} steps; each leaves out "
-        f"{count - steps_per_epoch * config.batch_size} chips that fill no batch, others each time"
-    )
-    if first_step:
-        print(f"going on after step {first_step} of {total_steps}")
-    else:
-        print(_overview(state.params))
-        _draw_views(config, workdir / "views.png", sample)
+    # Closing waits for a save under way, also when the loop ends in an error.
+    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+        state = checkpoint.restore_latest(checkpoints, init(), mesh)
+        first_step = int(state.step)
+        batches, how = pipeline.make_batches(
+            chips.train,
+            mesh,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            resident_gib=config.data.resident_gib,
+            first_step=first_step,
+        )
+        count = _length(chips.train)
+        print(
+            f"{mesh.size} device(s), {jax.devices()[0].device_kind}; of each batch "
+            f"{config.batch_size // mesh.size} chips on each; computing in {model.dtype.name}\n"
+            f"{count} chips to learn from, {how}\n"
+            f"{config.epochs} epochs of {steps_per_epoch} steps; each leaves out "
+            f"{count - steps_per_epoch * config.batch_size} chips that fill no batch, others each "
+            "time"
+        )
+        if first_step:
+            print(f"going on after step {first_step} of {total_steps}")
+        else:
+            print(_overview(state.params))
+            _draw_views(config, workdir / "views.png", sample)
 
-    with tqdm(
-        total=total_steps * config.batch_size,
-        initial=first_step * config.batch_size,
-        unit=" images",
-        unit_scale=True,
-        desc="pre-training",
-    ) as bar:
-        log = _Log(config, writer, schedule, bar, mesh.size, first_step)
-        for step in range(first_step + 1, total_steps + 1):
-            state, scalars = train_step(state, next(batches))
-            if step % config.log.every_steps == 0 or step == total_steps:
-                log.put(step, scalars)
-            epoch, rest = divmod(step, steps_per_epoch)
-            if rest == 0 and (epoch % config.checkpoint.every_epochs == 0 or step == total_steps):
-                log.flush()  # a state whose loss is not finite is never saved
-                checkpoint.save(checkpoints, state)
-            if rest == 0 and epoch % config.log.eval_every_epochs == 0 and step < total_steps:
-                log.flush()
-                scores, _ = score(state.variables)
-                writer.write_scalars(step, scores)
-                log.restart_clock()
-        log.flush()
-    checkpoints.wait_until_finished()
-    checkpoints.close()
+        with tqdm(
+            total=total_steps * config.batch_size,
+            initial=first_step * config.batch_size,
+            unit=" images",
+            unit_scale=True,
+            desc="pre-training",
+        ) as bar:
+            log = _Log(config, writer, bar, mesh.size, first_step)
+            for step in range(first_step + 1, total_steps + 1):
+                state, scalars = train_step(state, next(batches))
+                if step % config.log.every_steps == 0 or step == total_steps:
+                    log.put(step, scalars)
+                if step % steps_per_epoch:
+                    continue
+                epoch = step // steps_per_epoch
+                if epoch % config.checkpoint.every_epochs == 0 or epoch == config.epochs:
+                    log.flush()  # a state whose loss is not finite is never saved
+                    checkpoint.save(checkpoints, state)
+                if epoch % config.log.eval_every_epochs == 0 and epoch < config.epochs:
+                    log.flush()
+                    writer.write_scalars(step, score(state.variables)[0])
+                    log.restart_clock()
 
     scores, outputs = score(state.variables)
     untrained, _ = score(init().variables)
@@ -154,13 +160,15 @@ def check_fit(config: Any, chips: Chips) -> int:
 
 
 def make_train_step(
-    config: Any, model: objective.PretrainModel, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Any,
+    model: objective.PretrainModel,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
 ) -> Callable[[TrainState, pipeline.Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled step: views, loss, gradient, update. The state passed in is used up."""
 
-    @functools.partial(
-        jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh)
-    )
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def train_step(state, batch):
         keys = augment.sample_keys(config.seed, state.step, config.batch_size)
         views, elevation = objective.make_views(
@@ -177,7 +185,8 @@ def make_train_step(
 
         gradient, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        terms["gradient_norm"] = optax.global_norm(gradient)
+        terms["gradient_norm"] = optax.tree.norm(gradient)
+        terms["learning_rate"] = schedule(state.step)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -189,26 +198,15 @@ def make_train_step(
     return train_step
 
 
-def _init(config, model, optimizer, image_shape, mesh) -> TrainState:
-    """The state at step 0, on every device."""
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def init():
-        views = jnp.zeros((2, 3, *image_shape))
-        variables = model.init(jax.random.key(config.seed), views, train=True)
-        return TrainState.create(variables, optimizer)
-
-    return init()
-
-
 class _Log:
     """Metrics to the writer and the bar, one report late, so that no step waits for the host."""
 
-    def __init__(self, config, writer, schedule, bar, devices, first_step):
-        self.config, self.writer, self.schedule = config, writer, schedule
-        self.bar, self.devices = bar, devices
+    def __init__(self, config, writer, bar, devices, first_step):
+        self.config, self.writer, self.bar, self.devices = config, writer, bar, devices
         self.reported, self.pending = first_step, None
-        self.clock: float | None = None  # starts after the first report, which the compiler delays
+        self.clock: float | None = (
+            None  # starts after the first report, which the compiler delays
+        )
 
     def put(self, step, scalars):
         self.flush()
@@ -224,16 +222,15 @@ class _Log:
         self.reported = step
         if not math.isfinite(values["loss"]):
             raise InputError(
-                f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate (it "
-                f"is {self.config.optimizer.learning_rate}) or look at the data's values; the last "
-                "checkpoint is from before"
+                f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate "
+                f"(it is {self.config.optimizer.learning_rate}) or look at the data's values; the "
+                "last checkpoint is from before"
             )
         now = time.monotonic()
         if self.clock is not None:
             rate = images / (now - self.clock) / self.devices
             values["images_per_second_per_device"] = rate
         self.clock = now
-        values["learning_rate"] = float(self.schedule(step - 1))
         self.writer.write_scalars(step, values)
         self.bar.update(images)
         shown = {"loss": f"{values['loss']:.3f}"}
@@ -267,8 +264,8 @@ def _mean_elevation(config, sample) -> float:
     if not known.size:
         if config.objective.alpha > 0:
             raise InputError(
-                f"{config.data.split} of {config.data.name} has no elevation at all; check the DEM "
-                "that the chips were cut with"
+                f"{config.data.split} of {config.data.name} has no elevation at all; check the "
+                "DEM that the chips were cut with"
             )
         return math.nan
     return float(known.mean(dtype=np.float64))
@@ -300,7 +297,8 @@ def _score(config, predict, chips, train_mean, variables):
 def _overview(params) -> str:
     """Parameters by part of the model."""
     counts = {
-        part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in params.items()
+        part: sum(leaf.size for leaf in jax.tree.leaves(leaves))
+        for part, leaves in params.items()
     }
     counts["in all"] = sum(counts.values())
     return "\n".join(f"  {part:<20}{count:>12,} parameters" for part, count in counts.items())
@@ -312,9 +310,14 @@ def _displayable(config, images):
 
 
 def _draw_views(config, path, sample):
-    few = {k: jnp.asarray(v[:PICTURED]) for k, v in sample.items()}
-    keys = augment.sample_keys(config.seed, jnp.zeros((), jnp.int32), len(few["image"]))
-    views, elevation = objective.make_views(config, keys, few["image"], few["elevation"])
+    few = {k: v[:PICTURED] for k, v in sample.items()}
+
+    @jax.jit
+    def make(images, elevation):
+        keys = augment.sample_keys(config.seed, 0, len(images))
+        return objective.make_views(config, keys, images, elevation)
+
+    views, elevation = make(few["image"], few["elevation"])
     alpha = config.objective.alpha
     titles = ["view 1", "view 2"] * (alpha < 1) + ["elevation view"] * (alpha > 0)
     pictures.draw_views(
@@ -345,5 +348,7 @@ def _table(config, scores, heldout) -> str:
         text = f"{scores['contrastive_top1']:.3f}"
         lines.append(("contrastive top-1", text, rival, f"chance among {2 * pairs - 1} views"))
     lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
-    title = f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
+    title = (
+        f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
+    )
     return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])

@@ -21,7 +21,9 @@ class TrainState:
     def create(cls, variables: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         """A state at step 0 from a model's initial variables."""
         params = variables["params"]
-        return cls(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+        return cls(
+            jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params)
+        )
 
     @property
     def variables(self) -> dict[str, Any]:

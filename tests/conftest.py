@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 # Before JAX starts: eight devices, so that what must not depend on their number can be tested.
 os.environ["XLA_FLAGS"] = (
@@ -16,6 +17,11 @@ from elev_ssl_jax.config import default
 # Compiles make the first example slow.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=15)
 hypothesis.settings.load_profile("default")
+
+# Runs of one shape share their compiled steps.
+_cache = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture
@@ -55,6 +61,8 @@ def batch_mesh():
 
     def make(count):
         kinds = (jax.sharding.AxisType.Auto,)
-        return jax.make_mesh((count,), ("batch",), axis_types=kinds, devices=jax.devices()[:count])
+        return jax.make_mesh(
+            (count,), ("batch",), axis_types=kinds, devices=jax.devices()[:count]
+        )
 
     return make

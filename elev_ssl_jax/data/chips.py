@@ -84,7 +84,9 @@ def cut(
             if grids[0] != grids[1]:
                 raise InputError(f"{path} is not on the grid of {images[0]}; resample it first")
         if min(scene.shape) < size:
-            raise InputError(f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})")
+            raise InputError(
+                f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})"
+            )
         dem = _open(elevation, stack)
         _check_overlap(elevation, dem.crs, dem.bounds, scene, images[0])
         classes = _open_labels(labels, label_values, scene, images[0], stack)
@@ -92,9 +94,7 @@ def cut(
         rows, dropped, incomplete, with_elevation = [], 0, 0, 0
         tops = range(0, scene.height - size + 1, stride)
         lefts = range(0, scene.width - size + 1, stride)
-        bar = tqdm(
-            total=len(tops) * len(lefts), desc=tile, unit=" chips", disable=not progress
-        )
+        bar = tqdm(total=len(tops) * len(lefts), desc=tile, unit=" chips", disable=not progress)
         for top in tops:
             strip, valid = _read_strip(images, bands, top, size)
             for left in lefts:
@@ -136,7 +136,9 @@ def _open(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
 def _check_overlap(path, crs, bounds, scene, scene_path):
     here = box(*transform_bounds(crs, scene.crs, *bounds))
     if not here.intersects(box(*scene.bounds)):
-        raise InputError(f"{path} doesn't overlap {scene_path}; check both files' CRS and extent")
+        raise InputError(
+            f"{path} doesn't overlap {scene_path}; check both files' CRS and extent"
+        )
 
 
 def _read_strip(paths, sources, top, size):
@@ -150,7 +152,9 @@ def _read_strip(paths, sources, top, size):
         except rasterio.errors.RasterioError as error:
             raise InputError(f"{path} can't be read at row {top}; is it truncated?") from error
         if strips[-1].dtype.kind not in "uif":
-            raise InputError(f"{path} has type {strips[-1].dtype}; integers or floats are needed")
+            raise InputError(
+                f"{path} has type {strips[-1].dtype}; integers or floats are needed"
+            )
     strip = np.concatenate(strips)
     return strip, np.logical_and.reduce([*valid, np.isfinite(strip).all(axis=0)])
 
@@ -298,7 +302,9 @@ def _row(chip_id, path, mask, grid, crs):
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="GeoTIFFs on one grid")
+    parser.add_argument(
+        "--image", type=Path, nargs="+", required=True, help="GeoTIFFs on one grid"
+    )
     parser.add_argument("--elevation", type=Path, required=True, help="DEM in metres, any grid")
     parser.add_argument("--labels", type=Path, help="class raster or polygons; may be left out")
     parser.add_argument(
@@ -307,7 +313,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100, help="pixels along a chip's side")
     parser.add_argument("--stride", type=int, help="pixels from chip to chip (default: --size)")
     parser.add_argument("--elevation-size", type=int, default=33, help="elevation cells a side")
-    parser.add_argument("--block", type=int, default=500, help="pixels along a spatial block's side")
+    parser.add_argument(
+        "--block", type=int, default=500, help="pixels along a spatial block's side"
+    )
     parser.add_argument("--tile", help="name of the scene (default: the first image's)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     args = vars(parser.parse_args())

@@ -130,7 +130,9 @@ def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
         raise InputError(f"{path} not found, though metadata.csv lists it") from error
     except (ValueError, OSError, EOFError) as error:
         # NumPy says of anything that is not an array that pickles aren't allowed.
-        raise InputError(f"{path} is truncated or not a plain .npy array; write it again") from error
+        raise InputError(
+            f"{path} is truncated or not a plain .npy array; write it again"
+        ) from error
     if not isinstance(chip, np.ndarray) or chip.ndim not in (3, 4) or chip.size == 0:
         shape = getattr(chip, "shape", "an archive")
         raise InputError(f"{path} has shape {shape}; [C, H, W] or [T, C, H, W] is needed")
@@ -138,7 +140,9 @@ def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
         chip = chip[0]
     if bands is not None:
         if max(bands) >= len(chip):
-            raise InputError(f"{path} has {len(chip)} bands; band {max(bands)} (from 0) is asked for")
+            raise InputError(
+                f"{path} has {len(chip)} bands; band {max(bands)} (from 0) is asked for"
+            )
         chip = chip[list(bands)]
     if chip.dtype.kind not in "uif":
         raise InputError(f"{path} has type {chip.dtype}; integers or floats are needed")
@@ -203,7 +207,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     with _opened(path) as source:
         mask = source.read(1)
     if mask.shape != size:
-        raise InputError(f"{path} is {mask.shape[0]} x {mask.shape[1]}; its chip {size[0]} x {size[1]}")
+        raise InputError(
+            f"{path} is {mask.shape[0]} x {mask.shape[1]}; its chip {size[0]} x {size[1]}"
+        )
     unknown = np.setdiff1d(
         mask, (NON_AGRICULTURAL, LEGAL_EXCLUSIONS, AGRICULTURAL_FRONTIER, UNLABELLED)
     )
@@ -223,4 +229,6 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
         with rasterio.open(path) as source:
             yield source
     except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path} is truncated or not a readable raster; write it again") from error
+        raise InputError(
+            f"{path} is truncated or not a readable raster; write it again"
+        ) from error

@@ -34,11 +34,12 @@ def resident_batches(
 ) -> Iterator[Batch]:
     """Batches gathered on the device, forever, from step `first_step` on.
 
-    The arrays, [N, ...] each, go to every device once. An epoch's plan is its only other transfer,
-    so that the steps of an epoch never wait for the host.
+    Images and elevations, [N, ...] each, go to every device once. An epoch's plan is its only
+    other transfer, so that the steps of an epoch never wait for the host.
     """
-    chips = jax.device_put(arrays, sharding.replicated(mesh))
-    num_chips = len(next(iter(arrays.values())))
+    chips = {name: arrays[name] for name in ("image", "elevation")}
+    chips = jax.device_put(chips, sharding.replicated(mesh))
+    num_chips = len(arrays["image"])
     steps_per_epoch = num_chips // batch_size
 
     @functools.partial(jax.jit, out_shardings=sharding.split(mesh))

@@ -74,7 +74,9 @@ def open_split(data: Any, split: str) -> Split:
     try:
         builder = tfds.builder_from_directory(versions[-1])
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{versions[-1]} is not a prepared dataset; prepare it again") from error
+        raise InputError(
+            f"{versions[-1]} is not a prepared dataset; prepare it again"
+        ) from error
     try:
         records = builder.as_data_source(split=split)
         count = len(records)

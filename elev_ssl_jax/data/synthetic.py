@@ -54,9 +54,7 @@ def make_scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     level = np.clip((heights + 120 * _fractal(rng, size, 1.0)) / 1300, 0, 1.999)
     lower, share = level.astype(int), (level % 1)[..., None]
     wetness = (1 / (1 + np.exp(-2 * moisture)))[..., None]
-    plants = [
-        wetness * _WET[lower + i] + (1 - wetness) * _DRY[lower + i] for i in (0, 1)
-    ]
+    plants = [wetness * _WET[lower + i] + (1 - wetness) * _DRY[lower + i] for i in (0, 1)]
     reflectance = (1 - share) * plants[0] + share * plants[1]
 
     suitable = (1450 - heights) / 500 + 0.3 * moisture - 1.0 * slope
@@ -128,7 +126,9 @@ def write_chips(
     side = -(-size * CHIPS_PER_SIDE // DEM_FACTOR) * DEM_FACTOR
     rows: list[dict] = []
     with layout.new_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
-        bar = tqdm(total=num_chips, desc="synthetic scenes", unit=" chips", disable=not progress)
+        bar = tqdm(
+            total=num_chips, desc="synthetic scenes", unit=" chips", disable=not progress
+        )
         for scene in range(-(-num_chips // CHIPS_PER_SIDE**2)):
             image, dem, labels = make_scene(seed * 100_003 + scene, side)
             # Scenes lie side by side, one scene's width apart.

@@ -49,7 +49,9 @@ def test_training_forward_equals_pytorch(rng, reference):
 
 
 def test_each_view_is_normalised_by_itself(rng):
-    views = rng.normal(size=(6, 3, 4, 4, 5)).astype(np.float32) * [[[[[1]]], [[[4]]], [[[9]]]]] + 2
+    views = (
+        rng.normal(size=(6, 3, 4, 4, 5)).astype(np.float32) * [[[[[1]]], [[[4]]], [[[9]]]]] + 2
+    )
     views = views.astype(np.float32)
     norm = BatchNorm()
     variables = norm.init(jax.random.key(0), views[:, 0], train=True)
@@ -72,8 +74,12 @@ def test_each_view_is_normalised_by_itself(rng):
 
 def test_width_and_type():
     model = ResNet18(width=0.25, dtype=jnp.bfloat16)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((1, 64, 64, 4)), train=True))
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.ones((1, 64, 64, 4)), train=True)
+    )
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    maps = jax.eval_shape(lambda v: model.apply(v, jnp.ones((1, 64, 64, 4)), train=False), variables)
+    maps = jax.eval_shape(
+        lambda v: model.apply(v, jnp.ones((1, 64, 64, 4)), train=False), variables
+    )
     assert [m.shape[-1] for m in maps] == [16, 16, 32, 64, 128]
     assert maps[-1].dtype == jnp.bfloat16

@@ -50,13 +50,19 @@ def to_flax(model):
     params, stats = {}, {}
     for name, value in model.state_dict().items():
         value = value.numpy()
-        *path, kind = name.replace("downsample.0", "downsample_conv").replace(
-            "downsample.1", "downsample_bn"
-        ).split(".")
+        *path, kind = (
+            name.replace("downsample.0", "downsample_conv")
+            .replace("downsample.1", "downsample_bn")
+            .split(".")
+        )
         if path[0].startswith("layer"):
             path = [f"{path[0]}_{path[1]}", *path[2:]]
         where, leaf, value = {
-            ("weight", 4): (params, "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else 0),
+            ("weight", 4): (
+                params,
+                "kernel",
+                value.transpose(2, 3, 1, 0) if value.ndim == 4 else 0,
+            ),
             ("weight", 1): (params, "scale", value),
             ("bias", 1): (params, "bias", value),
             ("running_mean", 1): (stats, "mean", value),

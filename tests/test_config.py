@@ -1,0 +1,76 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from elev_ssl_jax import config as config_lib
+from elev_ssl_jax.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_and_its_demo_are_valid(path):
+    get_config = load(path)
+    config_lib.check(get_config())
+    config_lib.check(get_config("demo"))
+    with pytest.raises(ValueError, match="nope"):
+        get_config("nope")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("task", "dance"),
+        ("objective.alpha", 1.5),
+        ("objective.alpha", float("nan")),
+        ("objective.temperature", 0.0),
+        ("objective.lam", 0.5),
+        ("data.value_range", (10.0, 10.0)),
+        ("data.elevation_scale", 0.0),
+        ("data.rgb", (0, 1)),
+        ("augment.contrastive.crop_scale", (0.0, 1.0)),
+        ("augment.elevation.hue", 0.7),
+        ("augment.elevation.flip", 1.2),
+        ("model.encoder", "resnet1"),
+        ("model.dtype", "float16"),
+        ("model.width", -1.0),
+        ("loss.elevation_reduction", "median"),
+        ("optimizer.learning_rate", 0.0),
+        ("checkpoint.keep", 0),
+    ],
+)
+def test_impossible_values_are_named(tiny, field, value):
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is"):
+        config_lib.check(tiny)
+
+
+def test_unknown_fields_are_refused(tiny):
+    with pytest.raises(AttributeError, match="alpha"):
+        tiny.objective.alhpa = 0.5
+    with tiny.unlocked():
+        tiny.objective.alhpa = 0.5
+    with pytest.raises(InputError, match=r"config.objective.alhpa is unknown"):
+        config_lib.check(tiny)
+
+
+def test_differences_name_what_makes_another_run(tiny):
+    saved = json.loads(tiny.to_json_best_effort())
+    assert config_lib.differences(tiny, saved) == []
+    tiny.epochs = 7
+    tiny.data.dir = "elsewhere"
+    tiny.log.every_steps = 3
+    assert config_lib.differences(tiny, saved) == []
+    tiny.objective.alpha = 0.25
+    assert config_lib.differences(tiny, saved) == ["objective.alpha was 0.5 and is 0.25"]

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elev_ssl_jax import evaluate, objective, sharding
+
+
+def test_predictions_do_not_depend_on_how_the_last_batch_is_filled(tiny, chips):
+    model = objective.make_model(tiny, (11, 11))
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=True)
+    predict = evaluate.make_predict(tiny, model, sharding.make_mesh())
+    whole = predict(variables, chips)
+    assert whole.features.shape == (20, 64)
+    assert whole.elevation.shape == (20, 11, 11)
+    assert 0 <= whole.top1 <= 1
+    part = predict(variables, {k: v[16:] for k, v in chips.items()})
+    np.testing.assert_allclose(part.features, whole.features[16:], atol=1e-5)
+    np.testing.assert_allclose(part.elevation, whole.elevation[16:], rtol=1e-3, atol=1e-2)
+
+
+def test_matching_counts_partners_among_real_chips_only():
+    pairs = np.eye(4, dtype=np.float32)[:, None].repeat(2, 1)
+    pairs[1] = [[0, 1, 0, 0], [1, 0.1, 0, 0]]  # its second view looks like chip 0
+    matched = evaluate._matched(jnp.asarray(pairs), jnp.array([True, True, True, False]))
+    np.testing.assert_array_equal(matched[:3], [[True, True], [True, False], [True, True]])
+    duplicated = jnp.asarray(np.concatenate([pairs[:1], pairs[:1]]))
+    assert evaluate._matched(duplicated, jnp.array([True, False]))[0].all()
+
+
+def test_rmse_leaves_out_missing_cells():
+    true = np.array([[1.0, np.nan], [3.0, 5.0]], np.float32)
+    assert evaluate.rmse(3.0, true) == pytest.approx(np.sqrt((4 + 0 + 4) / 3))
+
+
+def test_feature_std_tells_collapse_from_spread(rng):
+    assert evaluate.feature_std(np.ones((50, 8), np.float32)) == pytest.approx(0, abs=1e-6)
+    spread = evaluate.feature_std(rng.normal(size=(2000, 8)))
+    assert spread == pytest.approx(1, abs=0.05)
+
+
+def test_chip_labels_come_from_labels_or_masks():
+    mask = np.array([[[1, 1], [1, 0]], [[0, 0], [1, 255]], [[255, 255], [255, 255]]], np.uint8)
+    np.testing.assert_array_equal(evaluate.chip_labels({"mask": mask}), [1, 0, -1])
+    labels = np.array([1, -1, 0])
+    np.testing.assert_array_equal(evaluate.chip_labels({"mask": mask, "label": labels}), labels)
+
+
+def test_linear_probe_learns_what_is_linear_and_needs_two_classes(rng):
+    features = rng.normal(size=(400, 6))
+    labels = (features[:, 0] > 0).astype(int)
+    scores = evaluate.linear_probe(features[:200], labels[:200], features[200:], labels[200:])
+    assert scores["accuracy"] > 0.9
+    assert scores["macro_f1"] > 0.9
+    assert evaluate.linear_probe(features, np.zeros(400, int), features, labels) is None
+    assert evaluate.linear_probe(features, labels, features, np.full(400, -1)) is None

@@ -1,0 +1,110 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from elev_ssl_jax import checkpoint, pretrain, sharding
+from elev_ssl_jax.errors import InputError
+
+
+class Writer:
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.scalars = {}
+
+    def write_scalars(self, step, scalars):
+        self.scalars.setdefault(step, {}).update(scalars)
+
+    def flush(self):
+        pass
+
+
+def final_state(workdir):
+    manager = checkpoint.open_checkpoints(workdir, 2)
+    with manager:
+        return manager.restore(manager.latest_step())
+
+
+@pytest.fixture
+def data(chips, batch_mesh, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: batch_mesh(2))
+    return pretrain.Chips(chips, {k: v[:10] for k, v in chips.items()}, chips)
+
+
+def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path, capsys):
+    whole, parts, writer = tmp_path / "whole", tmp_path / "parts", Writer()
+    tiny.epochs = 3
+    scores = pretrain.pretrain(tiny, whole, data, writer)
+
+    steps = [step for step, values in writer.scalars.items() if "loss" in values]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert writer.scalars[6]["elevation_loss"] < writer.scalars[1]["elevation_loss"]
+    assert writer.scalars[6]["images_per_second_per_device"] > 0
+    assert json.loads((whole / "results.json").read_text()) == pytest.approx(scores)
+    assert {"elevation_rmse_m", "contrastive_top1", "feature_std", "probe_accuracy"} <= set(
+        scores
+    )
+    assert "random_probe_accuracy" in scores
+    for picture in ("views.png", "elevation.png"):
+        assert (whole / picture).stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "leaves out 4 chips" in printed
+    assert "elevation RMSE" in printed
+
+    # Stopped within the second epoch, so that the last checkpoint is of the first.
+    class Stop(Exception):
+        pass
+
+    class Stopping(Writer):
+        def write_scalars(self, step, scalars):
+            if step == 3:
+                raise Stop
+
+    with pytest.raises(Stop):
+        pretrain.pretrain(tiny, parts, data, Stopping())
+    resumed = Writer()
+    pretrain.pretrain(tiny, parts, data, resumed)
+    assert "going on after step 2 of 6" in capsys.readouterr().out
+    assert min(resumed.scalars) == 3
+    jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny, data, tmp_path):
+    tiny.optimizer.learning_rate = 1e30
+    with pytest.raises(InputError, match=r"optimizer.learning_rate"):
+        pretrain.pretrain(tiny, tmp_path, data, Writer())
+    for folder in (tmp_path / "checkpoints").glob("[0-9]*"):
+        manager = checkpoint.open_checkpoints(tmp_path, 2)
+        state = manager.restore(int(folder.name))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
+    tiny.epochs = 1
+    pretrain.pretrain(tiny, tmp_path, data, Writer())
+    tiny.model.projection = (32, 8)
+    with pytest.raises(
+        InputError, match=r"projection/.* is .* there and .* here.*another --workdir"
+    ):
+        pretrain.pretrain(tiny, tmp_path, data, Writer())
+
+
+def test_data_that_do_not_fit_are_refused(tiny, data):
+    assert pretrain.check_fit(tiny, data) == 2
+    empty = {**data.train, "elevation": np.full((20, 11, 11), np.nan, np.float32)}
+    with pytest.raises(InputError, match="no elevation at all"):
+        pretrain.check_fit(tiny, data._replace(train=empty))
+    with pytest.raises(InputError, match="no elevation at all"):
+        pretrain.check_fit(tiny, data._replace(heldout=empty))
+    tiny.batch_size = 21
+    with pytest.raises(InputError, match="only 20 chips"):
+        pretrain.check_fit(tiny, data)
+    tiny.batch_size = 12
+    with pytest.raises(InputError, match="multiple of the 8 devices"):
+        pretrain.check_fit(tiny, data)
+    tiny.batch_size = 8
+    tiny.data.rgb = (0, 1, 3)
+    with pytest.raises(InputError, match=r"config.data.rgb"):
+        pretrain.check_fit(tiny, data)
