@@ -5,7 +5,7 @@ the step and its position in the batch alone. Images are float32 [B, H, W, C] in
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Crop(NamedTuple):
     flip_columns: jax.Array
 
 
-def sample_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+def sample_keys(seed: int, step: jax.Array | int, batch_size: int) -> jax.Array:
     """One random key for each position of the batch of a step: keys [batch_size]."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
@@ -43,7 +43,7 @@ def contrastive_view(
     crop_scale: tuple[float, float],
     crop_ratio: tuple[float, float],
     flip: float,
-    **color: float,
+    **color: Any,
 ) -> tuple[jax.Array, Crop]:
     """One view for the contrastive branch: random resized crop, flips, jitter, grayscale.
 
@@ -81,7 +81,7 @@ def contrastive_view(
 
 
 def elevation_view(
-    keys: jax.Array, images: jax.Array, elevation: jax.Array, *, flip: float, **color: float
+    keys: jax.Array, images: jax.Array, elevation: jax.Array, *, flip: float, **color: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The view for the elevation branch: flips, which the target follows, jitter, grayscale.
 

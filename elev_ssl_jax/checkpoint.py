@@ -27,9 +27,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     checkpoints.save(int(state.step), args=ocp.args.StandardSave(state))
 
 
-def restore_latest(
-    checkpoints: ocp.CheckpointManager, state: TrainState, mesh: Mesh
-) -> TrainState:
+def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> TrainState:
     """The newest state, on the devices of `mesh`; `state` itself if there is none.
 
     Args:
@@ -57,9 +55,10 @@ def restore_latest(
     try:
         return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
     except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{checkpoints.directory / str(step)} is damaged ({str(error).splitlines()[0]}); delete "
-            "that folder to go on from the checkpoint before it"
+            f"{checkpoints.directory / str(step)} is damaged ({reason}); delete that folder to go "
+            "on from the checkpoint before it"
         ) from error
 
 

@@ -98,9 +98,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     known = _flat(default())
     for name in _flat(config):
         if name not in known:
-            raise InputError(
-                f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py"
-            )
+            raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
     flat = {name: config_value(config, name) for name in known}
 
     def need(name: str, fine: bool, allowed: str) -> None:

@@ -69,9 +69,7 @@ def _unit_rows(z: jax.Array) -> jax.Array:
     return z * lax.rsqrt(jnp.maximum(jnp.sum(z**2, axis=-1, keepdims=True), 1e-12))
 
 
-def elevation_mse(
-    predicted: jax.Array, target: jax.Array, *, reduction: str = "mean"
-) -> jax.Array:
+def elevation_mse(predicted: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """Squared error between predicted and true elevation; cells without elevation are left out.
 
     Args:

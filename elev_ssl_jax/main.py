@@ -28,10 +28,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
     with reported():
         if argv[1:]:
-            raise InputError(
-                f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE"
-            )
-        config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+            raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
+        config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
         config_lib.check(config)
         _check_same_run(config, workdir)
         _pretrain(config, workdir)
@@ -59,9 +57,7 @@ def _pretrain(config, workdir: Path) -> None:
     try:
         pretrain.pretrain(config, workdir, chips, writer)
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
     words.append(f"--config.epochs={2 * config.epochs}")

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> jax.Array:
     """Counts [num_classes, num_classes], int32: row the true class, column the predicted one.
 
     Matrices of several batches add up. Labels outside 0..num_classes-1 (such as 255, unlabelled)
@@ -15,9 +16,9 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
       predictions: Integers of the same shape, in 0..num_classes-1.
       num_classes: How many classes there are.
     """
-    labels = jnp.ravel(labels).astype(jnp.int32)
+    labels = jnp.ravel(jnp.asarray(labels)).astype(jnp.int32)
     counted = (labels >= 0) & (labels < num_classes)
-    cell = labels * num_classes + jnp.ravel(predictions).astype(jnp.int32)
+    cell = labels * num_classes + jnp.ravel(jnp.asarray(predictions)).astype(jnp.int32)
     # Uncounted pixels go to one cell past the end.
     cell = jnp.where(counted, cell, num_classes**2)
     counts = jnp.bincount(cell, length=num_classes**2 + 1)

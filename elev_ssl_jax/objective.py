@@ -52,9 +52,9 @@ class PretrainModel(nn.Module):
           [B, 2, D]; `elevation` float32 [B, h, w] in normalised units.
         """
         batch, count = views.shape[:2]
-        shared = partial(dict, width=self.width, dtype=self.dtype)
+        common = {"width": self.width, "dtype": self.dtype}
         images = views.reshape(batch * count, *views.shape[2:])
-        encoder = self.encoder(**shared(name="encoder"))
+        encoder = self.encoder(**common, name="encoder")
         maps = encoder(images, train=train, views=count)
         maps = [m.reshape(batch, count, *m.shape[1:]) for m in maps]
 
@@ -65,7 +65,7 @@ class PretrainModel(nn.Module):
             embeddings = head(pair, train=train, views=2)
             outputs["embeddings"] = embeddings.reshape(batch, 2, -1)
         if self.elevation_size is not None:
-            decoder = Decoder(1, self.elevation_size, **shared(name="elevation_decoder"))
+            decoder = Decoder(1, self.elevation_size, **common, name="elevation_decoder")
             outputs["elevation"] = decoder([m[:, -1] for m in maps], train=train)[..., 0]
         return outputs
 
@@ -109,9 +109,7 @@ def make_views(
     views = []
     if alpha < 1 or not train:
         for key in (key1, key2):
-            view, _ = augment.contrastive_view(
-                key, images, rgb=rgb, **config.augment.contrastive
-            )
+            view, _ = augment.contrastive_view(key, images, rgb=rgb, **config.augment.contrastive)
             views.append(view)
     if not train:
         views.append(images)

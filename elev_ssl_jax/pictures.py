@@ -31,9 +31,7 @@ def draw_views(
     _save(figure, path)
 
 
-def draw_elevation(
-    path: Path, images: np.ndarray, true: np.ndarray, predicted: np.ndarray
-) -> None:
+def draw_elevation(path: Path, images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
     """A row for each chip: image, true and predicted elevation on one scale, their difference.
 
     Args:

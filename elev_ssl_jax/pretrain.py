@@ -146,9 +146,8 @@ def check_fit(config: Any, chips: Chips) -> int:
             "lower it"
         )
     if size % jax.device_count():
-        raise InputError(
-            f"config.batch_size is {size}; it must be a multiple of the {jax.device_count()} devices"
-        )
+        devices = jax.device_count()
+        raise InputError(f"config.batch_size is {size}; it must be a multiple of {devices} devices")
     bands = chips.heldout["image"].shape[-1]
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
@@ -171,15 +170,11 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def train_step(state, batch):
         keys = augment.sample_keys(config.seed, state.step, config.batch_size)
-        views, elevation = objective.make_views(
-            config, keys, batch["image"], batch["elevation"]
-        )
+        views, elevation = objective.make_views(config, keys, batch["image"], batch["elevation"])
 
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            outputs, updates = model.apply(
-                variables, views, train=True, mutable=["batch_stats"]
-            )
+            outputs, updates = model.apply(variables, views, train=True, mutable=["batch_stats"])
             loss, terms = objective.weighted_loss(config, outputs, elevation)
             return loss, (terms, updates["batch_stats"])
 
@@ -204,9 +199,7 @@ class _Log:
     def __init__(self, config, writer, bar, devices, first_step):
         self.config, self.writer, self.bar, self.devices = config, writer, bar, devices
         self.reported, self.pending = first_step, None
-        self.clock: float | None = (
-            None  # starts after the first report, which the compiler delays
-        )
+        self.clock: float | None = None  # starts after the first report, which the compiler delays
 
     def put(self, step, scalars):
         self.flush()
@@ -297,8 +290,7 @@ def _score(config, predict, chips, train_mean, variables):
 def _overview(params) -> str:
     """Parameters by part of the model."""
     counts = {
-        part: sum(leaf.size for leaf in jax.tree.leaves(leaves))
-        for part, leaves in params.items()
+        part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in params.items()
     }
     counts["in all"] = sum(counts.values())
     return "\n".join(f"  {part:<20}{count:>12,} parameters" for part, count in counts.items())
@@ -348,7 +340,5 @@ def _table(config, scores, heldout) -> str:
         text = f"{scores['contrastive_top1']:.3f}"
         lines.append(("contrastive top-1", text, rival, f"chance among {2 * pairs - 1} views"))
     lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
-    title = (
-        f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
-    )
+    title = f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
     return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])

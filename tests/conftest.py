@@ -61,8 +61,6 @@ def batch_mesh():
 
     def make(count):
         kinds = (jax.sharding.AxisType.Auto,)
-        return jax.make_mesh(
-            (count,), ("batch",), axis_types=kinds, devices=jax.devices()[:count]
-        )
+        return jax.make_mesh((count,), ("batch",), axis_types=kinds, devices=jax.devices()[:count])
 
     return make

@@ -43,9 +43,7 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     assert writer.scalars[6]["elevation_loss"] < writer.scalars[1]["elevation_loss"]
     assert writer.scalars[6]["images_per_second_per_device"] > 0
     assert json.loads((whole / "results.json").read_text()) == pytest.approx(scores)
-    assert {"elevation_rmse_m", "contrastive_top1", "feature_std", "probe_accuracy"} <= set(
-        scores
-    )
+    assert {"elevation_rmse_m", "contrastive_top1", "feature_std", "probe_accuracy"} <= set(scores)
     assert "random_probe_accuracy" in scores
     for picture in ("views.png", "elevation.png"):
         assert (whole / picture).stat().st_size > 10_000
@@ -102,7 +100,7 @@ def test_data_that_do_not_fit_are_refused(tiny, data):
     with pytest.raises(InputError, match="only 20 chips"):
         pretrain.check_fit(tiny, data)
     tiny.batch_size = 12
-    with pytest.raises(InputError, match="multiple of the 8 devices"):
+    with pytest.raises(InputError, match="multiple of 8 devices"):
         pretrain.check_fit(tiny, data)
     tiny.batch_size = 8
     tiny.data.rgb = (0, 1, 3)

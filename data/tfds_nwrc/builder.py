@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters, writer
 from tqdm import tqdm
 
 from elev_ssl_jax.data import layout
 from tfds_nwrc import splits
 
+RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
 CLASSES = ("non_agricultural", "agricultural_frontier")
 
 
@@ -49,10 +51,10 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         **builder_args: Any,
     ):
         """Sizes are rows and columns; `bands` count from 0; the rest is `splits.assign`'s."""
-        self.size = tuple(size)
-        self.elevation_size = tuple(elevation_size)
+        self.size = size
+        self.elevation_size = elevation_size
         self.bands = tuple(bands)
-        self.split_settings = {
+        self.split_settings: dict[str, Any] = {
             "purity": purity,
             "split_by": split_by,
             "num_labeled": num_labeled,
@@ -61,6 +63,18 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         super().__init__(**builder_args)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=self._features(),
+            # The order within a split is part of its meaning: see splits.assign.
+            disable_shuffling=True,
+            alternative_file_formats=[RANDOM_ACCESS],
+        )
+
+    def _features(self) -> tfds.features.FeatureConnector:
+        if (self.data_path / "features.json").exists():  # data that are there know their sizes
+            return tfds.features.FeatureConnector.from_config(self.data_dir)
         raw = tfds.features.Encoding.BYTES
         tensor = tfds.features.Tensor
         features = {
@@ -72,13 +86,13 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         }
         if self._is_classification:
             features["label"] = tfds.features.ClassLabel(names=CLASSES)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(features),
-            # The order within a split is part of its meaning: see splits.assign.
-            disable_shuffling=True,
-        )
+        return tfds.features.FeaturesDict(features)
+
+    def _example_writer(self) -> writer.ExampleWriter:
+        # array_record has the random access that training needs, but no tf.data: tfds.load reads
+        # the TFRecord files beside it.
+        formats = (self.info.file_format, RANDOM_ACCESS)
+        return writer.MultiOutputExampleWriter([writer.ExampleWriter(f) for f in formats])
 
     @property
     def _is_classification(self) -> bool:
@@ -89,11 +103,12 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         chips = layout.read_metadata(folder)
         masks = folder / layout.MASKS
         shares, labelled = [], []
-        for path in tqdm(chips["Mask"], "masks", unit=" chips"):
-            mask = layout.read_mask(masks / path, self.size)
-            known = mask[mask != layout.UNLABELLED]
-            shares.append(known.mean() if known.size else 0.0)
-            labelled.append(known.size / mask.size)
+        with tqdm(chips["Mask"], "masks", unit=" chips") as bar:
+            for path in bar:
+                mask = layout.read_mask(masks / path, self.size)
+                known = mask[mask != layout.UNLABELLED]
+                shares.append(known.mean() if known.size else 0.0)
+                labelled.append(known.size / mask.size)
         share = np.array(shares)
         chips["label"] = (share > 0.5).astype(int)
         chips["share"] = np.maximum(share, 1 - share)
@@ -107,18 +122,22 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, folder, chips, split) -> Iterator[tuple[str, dict[str, Any]]]:
-        for chip in tqdm(chips.to_dict("records"), split, unit=" chips"):
-            path = folder / layout.IMAGES / chip["Image"]
-            image = layout.read_image(path, self.bands)
-            layout.check_size(path, image, self.size)
-            elevation_path = folder / layout.ELEVATIONS / chip["Elevation"]
-            example = {
-                "image": image,
-                "elevation": layout.read_elevation(elevation_path, self.elevation_size),
-                "mask": layout.read_mask(folder / layout.MASKS / chip["Mask"], self.size),
-                "id": chip["Id"],
-                "tile": chip["tile"],
-            }
-            if self._is_classification:
-                example["label"] = -1 if split == "unlabeled" else chip["label"]
-            yield chip["Id"], example
+        with tqdm(chips.to_dict("records"), split, unit=" chips") as bar:
+            for chip in bar:
+                yield chip["Id"], self._example(folder, chip, split)
+
+    def _example(self, folder, chip, split) -> dict[str, Any]:
+        path = folder / layout.IMAGES / chip["Image"]
+        image = layout.read_image(path, self.bands)
+        layout.check_size(path, image, self.size)
+        elevation = folder / layout.ELEVATIONS / chip["Elevation"]
+        example = {
+            "image": image,
+            "elevation": layout.read_elevation(elevation, self.elevation_size),
+            "mask": layout.read_mask(folder / layout.MASKS / chip["Mask"], self.size),
+            "id": chip["Id"],
+            "tile": chip["tile"],
+        }
+        if self._is_classification:
+            example["label"] = -1 if split == "unlabeled" else chip["label"]
+        return example

@@ -140,9 +140,7 @@ def _split_groups(chips, group, order, eligible, num_test, split_by):
         near, _ = shapely.STRtree(boxes[test]).query(boxes[train], predicate="intersects")
         train = np.delete(train, np.unique(near))
     if not len(train):
-        raise InputError(
-            f"--split-by {split_by} leaves no chip for training; use smaller groups"
-        )
+        raise InputError(f"--split-by {split_by} leaves no chip for training; use smaller groups")
     return test, train
 
 

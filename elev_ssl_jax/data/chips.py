@@ -84,9 +84,7 @@ def cut(
             if grids[0] != grids[1]:
                 raise InputError(f"{path} is not on the grid of {images[0]}; resample it first")
         if min(scene.shape) < size:
-            raise InputError(
-                f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})"
-            )
+            raise InputError(f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})")
         dem = _open(elevation, stack)
         _check_overlap(elevation, dem.crs, dem.bounds, scene, images[0])
         classes = _open_labels(labels, label_values, scene, images[0], stack)
@@ -94,7 +92,8 @@ def cut(
         rows, dropped, incomplete, with_elevation = [], 0, 0, 0
         tops = range(0, scene.height - size + 1, stride)
         lefts = range(0, scene.width - size + 1, stride)
-        bar = tqdm(total=len(tops) * len(lefts), desc=tile, unit=" chips", disable=not progress)
+        count = len(tops) * len(lefts)
+        bar = stack.enter_context(tqdm(total=count, desc=tile, unit=" chips", disable=not progress))
         for top in tops:
             strip, valid = _read_strip(images, bands, top, size)
             for left in lefts:
@@ -109,11 +108,10 @@ def cut(
                 incomplete += bool(missing.any())
                 with_elevation += not missing.all()
                 mask = classes(grid, size)
-                path = f"{tile}/{tile}_{top // block}_{left // block}/({top}, {left})"
+                where = f"{tile}/{tile}_{top // block}_{left // block}/({top}, {left})"
                 image = strip[:, :, columns]
-                _write(folder, path, image, heights, mask, grid, scene.crs)
-                rows.append(_row(f"{tile}_{top}_{left}", path, mask, grid, scene.crs))
-        bar.close()
+                _write(folder, where, image, heights, mask, grid, scene.crs)
+                rows.append(_row(f"{tile}_{top}_{left}", where, mask, grid, scene.crs))
     if not rows:
         raise InputError(f"{images[0]}: every chip has nodata; nothing is left")
     if not with_elevation:
@@ -134,11 +132,9 @@ def _open(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
 
 
 def _check_overlap(path, crs, bounds, scene, scene_path):
-    here = box(*transform_bounds(crs, scene.crs, *bounds))
-    if not here.intersects(box(*scene.bounds)):
-        raise InputError(
-            f"{path} doesn't overlap {scene_path}; check both files' CRS and extent"
-        )
+    # The scene goes to the other's CRS: a DEM of the whole globe has no place in the scene's.
+    if not box(*transform_bounds(scene.crs, crs, *scene.bounds)).intersects(box(*bounds)):
+        raise InputError(f"{path} doesn't overlap {scene_path}; check both files' CRS and extent")
 
 
 def _read_strip(paths, sources, top, size):
@@ -152,9 +148,7 @@ def _read_strip(paths, sources, top, size):
         except rasterio.errors.RasterioError as error:
             raise InputError(f"{path} can't be read at row {top}; is it truncated?") from error
         if strips[-1].dtype.kind not in "uif":
-            raise InputError(
-                f"{path} has type {strips[-1].dtype}; integers or floats are needed"
-            )
+            raise InputError(f"{path} has type {strips[-1].dtype}; integers or floats are needed")
     strip = np.concatenate(strips)
     return strip, np.logical_and.reduce([*valid, np.isfinite(strip).all(axis=0)])
 
@@ -302,9 +296,7 @@ def _row(chip_id, path, mask, grid, crs):
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--image", type=Path, nargs="+", required=True, help="GeoTIFFs on one grid"
-    )
+    parser.add_argument("--image", type=Path, nargs="+", required=True, help="GeoTIFFs on one grid")
     parser.add_argument("--elevation", type=Path, required=True, help="DEM in metres, any grid")
     parser.add_argument("--labels", type=Path, help="class raster or polygons; may be left out")
     parser.add_argument(
@@ -319,9 +311,7 @@ def main() -> None:
     parser.add_argument("--tile", help="name of the scene (default: the first image's)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     args = vars(parser.parse_args())
-    images, elevation, labels, out = (
-        args.pop(k) for k in ("image", "elevation", "labels", "out")
-    )
+    images, elevation, labels, out = (args.pop(k) for k in ("image", "elevation", "labels", "out"))
     with reported():
         with layout.new_folder(out) as folder:
             rows, counts = cut(images, elevation, labels, folder, **args)

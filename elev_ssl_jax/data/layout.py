@@ -9,6 +9,7 @@ The first part of a chip's path is its tile, the second the spatial block within
 """
 
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,12 @@ def write_metadata(folder: Path, rows: list[dict]) -> None:
     pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS, "crs"]).to_csv(
         folder / "metadata.csv", index=False
     )
+
+
+def delete(folder: Path, row: dict) -> None:
+    """Deletes the files of one row of the metadata."""
+    for top, column in ((IMAGES, "Image"), (ELEVATIONS, "Elevation"), (MASKS, "Mask")):
+        shutil.rmtree((folder / top / row[column]).parent)
 
 
 def read_metadata(folder: Path) -> pd.DataFrame:
@@ -226,9 +233,11 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
     if not path.is_file():
         raise InputError(f"{path} not found, though metadata.csv lists it")
     try:
-        with rasterio.open(path) as source:
+        with warnings.catch_warnings():
+            # The reference files lie by their folders' names, not all by a geotransform.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            source = rasterio.open(path)
+        with source:
             yield source
     except rasterio.errors.RasterioError as error:
-        raise InputError(
-            f"{path} is truncated or not a readable raster; write it again"
-        ) from error
+        raise InputError(f"{path} is truncated or not a readable raster; write it again") from error

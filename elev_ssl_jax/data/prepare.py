@@ -57,16 +57,8 @@ def prepare(
         sys.path.append(str(Path(__file__).parents[2] / "data"))
         from tfds_nwrc import Nwrc
 
-    builder = Nwrc(
-        config=config,
-        data_dir=data_dir,
-        size=image.shape[:2],
-        elevation_size=layout.elevation_size(chips, rows),
-        bands=bands,
-        file_format="array_record",
-        **split_settings,
-    )
-    target = Path(builder.data_dir)
+    data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser()
+    target = data_dir / Nwrc.name / config / str(Nwrc.VERSION)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already; --overwrite builds it again")
     tfds.disable_progress_bar()  # ours know how many chips there are
@@ -75,6 +67,14 @@ def prepare(
         tempfile.TemporaryDirectory() as nothing_is_downloaded,
         contextlib.redirect_stdout(io.StringIO()),  # "Downloading ... Unknown size"
     ):
+        builder = Nwrc(
+            config=config,
+            data_dir=data_dir,
+            size=image.shape[:2],
+            elevation_size=layout.elevation_size(chips, rows),
+            bands=bands,
+            **split_settings,
+        )
         builder.download_and_prepare(
             download_dir=nothing_is_downloaded,
             download_config=tfds.download.DownloadConfig(

@@ -1,6 +1,7 @@
 """Prepared TFDS data, at random access or all in memory. The one module that reads TFDS."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ class Split(Sequence):
         return len(self._records)
 
     def __getitem__(self, index):
-        return self._records[int(index)]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._records[int(index) % len(self)]
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +60,8 @@ class Split(Sequence):
 def open_split(data: Any, split: str) -> Split:
     """Opens a split, in TFDS' notation ("unlabeled+labeled[80:]"), of the data in `config.data`.
 
+    As in Python, a slice that reaches past the end of a small split takes what there is.
+
     Raises:
       InputError: There are no such data, no such split, or the split is empty.
     """
@@ -74,19 +79,32 @@ def open_split(data: Any, split: str) -> Split:
     try:
         builder = tfds.builder_from_directory(versions[-1])
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{versions[-1]} is not a prepared dataset; prepare it again"
-        ) from error
+        raise InputError(f"{versions[-1]} is not a prepared dataset; prepare it again") from error
+    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+    within = _within(split, counts)
+    if not within:
+        raise InputError(f"split {split!r} of {data.name} in {folder} is empty; it has {counts}")
     try:
-        records = builder.as_data_source(split=split)
-        count = len(records)
+        records = builder.as_data_source(split=within)
     except NotImplementedError as error:
         raise InputError(
             f"{versions[-1]} has no random access; prepare it again (array_record files)"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
-        splits = ", ".join(f"{n} ({s.num_examples})" for n, s in builder.info.splits.items())
-        raise InputError(f"split {split!r} of {data.name} won't do; it has {splits}") from error
-    if not count:
-        raise InputError(f"split {split!r} of {data.name} in {folder} is empty")
+        raise InputError(f"split {split!r} of {data.name} won't do; it has {counts}") from error
     return Split(records, builder.info.features, split)
+
+
+def _within(split: str, counts: dict[str, int]) -> str:
+    """The split with its slices cut to what there is, and without empty ones."""
+    parts = []
+    for part in split.replace(" ", "").split("+"):
+        match = re.fullmatch(r"(\w+)\[(-?\d*):(-?\d*)\]", part)
+        if match and match[1] in counts:
+            ends = (int(end) if end else None for end in match.groups()[1:])
+            start, stop, _ = slice(*ends).indices(counts[match[1]])
+            if start >= stop:
+                continue
+            part = f"{match[1]}[{start}:{stop}]"
+        parts.append(part)
+    return "+".join(parts)

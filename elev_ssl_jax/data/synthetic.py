@@ -44,7 +44,8 @@ def make_scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
       size: Side in pixels, a multiple of `DEM_FACTOR`.
     """
     rng = np.random.default_rng(seed)
-    heights = rng.uniform(100, 2400) + rng.uniform(80, 350) * _fractal(rng, size, 2.0)
+    relief = rng.uniform(0.04, 0.18) * size * PIXEL_METRES  # slopes alike at every size
+    heights = rng.uniform(100, 2400) + relief * _fractal(rng, size, 2.0)
     heights = np.maximum(heights, 0)
     dy, dx = np.gradient(heights, PIXEL_METRES)
     slope = np.hypot(dx, dy)
@@ -125,21 +126,25 @@ def write_chips(
     """
     side = -(-size * CHIPS_PER_SIDE // DEM_FACTOR) * DEM_FACTOR
     rows: list[dict] = []
-    with layout.new_folder(folder) as partial, tempfile.TemporaryDirectory() as scratch:
-        bar = tqdm(
-            total=num_chips, desc="synthetic scenes", unit=" chips", disable=not progress
-        )
+    with (
+        layout.new_folder(folder) as partial,
+        tempfile.TemporaryDirectory() as scratch,
+        tqdm(total=num_chips, desc="synthetic", unit=" chips", disable=not progress) as bar,
+    ):
         for scene in range(-(-num_chips // CHIPS_PER_SIDE**2)):
             image, dem, labels = make_scene(seed * 100_003 + scene, side)
-            # Scenes lie side by side, one scene's width apart.
-            left, top = 300_000 + 2 * scene * side * PIXEL_METRES, 800_000
-            paths = [Path(scratch) / f"{name}.tif" for name in ("image", "dem", "labels")]
-            for path, array in zip(paths, (image, dem[None], labels[None]), strict=True):
+            # Scenes lie in rows of 100, one scene's width apart.
+            line, place = divmod(scene, 100)
+            left, top = (2 * n * side * PIXEL_METRES for n in (place, -line))
+            files = {name: Path(scratch) / f"{name}.tif" for name in ("image", "dem", "labels")}
+            for path, array in zip(files.values(), (image, dem[None], labels[None]), strict=True):
                 pixel = PIXEL_METRES * side / array.shape[-1]
-                _write_geotiff(path, array, from_origin(left, top, pixel, pixel))
+                grid = from_origin(300_000 + left, 800_000 + top, pixel, pixel)
+                _write_geotiff(path, array, grid)
             scene_rows, _ = chips.cut(
-                paths[:1],
-                *paths[1:],
+                [files["image"]],
+                files["dem"],
+                files["labels"],
                 partial,
                 size=size,
                 elevation_size=elevation_size or max(1, size // DEM_FACTOR),
@@ -147,9 +152,12 @@ def write_chips(
                 tile=f"synthetic{scene:04d}",
                 progress=False,
             )
-            rows += scene_rows[: num_chips - len(rows)]
+            spare = len(rows) + len(scene_rows) - num_chips
+            for row in scene_rows[len(scene_rows) - max(spare, 0) :]:
+                layout.delete(partial, row)
+                scene_rows.remove(row)
+            rows += scene_rows
             bar.update(len(rows) - bar.n)
-        bar.close()
         layout.write_metadata(partial, rows)
 
 

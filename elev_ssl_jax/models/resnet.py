@@ -92,9 +92,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool, views: int = 1
-    ) -> tuple[jax.Array, ...]:
+    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[jax.Array, ...]:
         """Feature maps at strides 2, 4, 8, 16 and 32 of images float [B, H, W, C].
 
         At 100 pixels their sizes are 50, 25, 13, 7 and 4. `train` makes BatchNorm use the

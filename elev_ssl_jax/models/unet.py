@@ -1,7 +1,6 @@
 """U-Net decoder on a ResNet encoder (Ronneberger et al., arXiv 1505.04597)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -61,7 +60,9 @@ class Decoder(nn.Module):
         *skips, x = features
         height, width = self.output_size
         fitting = [s for s in skips if s.shape[1] <= height and s.shape[2] <= width]
-        targets = [(s.shape[1:3], s) for s in reversed(fitting)]
+        targets: list[tuple[tuple[int, int], jax.Array | None]] = [
+            ((s.shape[1], s.shape[2]), s) for s in reversed(fitting)
+        ]
         if not targets or targets[-1][0] != (height, width):
             targets.append(((height, width), None))
         for i, (size, skip) in enumerate(targets):
@@ -83,7 +84,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images float [B, H, W, C] to logits float32 [B, *output_size, num_classes]."""
-        shared = partial(dict, width=self.width, dtype=self.dtype)
-        features = self.encoder(**shared(name="encoder"))(images, train=train)
-        decoder = Decoder(self.num_classes, self.output_size, **shared(name="decoder"))
+        common = {"width": self.width, "dtype": self.dtype}
+        features = self.encoder(**common, name="encoder")(images, train=train)
+        decoder = Decoder(self.num_classes, self.output_size, **common, name="decoder")
         return decoder(features, train=train)

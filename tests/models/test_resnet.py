@@ -49,9 +49,7 @@ def test_training_forward_equals_pytorch(rng, reference):
 
 
 def test_each_view_is_normalised_by_itself(rng):
-    views = (
-        rng.normal(size=(6, 3, 4, 4, 5)).astype(np.float32) * [[[[[1]]], [[[4]]], [[[9]]]]] + 2
-    )
+    views = rng.normal(size=(6, 3, 4, 4, 5)).astype(np.float32) * [[[[[1]]], [[[4]]], [[[9]]]]] + 2
     views = views.astype(np.float32)
     norm = BatchNorm()
     variables = norm.init(jax.random.key(0), views[:, 0], train=True)

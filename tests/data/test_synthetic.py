@@ -1,0 +1,38 @@
+import numpy as np
+
+from elev_ssl_jax.data import layout, synthetic
+
+
+def test_scenes_are_seeded_and_within_their_ranges():
+    image, dem, labels = synthetic.make_scene(3, 96)
+    for ours, again in zip((image, dem, labels), synthetic.make_scene(3, 96), strict=True):
+        np.testing.assert_array_equal(ours, again)
+    assert not np.array_equal(image, synthetic.make_scene(4, 96)[0])
+    assert image.shape == (3, 96, 96)
+    assert image.dtype == np.uint16
+    assert dem.shape == (32, 32)
+    assert 0 <= dem.min() < dem.max() < 5000
+    assert image.min() >= 1
+    assert image.max() <= 10_000
+
+
+def test_both_classes_are_common_and_elevation_matters():
+    scenes = [synthetic.make_scene(seed, 48) for seed in range(60)]
+    shares = np.array([labels.mean() for _, _, labels in scenes])
+    heights = np.array([dem.mean() for _, dem, _ in scenes])
+    assert 0.3 < shares.mean() < 0.7
+    assert np.corrcoef(shares, heights)[0, 1] < -0.4
+
+
+def test_any_number_of_chips_in_the_reference_layout(tmp_path):
+    synthetic.write_chips(tmp_path / "chips", 11, size=24, seed=1, progress=False)
+    rows = layout.read_metadata(tmp_path / "chips")
+    assert len(rows) == 11
+    assert rows["tile"].nunique() == 2
+    assert len(list((tmp_path / "chips").rglob("chip.npy"))) == 11
+    image = layout.read_image(tmp_path / "chips" / layout.IMAGES / rows["Image"][10])
+    assert image.shape == (24, 24, 3)
+    elevation = layout.read_elevation(
+        tmp_path / "chips" / layout.ELEVATIONS / rows["Elevation"][10], (8, 8)
+    )
+    assert np.isfinite(elevation).all()

@@ -1,0 +1,84 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", "elev_ssl_jax.main", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def demo(workdir, *more):
+    return main(
+        "--config=configs/simclr_elev.py:demo",
+        f"--workdir={workdir}",
+        "--config.data.synthetic.chips=120",
+        "--config.data.synthetic.size=32",
+        "--config.model.width=0.125",
+        "--config.batch_size=16",
+        *more,
+    )
+
+
+def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
+    done = demo(tmp_path / "run", "--config.epochs=1")
+    assert done.returncode == 0, done.stderr
+    for word in ("elevation RMSE", "linear probe", "views.png", "to continue: python -m"):
+        assert word in done.stdout
+    run = tmp_path / "run"
+    assert json.loads((run / "config.json").read_text())["epochs"] == 1
+    assert list(run.glob("events.out.tfevents*"))
+
+    more = demo(tmp_path / "run", "--config.epochs=2")
+    assert more.returncode == 0, more.stderr
+    assert "going on after step" in more.stdout
+
+    other = demo(tmp_path / "run", "--config.seed=5")
+    assert other.returncode == 2
+    assert other.stderr.strip().endswith("(seed was 0 and is 5); use another --workdir")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.data.dir=/nonexistent"],
+            "data.dir=/nonexistent has no nwrc/classification",
+        ),
+        (["--config.objective.alhpa=1"], 'Did you mean "alpha"'),
+        (["--config.objective.alpha=7"], "config.objective.alpha is 7.0; it must be in [0, 1]"),
+        (["--config.batch_size=many"], "--config.batch_size=many"),
+        (["--surprise"], "surprise"),
+        (["--config=configs/none.py"], "configs/none.py"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(tmp_path, arguments, message):
+    done = main("--config=configs/simclr_elev.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_core_imports_without_tensorflow():
+    code = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "grain"):
+    sys.modules[name] = None
+import elev_ssl_jax.losses, elev_ssl_jax.augment, elev_ssl_jax.metrics, elev_ssl_jax.objective
+import elev_ssl_jax.models.unet, elev_ssl_jax.models.heads, elev_ssl_jax.data.pipeline
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
