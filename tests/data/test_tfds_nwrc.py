@@ -17,7 +17,6 @@ class NwrcTest(tfds.testing.DatasetBuilderTestCase):
     """TFDS' own checks, on a folder in the reference format."""
 
     DATASET_CLASS = tfds_nwrc.Nwrc
-    test_session = None  # of tf.test, a deprecated helper that always skips itself
     SPLITS = {"unlabeled": 26, "labeled": 2, "test": 2}  # noqa: RUF012
 
     @classmethod
