@@ -104,16 +104,16 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
             log = _Log(config, writer, bar, mesh.size, first_step)
             for step in range(first_step + 1, total_steps + 1):
                 state, scalars = train_step(state, next(batches))
-                if step % config.log.every_steps == 0 or step == total_steps:
+                last = step == total_steps
+                saves = last or step % (config.checkpoint.every_epochs * steps_per_epoch) == 0
+                scores = not last and step % (config.log.eval_every_epochs * steps_per_epoch) == 0
+                if saves or scores or step % config.log.every_steps == 0:
                     log.put(step, scalars)
-                if step % steps_per_epoch:
-                    continue
-                epoch = step // steps_per_epoch
-                if epoch % config.checkpoint.every_epochs == 0 or epoch == config.epochs:
-                    log.flush()  # a state whose loss is not finite is never saved
+                if saves or scores:
+                    log.flush()  # a state that is not finite ends the run and is never saved
+                if saves:
                     checkpoint.save(checkpoints, state)
-                if epoch % config.log.eval_every_epochs == 0 and epoch < config.epochs:
-                    log.flush()
+                if scores:
                     writer.write_scalars(step, score(state.variables)[0])
                     log.restart_clock()
 
@@ -213,9 +213,10 @@ class _Log:
         values = {name: float(value) for name, value in scalars.items()}
         images = (step - self.reported) * self.config.batch_size
         self.reported = step
-        if not math.isfinite(values["loss"]):
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             raise InputError(
-                f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate "
+                f"the loss is {values['loss']} at step {step}, its gradient's norm "
+                f"{values['gradient_norm']}; lower optimizer.learning_rate "
                 f"(it is {self.config.optimizer.learning_rate}) or look at the data's values; the "
                 "last checkpoint is from before"
             )
@@ -257,8 +258,8 @@ def _mean_elevation(config, sample) -> float:
     if not known.size:
         if config.objective.alpha > 0:
             raise InputError(
-                f"{config.data.split} of {config.data.name} has no elevation at all; check the "
-                "DEM that the chips were cut with"
+                f"no elevation in any of {len(sample['elevation'])} chips of {config.data.split} "
+                f"of {config.data.name}; check the DEM that the chips were cut with"
             )
         return math.nan
     return float(known.mean(dtype=np.float64))

@@ -69,6 +69,17 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
 
 
+@pytest.mark.parametrize(
+    ("alpha", "scored"), [(0.0, "contrastive_top1"), (1.0, "elevation_rmse_m")]
+)
+def test_one_branch_alone_is_scored_by_what_it_learns(tiny, data, tmp_path, alpha, scored):
+    tiny.epochs, tiny.objective.alpha = 1, alpha
+    scores = pretrain.pretrain(tiny, tmp_path, data, Writer())
+    assert scored in scores
+    assert len({"contrastive_top1", "elevation_rmse_m"} & set(scores)) == 1
+    assert (tmp_path / "elevation.png").exists() == (alpha == 1)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny, data, tmp_path):
     tiny.optimizer.learning_rate = 1e30
     with pytest.raises(InputError, match=r"optimizer.learning_rate"):
@@ -92,7 +103,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
 def test_data_that_do_not_fit_are_refused(tiny, data):
     assert pretrain.check_fit(tiny, data) == 2
     empty = {**data.train, "elevation": np.full((20, 11, 11), np.nan, np.float32)}
-    with pytest.raises(InputError, match="no elevation at all"):
+    with pytest.raises(InputError, match="no elevation in any of 20 chips"):
         pretrain.check_fit(tiny, data._replace(train=empty))
     with pytest.raises(InputError, match="no elevation at all"):
         pretrain.check_fit(tiny, data._replace(heldout=empty))

@@ -44,9 +44,8 @@ def prepare(
       InputError: A file is missing or malformed, or the settings don't fit the data.
     """
     rows = layout.read_metadata(chips)
-    bands = tuple(range(3)) if bands is None else tuple(bands)
-    first = rows.iloc[0]
-    image = layout.read_image(chips / layout.IMAGES / first["Image"], bands)
+    image = layout.read_image(chips / layout.IMAGES / rows["Image"][0], bands)
+    bands = tuple(range(min(3, image.shape[-1]))) if bands is None else tuple(bands)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow_datasets as tfds
@@ -97,6 +96,7 @@ def _aside(folder: Path) -> Iterator[None]:
         yield
         return
     old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     try:
         yield
