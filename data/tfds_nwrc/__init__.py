@@ -1,5 +1,5 @@
 """The NWRC data, and any folder in its layout, as a TensorFlow dataset."""
 
-from tfds_nwrc.builder import Nwrc
+from tfds_nwrc.builder import Nwrc, build
 
-__all__ = ["Nwrc"]
+__all__ = ["Nwrc", "build"]

@@ -5,11 +5,9 @@ python -m elev_ssl_jax.data.prepare --chips CHIPS --config classification
 
 import argparse
 import contextlib
-import io
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,44 +46,28 @@ def prepare(
     bands = tuple(range(min(3, image.shape[-1]))) if bands is None else tuple(bands)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow_datasets as tfds
-
     try:
-        from tfds_nwrc import Nwrc
+        import tfds_nwrc
     except ModuleNotFoundError:  # a checkout that is not installed
         sys.path.append(str(Path(__file__).parents[2] / "data"))
-        from tfds_nwrc import Nwrc
+        import tfds_nwrc
 
     data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser()
-    target = data_dir / Nwrc.name / config / str(Nwrc.VERSION)
+    target = data_dir / tfds_nwrc.Nwrc.name / config / str(tfds_nwrc.Nwrc.VERSION)
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already; --overwrite builds it again")
-    tfds.disable_progress_bar()  # ours know how many chips there are
-    with (
-        _aside(target),
-        tempfile.TemporaryDirectory() as nothing_is_downloaded,
-        contextlib.redirect_stdout(io.StringIO()),  # "Downloading ... Unknown size"
-    ):
-        builder = Nwrc(
+    with _aside(target):
+        counts = tfds_nwrc.build(
+            chips,
+            data_dir,
             config=config,
-            data_dir=data_dir,
             size=image.shape[:2],
             elevation_size=layout.elevation_size(chips, rows),
             bands=bands,
             **split_settings,
         )
-        builder.download_and_prepare(
-            download_dir=nothing_is_downloaded,
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=chips, try_download_gcs=False, compute_stats="skip"
-            ),
-        )
-    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
-    total = sum(counts.values())
-    print(
-        f"{target}: {', '.join(f'{count} {name}' for name, count in counts.items())} "
-        f"({total} of {len(rows)} chips)"
-    )
+    splits = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{target}: {splits} ({sum(counts.values())} of {len(rows)} chips)")
     return target
 
 
