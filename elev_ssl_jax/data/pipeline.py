@@ -116,7 +116,7 @@ def make_batches(
                 f"streamed from disk: {gib:.2f} GiB, above data.resident_gib={resident_gib:g}",
             )
         chips = chips.arrays("image", "elevation")
-    gib = sum(array.nbytes for array in chips.values()) / 2**30
+    gib = (chips["image"].nbytes + chips["elevation"].nbytes) / 2**30
     return (
         resident_batches(chips, mesh, seed, batch_size, first_step),
         f"resident on each device: {gib:.2f} GiB as stored integers",
