@@ -40,17 +40,18 @@ class BatchNorm(nn.Module):
             shift = bias - running_mean.value * factor
             return (x * factor + shift).astype(self.dtype)
 
-        by_view = x.reshape(-1, views, *x.shape[1:])
+        by_view = x.astype(jnp.float32).reshape(-1, views, *x.shape[1:])
         axes = (0, *range(2, by_view.ndim - 1))
-        x32 = by_view.astype(jnp.float32)
-        mean = jnp.mean(x32, axes, keepdims=True)
-        var = jnp.maximum(jnp.mean(x32**2, axes, keepdims=True) - mean**2, 0)
+        mean = jnp.mean(by_view, axes, keepdims=True)
+        # Not E[x^2] - E[x]^2, which loses its digits where the mean is large.
+        centred = by_view - mean
+        var = jnp.mean(centred**2, axes, keepdims=True)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 view_mean = jnp.mean(batch.reshape(views, channels), axis=0)
                 running.value = 0.9 * running.value + 0.1 * view_mean
-        factor = scale * jax.lax.rsqrt(var + 1e-5)
-        return (by_view * factor + (bias - mean * factor)).astype(self.dtype).reshape(x.shape)
+        normalised = centred * (scale * jax.lax.rsqrt(var + 1e-5)) + bias
+        return normalised.astype(self.dtype).reshape(x.shape)
 
 
 class BasicBlock(nn.Module):
