@@ -72,13 +72,13 @@ def test_bad_arguments_end_in_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_core_imports_without_tensorflow():
+def test_the_method_and_its_loop_import_without_tensorflow():
     code = """
 import sys
 for name in ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "grain"):
     sys.modules[name] = None
 import elev_ssl_jax.losses, elev_ssl_jax.augment, elev_ssl_jax.metrics, elev_ssl_jax.objective
-import elev_ssl_jax.models.unet, elev_ssl_jax.models.heads, elev_ssl_jax.data.pipeline
+import elev_ssl_jax.models.unet, elev_ssl_jax.models.heads, elev_ssl_jax.pretrain
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
