@@ -69,12 +69,15 @@ def cut(
     Raises:
       InputError: A file is missing or broken, has no CRS, doesn't overlap, or no chip is left.
     """
-    stride = stride or size
-    for name, value in (("--size", size), ("--stride", stride), ("--block", block)):
+    stride = size if stride is None else stride
+    for name, value in (
+        ("--size", size),
+        ("--stride", stride),
+        ("--elevation-size", elevation_size),
+        ("--block", block),
+    ):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
-    if elevation_size < 1:
-        raise InputError(f"--elevation-size is {elevation_size}; it must be at least 1")
     tile = re.sub(r"[^\w-]+", "_", tile or images[0].stem)
     with ExitStack() as stack:
         bands = [_open(path, stack) for path in images]

@@ -44,7 +44,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when all of it is written.
 
     Raises:
-      InputError: `path` exists already.
+      InputError: `path` exists already, or can't be written.
     """
     if path.exists():
         raise InputError(f"{path} exists already; name another folder or delete this one")
@@ -57,6 +57,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

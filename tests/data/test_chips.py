@@ -213,6 +213,8 @@ def test_bands_on_other_grids_and_scenes_below_a_chip_are_refused(scene):
         cut(scene, image=("red", "blue"))
     with pytest.raises(InputError, match="smaller than one chip"):
         chips.cut([scene["image"]], scene["dem"], None, scene["folder"], size=61)
+    with pytest.raises(InputError, match="--stride is 0"):
+        chips.cut([scene["image"]], scene["dem"], None, scene["folder"], size=20, stride=0)
 
 
 def test_the_command_writes_all_or_nothing(scene):
