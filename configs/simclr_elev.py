@@ -7,7 +7,7 @@ Your own data: --config.data.name=nwrc/segmentation --config.data.dir=DIR, and
 --config.data.value_range="(0.0, 10000.0)" if the sensor needs it.
 """
 
-from elev_ssl_jax.config import default
+from elev_ssl_jax.config import default, with_variant
 
 
 def get_config(variant: str = ""):
@@ -34,17 +34,4 @@ def get_config(variant: str = ""):
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 1e-4
 
-    if variant == "demo":
-        demo(config)
-    elif variant:
-        raise ValueError(f"simclr_elev.py has no variant {variant!r}; there is :demo")
-    return config
-
-
-def demo(config):
-    """Small synthetic scenes and a quarter of the channels: minutes on a laptop."""
-    config.data.synthetic.chips = 1500
-    config.data.synthetic.size = 64
-    config.model.width = 0.25
-    config.batch_size = 64
-    config.epochs = 25
+    return with_variant(config, variant)

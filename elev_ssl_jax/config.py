@@ -66,7 +66,13 @@ def default() -> ml_collections.ConfigDict:
     objective.alpha = 0.5  # L = alpha L_E + (1 - alpha) (lam L_G + (1 - lam) L_L)
     objective.lam = 1.0
     objective.temperature = 0.5
+    # What the projection head sees of the encoder's last map: its "mean", or its "style", mean and
+    # variance. GLCNet and the paper's text have style, the paper's code has the mean for all.
     objective.global_features = "mean"
+    objective.local = local = ml_collections.ConfigDict()
+    local.patches = 4  # matching patches of each image
+    local.patch_size = 16  # side in pixels of a view
+    local.projection = (128, 128)  # hidden units and embedding
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.chunk_size = 0  # columns of the similarity matrix at a time; 0 is all
@@ -77,6 +83,9 @@ def default() -> ml_collections.ConfigDict:
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 1e-3  # at the start; cosine decay to zero
     optimizer.weight_decay = 1e-4
+    # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
+    # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does.
+    optimizer.name = "adamw"
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 5
@@ -94,9 +103,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       InputError: Names the field, its value and what is allowed.
     """
-    from elev_ssl_jax.objective import (
-        ENCODERS,
-    )  # brings in Flax, which a config file can do without
+    # They bring in Flax, which a config file can do without.
+    from elev_ssl_jax.objective import ENCODERS, check_image_size
 
     known = _flat(default())
     for name in _flat(config):
@@ -149,17 +157,43 @@ def check(config: ml_collections.ConfigDict) -> None:
     need("model.encoder", config.model.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
     dtypes = ("auto", "float32", "bfloat16")
     need("model.dtype", config.model.dtype in dtypes, f"one of {', '.join(dtypes)}")
-    sizes = config.model.projection
-    need("model.projection", len(sizes) == 2 and min(sizes) >= 1, "two positive numbers")
+    for name in ("model.projection", "objective.local.projection"):
+        need(name, len(flat[name]) == 2 and min(flat[name]) >= 1, "two positive numbers")
     need("objective.alpha", 0 <= config.objective.alpha <= 1, "in [0, 1]")
-    need("objective.lam", config.objective.lam == 1, "1 (local matching is not there yet)")
-    need("objective.global_features", config.objective.global_features == "mean", '"mean"')
+    need("objective.lam", 0 <= config.objective.lam <= 1, "in [0, 1]")
+    features = ("mean", "style")
+    need(
+        "objective.global_features", flat["objective.global_features"] in features, "mean or style"
+    )
+    for name in ("objective.local.patches", "objective.local.patch_size"):
+        need(name, flat[name] >= 1, "at least 1")
+    need("optimizer.name", flat["optimizer.name"] in ("adamw", "adam"), "adamw or adam")
     reductions = ("mean", "sum")
     need(
         "loss.elevation_reduction",
         flat["loss.elevation_reduction"] in reductions,
         "mean or sum",
     )
+    if config.data.synthetic.chips:
+        check_image_size(config, config.data.synthetic.size, config.data.synthetic.size)
+
+
+def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+    """Applies what follows the colon in `--config=FILE:VARIANT`: nothing, or `demo`.
+
+    Raises:
+      ValueError: There is no such variant.
+    """
+    if variant == "demo":
+        # Small synthetic scenes and a quarter of the channels: minutes on a laptop.
+        config.data.synthetic.chips = 1500
+        config.data.synthetic.size = 64
+        config.model.width = 0.25
+        config.batch_size = 64
+        config.epochs = 25
+    elif variant:
+        raise ValueError(f"there is no variant {variant!r}; there is :demo")
+    return config
 
 
 def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:

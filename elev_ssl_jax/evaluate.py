@@ -32,8 +32,8 @@ def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays],
     @jax.jit
     def step(variables, images, elevation, real):
         keys = augment.sample_keys(config.seed, 0, batch_size)
-        views, _ = objective.make_views(config, keys, images, elevation, train=False)
-        outputs = model.apply(variables, views, train=False)
+        views = objective.make_views(config, keys, images, elevation, train=False)
+        outputs = model.apply(variables, views.images, train=False)
         result = {"features": outputs["features"][:, -1]}
         if "elevation" in outputs:
             result["elevation"] = outputs["elevation"] * config.data.elevation_scale

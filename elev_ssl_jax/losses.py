@@ -1,4 +1,4 @@
-"""The losses of SimCLR+Elevation (arXiv 2304.06857, sections 2.1 and 3.1)."""
+"""The losses of pre-training (arXiv 2304.06857, sections 2.1 and 3.1)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,12 @@ _MASKED = -1e9
 
 
 def nt_xent(
-    z1: jax.Array, z2: jax.Array, temperature: float = 0.5, *, chunk_size: int | None = None
+    z1: jax.Array,
+    z2: jax.Array,
+    temperature: float = 0.5,
+    *,
+    chunk_size: int | None = None,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
     """NT-Xent on cosine similarity (equations 1 and 2): each of 2N rows against its positive.
 
@@ -23,9 +28,11 @@ def nt_xent(
       temperature: Divides the similarities.
       chunk_size: Columns of the similarity matrix held at a time. Memory is then
         O(N * chunk_size), forward and backward, rather than O(N^2).
+      valid: bool [N], the samples that take part, as rows and as negatives; None is all.
 
     Returns:
-      The mean over the 2N rows, a float32 scalar whatever the input type.
+      The mean over the rows that take part, a float32 scalar whatever the input type; zero if
+      none does.
 
     Raises:
       ValueError: `z1` and `z2` are not two [N, D] arrays of one shape, or chunk_size < 1.
@@ -41,26 +48,29 @@ def nt_xent(
     positive = jnp.sum(z[:, 0] * z[:, 1], axis=-1) / temperature
     z = z.reshape(-1, z.shape[-1])
     rows = len(z)
+    takes_part = jnp.ones(rows, bool) if valid is None else jnp.repeat(valid, 2)
 
-    def log_sum_exp(keys, columns):
+    def log_sum_exp(keys, columns, allowed):
         logits = jnp.matmul(z, keys.T, precision=lax.Precision.HIGHEST) / temperature
-        self_or_padding = (jnp.arange(rows)[:, None] == columns) | (columns >= rows)
-        return jax.nn.logsumexp(jnp.where(self_or_padding, _MASKED, logits), axis=-1)
+        allowed &= jnp.arange(rows)[:, None] != columns
+        return jax.nn.logsumexp(jnp.where(allowed, logits, _MASKED), axis=-1)
 
     if chunk_size is None or chunk_size >= rows:
-        denominator = log_sum_exp(z, jnp.arange(rows))
+        denominator = log_sum_exp(z, jnp.arange(rows), takes_part)
     else:
         chunks = -(-rows // chunk_size)
-        keys = jnp.pad(z, ((0, chunks * chunk_size - rows), (0, 0)))
-        keys = keys.reshape(chunks, chunk_size, -1)
+        padding = chunks * chunk_size - rows
+        keys = jnp.pad(z, ((0, padding), (0, 0))).reshape(chunks, chunk_size, -1)
         columns = jnp.arange(chunks * chunk_size).reshape(chunks, chunk_size)
+        allowed = jnp.pad(takes_part, (0, padding)).reshape(chunks, chunk_size)
 
         @jax.checkpoint  # the backward pass computes a chunk's logits again instead of keeping them
         def add_chunk(total, chunk):
             return jnp.logaddexp(total, log_sum_exp(*chunk)), None
 
-        denominator, _ = lax.scan(add_chunk, jnp.full(rows, _MASKED), (keys, columns))
-    return jnp.mean(denominator) - jnp.mean(positive)
+        denominator, _ = lax.scan(add_chunk, jnp.full(rows, _MASKED), (keys, columns, allowed))
+    row_losses = jnp.where(takes_part, denominator - jnp.repeat(positive, 2), 0)
+    return jnp.sum(row_losses) / jnp.maximum(jnp.sum(takes_part), 1)
 
 
 def _unit_rows(z: jax.Array) -> jax.Array:

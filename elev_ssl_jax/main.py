@@ -36,11 +36,13 @@ def main(argv: list[str]) -> None:
 
 
 def _pretrain(config, workdir: Path) -> None:
+    from elev_ssl_jax import objective
     from elev_ssl_jax.data import source, synthetic
 
     if config.data.synthetic.chips:
         synthetic.prepare(config.data, workdir)
     train = source.open_split(config.data, config.data.split)
+    objective.check_image_size(config, *train.features["image"].shape[:2])
     heldout = source.open_split(config.data, config.data.eval_split).arrays()
     labelled = None
     if config.data.probe_split:

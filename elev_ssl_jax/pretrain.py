@@ -59,8 +59,10 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def init():
-        views = jnp.zeros((2, 3, *image_shape))
-        variables = model.init(jax.random.key(config.seed), views, train=True)
+        keys = augment.sample_keys(config.seed, 0, 2)
+        arrays = (jnp.zeros((2, *shape)) for shape in (image_shape, elevation_shape))
+        views = objective.make_views(config, keys, *arrays)
+        variables = model.init(jax.random.key(config.seed), views.images, views.patches, train=True)
         return TrainState.create(variables, optimizer)
 
     train_step = make_train_step(config, model, optimizer, schedule, mesh)
@@ -148,7 +150,8 @@ def check_fit(config: Any, chips: Chips) -> int:
     if size % jax.device_count():
         devices = jax.device_count()
         raise InputError(f"config.batch_size is {size}; it must be a multiple of {devices} devices")
-    bands = chips.heldout["image"].shape[-1]
+    height, width, bands = chips.heldout["image"].shape[1:]
+    objective.check_image_size(config, height, width)
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
     if config.objective.alpha > 0:
@@ -170,12 +173,17 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def train_step(state, batch):
         keys = augment.sample_keys(config.seed, state.step, config.batch_size)
-        views, elevation = objective.make_views(config, keys, batch["image"], batch["elevation"])
+        views = objective.make_views(config, keys, batch["image"], batch["elevation"])
 
         def loss_fn(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            outputs, updates = model.apply(variables, views, train=True, mutable=["batch_stats"])
-            loss, terms = objective.weighted_loss(config, outputs, elevation)
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                views.images,
+                views.patches,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss, terms = objective.weighted_loss(config, outputs, views)
             return loss, (terms, updates["batch_stats"])
 
         gradient, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -310,14 +318,14 @@ def _draw_views(config, path, sample):
         keys = augment.sample_keys(config.seed, 0, len(images))
         return objective.make_views(config, keys, images, elevation)
 
-    views, elevation = make(few["image"], few["elevation"])
+    views = make(few["image"], few["elevation"])
     alpha = config.objective.alpha
     titles = ["view 1", "view 2"] * (alpha < 1) + ["elevation view"] * (alpha > 0)
     pictures.draw_views(
         path,
         _displayable(config, few["image"]),
-        pictures.displayable(np.asarray(views), tuple(config.data.rgb)),
-        np.asarray(elevation) * config.data.elevation_scale,
+        pictures.displayable(np.asarray(views.images), tuple(config.data.rgb)),
+        np.asarray(views.elevation) * config.data.elevation_scale,
         titles,
     )
 

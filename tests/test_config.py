@@ -35,7 +35,13 @@ def test_every_config_and_its_demo_are_valid(path):
         ("objective.alpha", 1.5),
         ("objective.alpha", float("nan")),
         ("objective.temperature", 0.0),
-        ("objective.lam", 0.5),
+        ("objective.lam", 1.5),
+        ("objective.lam", -0.1),
+        ("objective.global_features", "median"),
+        ("objective.local.patches", 0),
+        ("objective.local.patch_size", 0),
+        ("objective.local.projection", (8,)),
+        ("optimizer.name", "sgd"),
         ("data.value_range", (10.0, 10.0)),
         ("data.elevation_scale", 0.0),
         ("data.rgb", (0, 1)),
@@ -53,6 +59,13 @@ def test_every_config_and_its_demo_are_valid(path):
 def test_impossible_values_are_named(tiny, field, value):
     tiny.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=f"config.{field} is"):
+        config_lib.check(tiny)
+
+
+def test_images_of_a_known_size_are_checked_too(tiny):
+    tiny.objective.lam = 0.5
+    tiny.data.synthetic.chips, tiny.data.synthetic.size = 100, 12
+    with pytest.raises(InputError, match=r"config.objective.local.patch_size is 16"):
         config_lib.check(tiny)
 
 

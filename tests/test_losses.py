@@ -48,6 +48,28 @@ def test_nt_xent_equals_float64_reference(n, d, temperature, chunk_size, seed):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@given(
+    valid=st.lists(st.booleans(), min_size=1, max_size=12),
+    chunk_size=st.none() | st.integers(1, 30),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_nt_xent_leaves_out_what_is_not_valid(valid, chunk_size, seed):
+    valid = np.asarray(valid)
+    z1, z2 = np.random.default_rng(seed).normal(size=(2, len(valid), 5)).astype(np.float32)
+    value, gradients = jax.value_and_grad(nt_xent, (0, 1))(
+        z1, z2, chunk_size=chunk_size, valid=valid
+    )
+    if not valid.any():
+        assert value == 0
+        assert not np.any(gradients)
+        return
+    expected, *expected_gradients = reference_nt_xent(z1[valid], z2[valid], 0.5)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got[valid], wanted, rtol=1e-4, atol=1e-5)
+        assert not got[~valid].any()
+
+
 @pytest.mark.parametrize("chunk_size", [None, 5])
 def test_nt_xent_takes_negatives_from_all_devices(rng, batch_mesh, chunk_size):
     z1, z2 = rng.normal(size=(2, 24, 16)).astype(np.float32)

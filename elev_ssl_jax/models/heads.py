@@ -1,4 +1,4 @@
-"""Projection head of the contrastive branch."""
+"""Heads between the network and the contrastive losses."""
 
 from typing import Any
 
@@ -27,3 +27,22 @@ class ProjectionHead(nn.Module):
         x = nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="linear1")(features)
         x = BatchNorm(dtype=self.dtype, name="bn")(nn.relu(x), train=train, views=views)
         return nn.Dense(out, use_bias=False, dtype=jnp.float32, name="linear2")(x)
+
+
+class LocalHead(nn.Module):
+    """Linear, ReLU, Linear: from a patch's mean to its embedding, h_l of section 3.1.
+
+    Attributes:
+      sizes: Units of the hidden layer and of the embedding.
+      dtype: Type of the computation.
+    """
+
+    sizes: tuple[int, int] = (128, 128)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, means: jax.Array) -> jax.Array:
+        """[..., C] to embeddings float32 [..., sizes[1]]."""
+        hidden, out = self.sizes
+        x = nn.relu(nn.Dense(hidden, dtype=self.dtype, name="linear1")(means))
+        return nn.Dense(out, dtype=jnp.float32, name="linear2")(x)

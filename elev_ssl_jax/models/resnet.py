@@ -79,16 +79,43 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut; the stride is the 3 x 3's."""
+
+    channels: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+        """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 4 * channels]."""
+        conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+
+        def norm(name):
+            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
+
+        y = nn.relu(norm("bn1")(conv(self.channels, (1, 1), name="conv1")(x)))
+        y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv2")(y)
+        y = nn.relu(norm("bn2")(y))
+        y = norm("bn3")(conv(4 * self.channels, (1, 1), name="conv3")(y))
+        if x.shape != y.shape:
+            x = conv(4 * self.channels, (1, 1), self.stride, padding=0, name="downsample_conv")(x)
+            x = norm("downsample_bn")(x)
+        return nn.relu(x + y)
+
+
 class ResNet(nn.Module):
     """A ResNet without its classifier.
 
     Attributes:
       stage_sizes: Blocks in each of the four stages.
+      block: `BasicBlock` or `Bottleneck`.
       width: Multiplies every channel count (64, 128, 256, 512), for small machines.
       dtype: Type of the computation; parameters and statistics are float32.
     """
 
     stage_sizes: tuple[int, ...]
+    block: Any = BasicBlock
     width: float = 1.0
     dtype: Any = jnp.float32
 
@@ -117,10 +144,12 @@ class ResNet(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}_{block}"
-                layer = BasicBlock(channels[stage], stride, self.dtype, name=name)
+                layer = self.block(channels[stage], stride, self.dtype, name=name)
                 x = layer(x, train=train, views=views)
             features.append(x)
         return tuple(features)
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
+ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3))
+ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)

@@ -20,7 +20,13 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, size: tuple[int, int], skip: jax.Array | None, *, train: bool
+        self,
+        x: jax.Array,
+        size: tuple[int, int],
+        skip: jax.Array | None,
+        *,
+        train: bool,
+        views: int = 1,
     ) -> jax.Array:
         """[B, h, w, C] to [B, *size, channels]; `skip` is [B, *size, S] or None."""
         x = jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "nearest")
@@ -36,12 +42,15 @@ class UpBlock(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
+            norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
+            x = nn.relu(norm(x, train=train, views=views))
         return x
 
 
 class Decoder(nn.Module):
     """From the encoder's maps to [B, *output_size, out_channels].
+
+    Without `out_channels` there is no last convolution: the output is the last block's.
 
     One block for each of the encoder's maps that is no larger than the output, deepest first,
     and a last one without a skip to the output's size if none has it. A 100-pixel image and 33
@@ -49,14 +58,17 @@ class Decoder(nn.Module):
     output pixels give 7, 13, 25, 50 and 100 with 256 to 16.
     """
 
-    out_channels: int
+    out_channels: int | None
     output_size: tuple[int, int]
     width: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Sequence[jax.Array], *, train: bool) -> jax.Array:
-        """`features` are the encoder's, largest first, each [B, H, W, C]; returns float32."""
+    def __call__(self, features: Sequence[jax.Array], *, train: bool, views: int = 1) -> jax.Array:
+        """Decodes the encoder's maps, each [B, H, W, C], largest first.
+
+        For `views` see `BatchNorm`. The result is float32, or `dtype` without `out_channels`.
+        """
         *skips, x = features
         height, width = self.output_size
         fitting = [s for s in skips if s.shape[1] <= height and s.shape[2] <= width]
@@ -67,7 +79,10 @@ class Decoder(nn.Module):
             targets.append(((height, width), None))
         for i, (size, skip) in enumerate(targets):
             channels = max(8, round(CHANNELS[i] * self.width))
-            x = UpBlock(channels, self.dtype, name=f"block{i + 1}")(x, size, skip, train=train)
+            block = UpBlock(channels, self.dtype, name=f"block{i + 1}")
+            x = block(x, size, skip, train=train, views=views)
+        if self.out_channels is None:
+            return x
         head = nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="head")
         return head(x)
 

@@ -1,17 +1,26 @@
+import functools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from elev_ssl_jax.models.resnet import BatchNorm, ResNet18
+from elev_ssl_jax.models.resnet import BatchNorm, ResNet18, ResNet34, ResNet50
 from tests.models import torch_resnet
 
+BLOCKS = {
+    ResNet18: ((2, 2, 2, 2), torch_resnet.BasicBlock),
+    ResNet34: ((3, 4, 6, 3), torch_resnet.BasicBlock),
+    ResNet50: ((3, 4, 6, 3), torch_resnet.Bottleneck),
+}
 
-@pytest.fixture(scope="module")
-def reference():
-    """A PyTorch ResNet18 with random weights and running statistics."""
-    model = torch_resnet.ResNet18()
+
+@functools.cache
+def reference(encoder):
+    """A PyTorch ResNet with random weights and running statistics."""
+    model = torch_resnet.ResNet(*BLOCKS[encoder])
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if "bn" in name or "downsample.1" in name:
@@ -22,30 +31,39 @@ def reference():
     return model
 
 
-@pytest.mark.parametrize("size", [64, 100])
-def test_forward_equals_pytorch(rng, reference, size):
+def largest_difference(ours, theirs):
+    """Between all maps, relative to the largest value of each."""
+    worst = 0
+    for got, wanted in zip(ours, theirs, strict=True):
+        wanted = wanted.permute(0, 2, 3, 1).numpy()
+        assert got.shape == wanted.shape
+        worst = max(worst, np.abs(got - wanted).max() / max(1, np.abs(wanted).max()))
+    return worst
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size"), [(ResNet18, 64), (ResNet18, 100), (ResNet34, 64), (ResNet50, 64)]
+)
+def test_forward_equals_pytorch(rng, encoder, size):
     images = rng.random((2, size, size, 3), np.float32)
+    model = reference(encoder).eval()
     with torch.no_grad():
-        expected = reference.eval()(torch.from_numpy(images).permute(0, 3, 1, 2))
-    got = ResNet18().apply(torch_resnet.to_flax(reference), images, train=False)
-    assert len(got) == 5
-    for ours, theirs in zip(got, expected, strict=True):
-        theirs = theirs.permute(0, 2, 3, 1).numpy()
-        assert ours.shape == theirs.shape
-        assert np.abs(ours - theirs).max() < 1e-4 * max(1, np.abs(theirs).max())
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+    got = jax.jit(partial(encoder().apply, train=False))(torch_resnet.to_flax(model), images)
+    assert largest_difference(got, expected) < 1e-4
     if size == 100:
         assert [m.shape[1] for m in got] == [50, 25, 13, 7, 4]
 
 
-def test_training_forward_equals_pytorch(rng, reference):
+@pytest.mark.parametrize("encoder", [ResNet18, ResNet50])
+def test_training_forward_equals_pytorch(rng, encoder):
     images = rng.random((4, 64, 64, 3), np.float32)
-    variables = torch_resnet.to_flax(reference)
-    got, _ = ResNet18().apply(variables, images, train=True, mutable=["batch_stats"])
+    model = reference(encoder)
+    step = jax.jit(partial(encoder().apply, train=True, mutable=["batch_stats"]))
+    got, _ = step(torch_resnet.to_flax(model), images)
     with torch.no_grad():
-        expected = reference.train()(torch.from_numpy(images).permute(0, 3, 1, 2))
-    for ours, theirs in zip(got, expected, strict=True):
-        theirs = theirs.permute(0, 2, 3, 1).numpy()
-        assert np.abs(ours - theirs).max() < 1e-3 * max(1, np.abs(theirs).max())
+        expected = model.train()(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert largest_difference(got, expected) < 1e-3
 
 
 def test_each_view_is_normalised_by_itself(rng):

@@ -1,4 +1,4 @@
-"""ResNet18 in plain PyTorch, with torchvision's architecture and names: the reference."""
+"""ResNets in plain PyTorch, with torchvision's architecture and names: the reference."""
 
 import torch
 from torch import nn
@@ -23,17 +23,41 @@ class BasicBlock(nn.Module):
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet18(nn.Module):
-    def __init__(self, bands=3):
+class Bottleneck(nn.Module):
+    def __init__(self, inputs, channels, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample = None
+        if stride != 1 or inputs != 4 * channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, 4 * channels, 1, stride, bias=False),
+                nn.BatchNorm2d(4 * channels),
+            )
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    def __init__(self, stage_sizes=(2, 2, 2, 2), block=BasicBlock, bands=3):
         super().__init__()
         self.conv1 = nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
-        for stage, channels in enumerate((64, 128, 256, 512)):
-            blocks = [BasicBlock(inputs, channels, 2 if stage else 1)]
-            blocks.append(BasicBlock(channels, channels, 1))
+        for stage, count in enumerate(stage_sizes):
+            channels, blocks = 64 * 2**stage, []
+            for i in range(count):
+                blocks.append(block(inputs, channels, 2 if stage and i == 0 else 1))
+                inputs = channels * (4 if block is Bottleneck else 1)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-            inputs = channels
 
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))

@@ -1,0 +1,19 @@
+r"""GLCNet, no elevation (arXiv 2106.10605, and 2304.06857, sections 2.1.2 and 5.2.1).
+
+python -m elev_ssl_jax.main --config=configs/glcnet.py --workdir=RUN
+python -m elev_ssl_jax.main --config=configs/glcnet.py:demo --workdir=RUN   # no data needed
+"""
+
+from elev_ssl_jax.config import default, with_variant
+
+
+def get_config(variant: str = ""):
+    config = default()
+    config.objective.alpha = 0.0
+    # GLCNet: style features for the whole view, matching patches for its parts, both alike.
+    config.objective.lam = 0.5
+    config.objective.global_features = "style"
+    config.batch_size = 200
+    # Segmentation: mixed chips are as welcome as pure ones.
+    config.data.name = "nwrc/segmentation"
+    return with_variant(config, variant)
