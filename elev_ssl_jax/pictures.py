@@ -8,10 +8,16 @@ matplotlib.use("Agg")  # files only; no window, and none is needed
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
 
 def draw_views(
-    path: Path, images: np.ndarray, views: np.ndarray, elevation: np.ndarray, titles: list[str]
+    path: Path,
+    images: np.ndarray,
+    views: np.ndarray,
+    elevation: np.ndarray,
+    titles: list[str],
+    patches: tuple[np.ndarray, float] | None = None,
 ) -> None:
     """A row for each chip: the image, its views, and the elevation that goes with the last.
 
@@ -21,12 +27,20 @@ def draw_views(
       views: float [B, V, H, W, 3] in 0..1.
       elevation: [B, h, w] in metres, NaN where missing.
       titles: Names of the V views.
+      patches: Centres [B, 2, P, (row, column)] of the patches of the first two views, and their
+        side, in pixels.
     """
     columns = ["image", *titles, "elevation (m)"]
     figure, axes = _grid(len(images), columns)
     for i, row in enumerate(axes):
         for axis, picture in zip(row, [images[i], *views[i]], strict=False):
             axis.imshow(picture)
+        if patches is not None:
+            centres, side = patches
+            for view, number in np.ndindex(centres.shape[1:3]):
+                top, left = centres[i, view, number] - (side + 1) / 2  # pixel 0 is around 0
+                frame = Rectangle((left, top), side, side, fill=False, edgecolor=f"C{number}")
+                row[1 + view].add_patch(frame)
         figure.colorbar(row[-1].imshow(elevation[i], cmap="terrain"), ax=row[-1])
     _save(figure, path)
 

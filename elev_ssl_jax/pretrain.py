@@ -321,12 +321,18 @@ def _draw_views(config, path, sample):
     views = make(few["image"], few["elevation"])
     alpha = config.objective.alpha
     titles = ["view 1", "view 2"] * (alpha < 1) + ["elevation view"] * (alpha > 0)
+    patches = None
+    if views.patches is not None:
+        shares = (np.asarray(share) for share in (views.patches.rows, views.patches.columns))
+        centres = [share @ (np.arange(share.shape[-1]) + 0.5) for share in shares]
+        patches = np.stack(centres, axis=-1), config.objective.local.patch_size
     pictures.draw_views(
         path,
         _displayable(config, few["image"]),
         pictures.displayable(np.asarray(views.images), tuple(config.data.rgb)),
         np.asarray(views.elevation) * config.data.elevation_scale,
         titles,
+        patches,
     )
 
 
