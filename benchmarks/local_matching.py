@@ -25,7 +25,7 @@ from elev_ssl_jax.train_state import TrainState
 def make_step(config, batch):
     """A function that trains one step more."""
     model = objective.make_model(config, batch["elevation"].shape[1:])
-    optimizer, schedule = make_optimizer(config, 1000)
+    optimizer, schedule = make_optimizer(config.optimizer, 1000)
     keys = augment.sample_keys(0, 0, 2)
     views = objective.make_views(config, keys, batch["image"][:2], batch["elevation"][:2])
     variables = model.init(jax.random.key(0), views.images, views.patches, train=True)

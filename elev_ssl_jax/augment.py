@@ -104,6 +104,32 @@ def elevation_view(
     return color_jitter(color_keys, images, **color), elevation
 
 
+def draw_dihedral(keys: jax.Array, *, flip: float, transpose: float) -> jax.Array:
+    """Which of the eight views of `dihedral` each image gets: int [B].
+
+    `flip` and `transpose` are the probabilities of each of the two flips and of the transposition.
+    """
+    chosen = _uniform(keys, 3) < jnp.asarray([flip, flip, transpose])[:, None]
+    return jnp.sum(chosen * jnp.asarray([1, 2, 4])[:, None], axis=0)
+
+
+def dihedral(images: jax.Array, which: jax.Array) -> jax.Array:
+    """Flips and transposes images [B, H, W, ...]; 1, 2 and 4 add up in `which` [B].
+
+    1 flips the rows, 2 the columns, 4 then transposes (square images only). Each view has the
+    pixels of its image, and a mask that is turned alike still belongs to it. A class for the
+    whole image, [B], stays what it is.
+    """
+    if images.ndim == 1:
+        return images
+    bits = which.reshape(-1, *[1] * (images.ndim - 1))
+    images = jnp.where(bits & 1, jnp.flip(images, 1), images)
+    images = jnp.where(bits & 2, jnp.flip(images, 2), images)
+    if images.shape[1] == images.shape[2]:
+        images = jnp.where(bits & 4, jnp.swapaxes(images, 1, 2), images)
+    return images
+
+
 def resized_crop(images: jax.Array, crop: Crop) -> jax.Array:
     """Cuts the crops out, resizes them (bilinear) to the image's size, and flips them.
 

@@ -52,6 +52,10 @@ def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: 
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)),
         state,
     )
+    return _restore(checkpoints, step, target)
+
+
+def _restore(checkpoints: ocp.CheckpointManager, step: int, target: Any) -> Any:
     try:
         return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
     except (ValueError, KeyError, OSError) as error:
@@ -74,3 +78,41 @@ def _differing(saved: Any, params: Any) -> str | None:
         if theirs.get(name) != ours.get(name):
             return f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
     return None
+
+
+def load_encoder(run: Path, variables: Any) -> Any:
+    """`variables` with the encoder of a run's last checkpoint in place of their own.
+
+    Args:
+      run: The run's folder.
+      variables: Those of any model with parts under `encoder`.
+
+    Raises:
+      InputError: There is no checkpoint, or its encoder has another architecture, width or number
+        of bands.
+    """
+    if not any((run / "checkpoints").glob("[0-9]*")):
+        raise InputError(f"init_from={run} has no checkpoint; name the folder of a run")
+    with open_checkpoints(run, keep=1) as checkpoints:
+        step = checkpoints.latest_step()
+        saved = checkpoints.item_metadata(step).tree
+        parts = ("params", "batch_stats")
+        theirs, ours = ({p: tree[p].get("encoder") for p in parts} for tree in (saved, variables))
+        bands = [tree["params"]["conv1"]["kernel"].shape[2] for tree in (theirs, ours)]
+        if bands[0] != bands[1]:
+            raise InputError(
+                f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
+                f"{bands[1]}"
+            )
+        differing = _differing(theirs["params"], ours["params"])
+        if differing:
+            raise InputError(
+                f"init_from={run} has another encoder ({differing}); set model.encoder and "
+                "model.width as in its config.json"
+            )
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+        )
+        restored = _restore(checkpoints, step, target)
+    return {part: {**variables[part], "encoder": restored[part]["encoder"]} for part in parts}

@@ -8,7 +8,20 @@ import ml_collections
 from elev_ssl_jax.errors import InputError
 
 # Fields that say where things lie and how often to report; a run may go on with others.
-FREE_TO_CHANGE = ("epochs", "data.dir", "data.resident_gib", "checkpoint", "log")
+FREE_TO_CHANGE = (
+    *("epochs", "data.dir", "data.resident_gib", "checkpoint", "log"),
+    *("experiment.methods", "experiment.labels", "experiment.seeds"),
+)
+TASKS = ("pretrain", "finetune", "experiment")
+
+# What makes a method, of `config.objective` (table 1 of the README).
+METHODS: dict[str, dict[str, Any]] = {
+    "simclr": {"alpha": 0.0, "lam": 1.0, "global_features": "mean"},
+    "glcnet": {"alpha": 0.0, "lam": 0.5, "global_features": "style"},
+    "elevation": {"alpha": 1.0, "lam": 1.0, "global_features": "mean"},
+    "simclr_elev": {"alpha": 0.5, "lam": 1.0, "global_features": "mean"},
+    "glcnet_elev": {"alpha": 0.5, "lam": 0.5, "global_features": "style"},
+}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -17,10 +30,11 @@ def default() -> ml_collections.ConfigDict:
     The result is locked: a config file or flag that names an unknown field fails at once.
     """
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"
+    config.task = "pretrain"  # or "finetune", or "experiment": many of both
     config.seed = 0
     config.batch_size = 256  # chips a step, over all devices
     config.epochs = 200
+    config.init_from = ""  # fine-tuning: folder of the run whose encoder to start from; "" is none
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "nwrc/classification"  # TFDS name and builder config
@@ -55,6 +69,11 @@ def default() -> ml_collections.ConfigDict:
     elevation.hue = 0.2
     elevation.jitter_probability = 0.3
     elevation.grayscale = 0.2
+    # Flips and a quarter turn leave every pixel whole, so that they suit masks, and an image has
+    # just eight such views, so that a frozen encoder need see each only once.
+    config.augment.finetune = finetune = ml_collections.ConfigDict()
+    finetune.flip = 0.5  # probability of each of the two
+    finetune.transpose = 0.5  # probability
 
     config.model = model = ml_collections.ConfigDict()
     model.encoder = "resnet18"
@@ -86,6 +105,30 @@ def default() -> ml_collections.ConfigDict:
     # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
     # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does.
     optimizer.name = "adamw"
+    optimizer.schedule = "cosine"  # or "constant"
+
+    # Stage one of fine-tuning: the encoder stands still, the new layers learn. Stage two, all of
+    # it, has the fields above: batch_size, epochs, optimizer.
+    config.finetune = finetune = ml_collections.ConfigDict()
+    finetune.head = "linear"  # one layer on the pooled features, or "unet": a class per pixel
+    finetune.num_classes = 2
+    finetune.frozen_epochs = 20
+    finetune.frozen_learning_rate = 1e-3
+    # BatchNorm of the frozen encoder. In "inference" mode the encoder is one fixed function, with
+    # the statistics of all its pre-training rather than those of eight chips, and each view of a
+    # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.
+    finetune.frozen_batchnorm = "inference"
+
+    # Many runs: each method is pre-trained once, and fine-tuned for every label count and seed.
+    config.experiment = experiment = ml_collections.ConfigDict()
+    experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
+    experiment.labels = (80,)
+    experiment.seeds = 10
+    experiment.pretrain = pretrain = ml_collections.ConfigDict()
+    pretrain.split = "unlabeled+labeled[80:]"
+    pretrain.batch_size = 256
+    pretrain.epochs = 200
+    pretrain.optimizer = ml_collections.ConfigDict(optimizer.to_dict())
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 5
@@ -123,19 +166,50 @@ def check(config: ml_collections.ConfigDict) -> None:
         "checkpoint.keep",
         "log.every_steps",
         "log.eval_every_epochs",
+        "experiment.seeds",
+        "experiment.pretrain.batch_size",
+        "experiment.pretrain.epochs",
     ):
         need(name, flat[name] >= 1, "at least 1")
-    for name in ("seed", "loss.chunk_size", "data.synthetic.chips", "optimizer.weight_decay"):
+    for name in (
+        "seed",
+        "loss.chunk_size",
+        "data.synthetic.chips",
+        "optimizer.weight_decay",
+        "experiment.pretrain.optimizer.weight_decay",
+        "finetune.frozen_epochs",
+    ):
         need(name, flat[name] >= 0, "0 or more")
     for name in (
         "data.elevation_scale",
         "model.width",
         "objective.temperature",
         "optimizer.learning_rate",
+        "experiment.pretrain.optimizer.learning_rate",
+        "finetune.frozen_learning_rate",
     ):
         need(name, 0 < flat[name] < math.inf, "above 0")
 
-    need("task", config.task == "pretrain", '"pretrain"')
+    need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
+    need("finetune.head", flat["finetune.head"] in ("linear", "unet"), "linear or unet")
+    need("finetune.num_classes", 2 <= flat["finetune.num_classes"] <= 255, "in 2..255")
+    modes = ("inference", "training")
+    need(
+        "finetune.frozen_batchnorm", flat["finetune.frozen_batchnorm"] in modes, " or ".join(modes)
+    )
+    for name in ("augment.finetune.flip", "augment.finetune.transpose"):
+        need(name, 0 <= flat[name] <= 1, "in [0, 1]")
+    methods, known_methods = config.experiment.methods, ("random", *METHODS)
+    need(
+        "experiment.methods",
+        len(methods) > 0
+        and len(set(methods)) == len(methods)
+        and set(methods) <= set(known_methods),
+        f"different ones of {', '.join(known_methods)}",
+    )
+    labels = config.experiment.labels
+    need("experiment.labels", len(labels) > 0 and min(labels) >= 1, "positive numbers")
+
     low_high = "two numbers, the first below the second"
     for name in ("data.value_range", "augment.contrastive.crop_scale"):
         need(name, len(flat[name]) == 2 and flat[name][0] < flat[name][1], low_high)
@@ -167,7 +241,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
     for name in ("objective.local.patches", "objective.local.patch_size"):
         need(name, flat[name] >= 1, "at least 1")
-    need("optimizer.name", flat["optimizer.name"] in ("adamw", "adam"), "adamw or adam")
+    for prefix in ("", "experiment.pretrain."):
+        name = f"{prefix}optimizer.name"
+        need(name, flat[name] in ("adamw", "adam"), "adamw or adam")
+        name = f"{prefix}optimizer.schedule"
+        need(name, flat[name] in ("cosine", "constant"), "cosine or constant")
     reductions = ("mean", "sum")
     need(
         "loss.elevation_reduction",
@@ -175,7 +253,28 @@ def check(config: ml_collections.ConfigDict) -> None:
         "mean or sum",
     )
     if config.data.synthetic.chips:
+        names = ("nwrc/classification", "nwrc/segmentation")
+        need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
         check_image_size(config, config.data.synthetic.size, config.data.synthetic.size)
+
+
+def fine_tuning(head: str) -> ml_collections.ConfigDict:
+    """The settings of sections 5.1.2 (`head` "linear") and 5.2.2 ("unet") of arXiv 2304.06857."""
+    config = default()
+    config.task = "finetune"
+    config.data.name = {"linear": "nwrc/classification", "unet": "nwrc/segmentation"}[head]
+    config.data.split = "labeled[:80]"
+    config.finetune.head = head
+    # 20 epochs of the new layers, then 80 of everything, batches of 8, Adam.
+    config.finetune.frozen_epochs = 20
+    config.finetune.frozen_learning_rate = 1e-3
+    config.epochs = 80
+    config.batch_size = 8
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.weight_decay = 0.0
+    return config
 
 
 def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
@@ -189,8 +288,10 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
         config.data.synthetic.chips = 1500
         config.data.synthetic.size = 64
         config.model.width = 0.25
-        config.batch_size = 64
-        config.epochs = 25
+        config.experiment.seeds = 3
+        pretraining = config if config.task == "pretrain" else config.experiment.pretrain
+        pretraining.batch_size = 64
+        pretraining.epochs = 25
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config
@@ -198,7 +299,8 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
 
 def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:
     """Fields in which a saved run differs so that the two can't be one run, each as a sentence."""
-    flat = _flat(ml_collections.ConfigDict(saved))
+    # A field that is newer than the saved run had its default value then.
+    flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
     return [
         f"{name} was {flat.get(name)!r} and is {value!r}"
         for name, value in _flat(config).items()

@@ -32,15 +32,23 @@ def main(argv: list[str]) -> None:
         config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
         config_lib.check(config)
         _check_same_run(config, workdir)
-        _pretrain(config, workdir)
+        if config.data.synthetic.chips:
+            from elev_ssl_jax.data import synthetic
+
+            synthetic.prepare(config.data, workdir)
+        try:
+            {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}[config.task](
+                config, workdir
+            )
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on", file=sys.stderr)
+            sys.exit(130)
 
 
 def _pretrain(config, workdir: Path) -> None:
     from elev_ssl_jax import objective
-    from elev_ssl_jax.data import source, synthetic
+    from elev_ssl_jax.data import source
 
-    if config.data.synthetic.chips:
-        synthetic.prepare(config.data, workdir)
     train = source.open_split(config.data, config.data.split)
     objective.check_image_size(config, *train.features["image"].shape[:2])
     heldout = source.open_split(config.data, config.data.eval_split).arrays()
@@ -48,28 +56,79 @@ def _pretrain(config, workdir: Path) -> None:
     if config.data.probe_split:
         labelled = source.open_split(config.data, config.data.probe_split).arrays()
 
-    from clu import metric_writers
-
     from elev_ssl_jax import pretrain
 
     chips = pretrain.Chips(train, heldout, labelled)
     pretrain.check_fit(config, chips)  # before anything is written
     _save_config(config, workdir)
-    writer = metric_writers.create_default_writer(workdir, asynchronous=False)
-    try:
-        pretrain.pretrain(config, workdir, chips, writer)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
-    words.append(f"--config.epochs={2 * config.epochs}")
-    print(f"to continue: python -m elev_ssl_jax.main {shlex.join(words)}")
+    pretrain.pretrain(config, workdir, chips, _writer(workdir))
+    if config is _CONFIG.value:
+        words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
+        words.append(f"--config.epochs={2 * config.epochs}")
+        print(f"to continue: python -m elev_ssl_jax.main {shlex.join(words)}")
+
+
+def _finetune(config, workdir: Path) -> None:
+    from elev_ssl_jax import finetune
+
+    train = _labelled(config, config.data.split)
+    test = _labelled(config, config.data.eval_split)
+    finetune.check_chips(config, train, test)
+    _save_config(config, workdir)
+    finetune.finetune(config, workdir, train, test, _writer(workdir))
+
+
+def _experiment(config, workdir: Path) -> None:
+    from elev_ssl_jax import experiment, report
+
+    for method in config.experiment.methods:
+        if method != "random":
+            config_lib.check(experiment.pretrain_config(config, method))
+    train = _labelled(config, f"labeled[:{max(config.experiment.labels)}]")
+    test = _labelled(config, config.data.eval_split)
+    _save_config(config, workdir)
+
+    def pretrain(settings, folder):
+        _check_same_run(settings, folder)
+        _pretrain(settings, folder)
+
+    failed = experiment.experiment(config, workdir, train, test, pretrain)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if any((workdir / "cells").glob("*.json")):
+        print(report.write(workdir))
+    if failed:
+        raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
+
+
+def _labelled(config, split):
+    """Chips of a split with their classes."""
+    from elev_ssl_jax import finetune
+    from elev_ssl_jax.data import source
+
+    opened = source.open_split(config.data, split, exact=True)
+    target = {"linear": "label", "unet": "mask"}[config.finetune.head]
+    if target not in opened.features:
+        raise InputError(
+            f"config.finetune.head is {config.finetune.head!r}, but {config.data.name} has no "
+            f"{target}; set data.name to nwrc/classification for a class a chip, nwrc/segmentation "
+            "for a class a pixel"
+        )
+    arrays = opened.arrays("image", target)
+    return finetune.Chips(arrays["image"], arrays[target].astype("uint8"))  # -1 becomes 255
+
+
+def _writer(workdir):
+    from clu import metric_writers
+
+    return metric_writers.create_default_writer(workdir, asynchronous=False)
 
 
 def _check_same_run(config, workdir: Path) -> None:
     """Refuses a folder whose checkpoints are of another run."""
     path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    results = (*(workdir / "checkpoints").glob("[0-9]*"), *(workdir / "cells").glob("*.json"))
+    if not path.exists() or not results:
         return
     try:
         changes = config_lib.differences(config, json.loads(path.read_text()))

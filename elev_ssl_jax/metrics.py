@@ -1,8 +1,14 @@
 """Classification metrics, all from one confusion matrix."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+
+PER_CLASS = ("precision", "recall", "f1", "iou")
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> jax.Array:
@@ -32,21 +38,44 @@ def accuracy(matrix: jax.Array) -> jax.Array:
 
 def macro_f1(matrix: jax.Array) -> jax.Array:
     """F1 averaged over the classes that occur among the labels or the predictions."""
-    correct, labelled, predicted = _per_class(matrix)
-    return _mean_over_occurring(2 * correct, labelled + predicted)
+    return jnp.nanmean(per_class(matrix)["f1"])
 
 
 def mean_iou(matrix: jax.Array) -> jax.Array:
     """Intersection over union, averaged over classes that occur as label or prediction."""
-    correct, labelled, predicted = _per_class(matrix)
-    return _mean_over_occurring(correct, labelled + predicted - correct)
+    return jnp.nanmean(per_class(matrix)["iou"])
 
 
-def _per_class(matrix):
-    return jnp.diagonal(matrix), jnp.sum(matrix, axis=1), jnp.sum(matrix, axis=0)
+def per_class(matrix: jax.Array) -> dict[str, jax.Array]:
+    """Precision, recall, F1 and intersection over union of each class [num_classes].
+
+    NaN for a class that is neither label nor prediction; precision is 0 for one that is never
+    predicted, recall for one that is never the label, as in scikit-learn.
+    """
+    correct, labelled = jnp.diagonal(matrix), jnp.sum(matrix, axis=1)
+    predicted = jnp.sum(matrix, axis=0)
+
+    def ratio(numerator, denominator):
+        return jnp.where(labelled + predicted > 0, numerator / jnp.maximum(denominator, 1), jnp.nan)
+
+    return {
+        "precision": ratio(correct, predicted),
+        "recall": ratio(correct, labelled),
+        "f1": ratio(2 * correct, labelled + predicted),
+        "iou": ratio(correct, labelled + predicted - correct),
+    }
 
 
-def _mean_over_occurring(numerator, denominator):
-    occurs = denominator > 0
-    ratio = jnp.where(occurs, numerator / jnp.maximum(denominator, 1), 0)
-    return jnp.sum(ratio) / jnp.sum(occurs)
+def summary(matrix: np.ndarray) -> dict[str, Any]:
+    """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined."""
+    counts = jnp.asarray(matrix)
+    return {
+        "accuracy": float(accuracy(counts)),
+        "macro_f1": float(macro_f1(counts)),
+        "mean_iou": float(mean_iou(counts)),
+        **{
+            name: [None if math.isnan(v) else v for v in values.tolist()]
+            for name, values in per_class(counts).items()
+        },
+        "confusion_matrix": matrix.tolist(),
+    }

@@ -128,11 +128,16 @@ def check_image_size(config: Any, height: int, width: int) -> None:
         )
 
 
-def make_model(config: Any, elevation_size: tuple[int, int]) -> PretrainModel:
-    """The model that `config.model` and `config.objective` describe."""
+def compute_dtype(config: Any) -> jnp.dtype:
+    """The type that `config.model.dtype` stands for on this machine."""
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
+
+
+def make_model(config: Any, elevation_size: tuple[int, int]) -> PretrainModel:
+    """The model that `config.model` and `config.objective` describe."""
     weight = weights(config)
     return PretrainModel(
         encoder=ENCODERS[config.model.encoder],
@@ -141,7 +146,7 @@ def make_model(config: Any, elevation_size: tuple[int, int]) -> PretrainModel:
         local_projection=tuple(config.objective.local.projection) if weight["local"] else None,
         elevation_size=elevation_size if weight["elevation"] else None,
         width=config.model.width,
-        dtype=jnp.dtype(dtype),
+        dtype=compute_dtype(config),
     )
 
 

@@ -5,13 +5,18 @@ from typing import Any
 import optax
 
 
-def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, Any]:
-    """Adam with a cosine decay to zero over `total_steps`; returns it and its schedule.
+def make_optimizer(
+    settings: Any, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of `config.optimizer`, and its learning rate by step.
 
-    The weight decay is either decoupled ("adamw") or part of the gradient ("adam").
+    The rate is constant or decays to zero over `total_steps`; the weight decay is either decoupled
+    ("adamw") or part of the gradient ("adam").
     """
-    settings = config.optimizer
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, total_steps)
+    if settings.schedule == "constant":
+        schedule = optax.constant_schedule(settings.learning_rate)
+    else:
+        schedule = optax.cosine_decay_schedule(settings.learning_rate, total_steps)
     if settings.name == "adamw":
         return optax.adamw(schedule, weight_decay=settings.weight_decay), schedule
     l2 = optax.add_decayed_weights(settings.weight_decay)

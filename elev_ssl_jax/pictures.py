@@ -71,6 +71,29 @@ def draw_elevation(path: Path, images: np.ndarray, true: np.ndarray, predicted: 
     _save(figure, path)
 
 
+def draw_classes(
+    path: Path, images: np.ndarray, true: np.ndarray, predicted: dict[str, np.ndarray]
+) -> None:
+    """A row for each chip: image, true classes, and the classes that each model predicts.
+
+    Args:
+      path: The PNG to write.
+      images: float [B, H, W, 3] in 0..1.
+      true: uint8, a class for each pixel [B, H, W], 255 where unlabelled, or for each chip [B].
+      predicted: The same by model.
+    """
+    columns = ["image", "true", *predicted]
+    figure, axes = _grid(len(images), columns)
+    labelled = [c for c in (true, *predicted.values()) for c in np.unique(c) if c != 255]
+    scale = {"vmin": 0, "vmax": max(labelled, default=1), "cmap": "viridis"}
+    for i, row in enumerate(axes):
+        row[0].imshow(images[i])
+        for axis, classes in zip(row[1:], (true, *predicted.values()), strict=True):
+            shown = np.ma.masked_equal(np.broadcast_to(classes[i], images.shape[1:3]), 255)
+            axis.imshow(shown, interpolation="nearest", **scale)
+    _save(figure, path)
+
+
 def displayable(images: np.ndarray, rgb: tuple[int, ...]) -> np.ndarray:
     """Three bands of [..., C] in 0..1, stretched together to their 1st and 99th percentiles."""
     bands = list(rgb) if rgb else [min(i, images.shape[-1] - 1) for i in range(3)]

@@ -55,7 +55,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
-    optimizer, schedule = make_optimizer(config, total_steps)
+    optimizer, schedule = make_optimizer(config.optimizer, total_steps)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def init():

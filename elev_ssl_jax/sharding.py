@@ -1,16 +1,19 @@
 """Which device holds what: batches are split over all devices, everything else is on each."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """One axis, `batch`, over all devices.
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, `batch`, over the devices; None is all.
 
     The axis is `Auto`: the compiler derives the shardings inside a step from those of its
     arguments, which is what lets the loss be written on global arrays.
     """
-    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

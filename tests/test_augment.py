@@ -156,3 +156,30 @@ def test_normalize_clips_sensor_units():
     images = np.array([[[[0, 6000, 9000, 3000]]]], np.uint16)
     got = jax.jit(augment.normalize, static_argnums=1)(images, (0, 6000))
     np.testing.assert_allclose(got.ravel(), [0, 1, 1, 0.5])
+
+
+def test_the_eight_views_are_those_of_numpy_and_move_masks_along(rng):
+    image = rng.normal(size=(1, 6, 6, 2)).astype(np.float32)
+    images = np.repeat(image, 8, axis=0)
+    views = np.asarray(augment.dihedral(jnp.asarray(images), jnp.arange(8)))
+    for which, view in enumerate(views):
+        expected = image[0]
+        if which & 1:
+            expected = expected[::-1]
+        if which & 2:
+            expected = expected[:, ::-1]
+        if which & 4:
+            expected = expected.transpose(1, 0, 2)
+        np.testing.assert_array_equal(view, expected)
+    assert len({view.tobytes() for view in views}) == 8
+    masks = augment.dihedral(jnp.asarray(images[..., 0]), jnp.arange(8))
+    np.testing.assert_array_equal(masks, views[..., 0])
+    np.testing.assert_array_equal(augment.dihedral(jnp.arange(8), jnp.arange(8)), np.arange(8))
+
+
+def test_drawn_views_follow_their_probabilities():
+    keys = augment.sample_keys(0, 0, 4000)
+    assert set(np.asarray(augment.draw_dihedral(keys, flip=0.0, transpose=0.0))) == {0}
+    assert set(np.asarray(augment.draw_dihedral(keys, flip=0.0, transpose=1.0))) == {4}
+    counts = np.bincount(augment.draw_dihedral(keys, flip=0.5, transpose=0.5))
+    np.testing.assert_allclose(counts / 4000, 1 / 8, atol=0.03)

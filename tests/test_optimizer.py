@@ -10,7 +10,7 @@ from elev_ssl_jax.optimizer import make_optimizer
 @pytest.mark.parametrize(("name", "reference"), [("adamw", "AdamW"), ("adam", "Adam")])
 def test_updates_equal_pytorch(tiny, rng, name, reference):
     tiny.optimizer.name, tiny.optimizer.weight_decay = name, 0.1
-    optimizer, schedule = make_optimizer(tiny, total_steps=5)
+    optimizer, schedule = make_optimizer(tiny.optimizer, total_steps=5)
     start, *gradients = rng.normal(size=(6, 7)).astype(np.float32)
     params, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
     weights = torch.nn.Parameter(torch.from_numpy(start.copy()))

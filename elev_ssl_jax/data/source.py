@@ -57,13 +57,14 @@ class Split(Sequence):
         return out
 
 
-def open_split(data: Any, split: str) -> Split:
+def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
     """Opens a split, in TFDS' notation ("unlabeled+labeled[80:]"), of the data in `config.data`.
 
-    As in Python, a slice that reaches past the end of a small split takes what there is.
+    As in Python, a slice that reaches past the end of a small split takes what there is, unless
+    it should be `exact`.
 
     Raises:
-      InputError: There are no such data, no such split, or the split is empty.
+      InputError: There are no such data, no such split, or the split is empty or too small.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow_datasets as tfds
@@ -82,6 +83,10 @@ def open_split(data: Any, split: str) -> Split:
         raise InputError(f"{versions[-1]} is not a prepared dataset; prepare it again") from error
     counts = {name: info.num_examples for name, info in builder.info.splits.items()}
     within = _within(split, counts)
+    if exact and within != split.replace(" ", ""):
+        raise InputError(
+            f"split {split!r} asks for more than {data.name} in {folder} has: {counts}"
+        )
     if not within:
         raise InputError(f"split {split!r} of {data.name} in {folder} is empty; it has {counts}")
     try:
@@ -105,6 +110,7 @@ def _within(split: str, counts: dict[str, int]) -> str:
             start, stop, _ = slice(*ends).indices(counts[match[1]])
             if start >= stop:
                 continue
-            part = f"{match[1]}[{start}:{stop}]"
+            if any(end and abs(int(end)) > counts[match[1]] for end in match.groups()[1:]):
+                part = f"{match[1]}[{start}:{stop}]"
         parts.append(part)
     return "+".join(parts)

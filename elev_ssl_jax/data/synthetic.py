@@ -165,9 +165,13 @@ def prepare(data: Any, workdir: Path) -> None:
     """Makes the demo's data in `workdir`, unless they are there, and points `config.data` to them.
 
     Whole scenes are held out, so that no test chip has a neighbour among the others.
+
+    Args:
+      data: `config.data`, whose `name` is nwrc/classification or nwrc/segmentation.
+      workdir: The run's folder.
     """
     folder = workdir / "synthetic"
-    data.dir, data.name = str(folder / "tfds"), "nwrc/classification"
+    data.dir = str(folder / "tfds")
     if (folder / "tfds" / data.name).exists():
         return
     chips_folder, count = folder / "chips", data.synthetic.chips
@@ -176,7 +180,7 @@ def prepare(data: Any, workdir: Path) -> None:
     prepare_tfds(
         chips_folder,
         folder / "tfds",
-        config="classification",
+        config=data.name.split("/")[-1],
         purity=0.8,
         split_by="tile",
         num_labeled=count // 10,

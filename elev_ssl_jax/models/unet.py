@@ -92,14 +92,23 @@ class UNet(nn.Module):
 
     num_classes: int
     output_size: tuple[int, int]
-    encoder: Any = ResNet18
+    encoder_type: Any = ResNet18
     width: float = 1.0
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        common = {"width": self.width, "dtype": self.dtype}
+        self.encoder = self.encoder_type(**common)
+        self.decoder = Decoder(self.num_classes, self.output_size, **common)
+
+    def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+        """The encoder's maps of images float [B, H, W, C]."""
+        return self.encoder(images, train=train)
+
+    def decode(self, maps: Sequence[jax.Array], *, train: bool) -> jax.Array:
+        """The encoder's maps to logits float32 [B, *output_size, num_classes]."""
+        return self.decoder(maps, train=train)
+
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images float [B, H, W, C] to logits float32 [B, *output_size, num_classes]."""
-        common = {"width": self.width, "dtype": self.dtype}
-        features = self.encoder(**common, name="encoder")(images, train=train)
-        decoder = Decoder(self.num_classes, self.output_size, **common, name="decoder")
-        return decoder(features, train=train)
+        return self.decode(self.encode(images, train=train), train=train)

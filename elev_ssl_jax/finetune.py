@@ -1,0 +1,414 @@
+"""Fine-tuning: first with a frozen encoder, then all of it (sections 5.1.2 and 5.2.2).
+
+A fine-tuning is small, a few hundred chips in batches of eight, so that it runs on one device;
+`experiment` spreads many over the devices. Its last epoch is what counts: nothing is selected, on
+the test chips least of all.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from elev_ssl_jax import augment, checkpoint, metrics, pictures, sharding
+from elev_ssl_jax.data import pipeline
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.models.classifier import Classifier
+from elev_ssl_jax.models.unet import UNet
+from elev_ssl_jax.objective import ENCODERS, compute_dtype
+from elev_ssl_jax.optimizer import make_optimizer
+from elev_ssl_jax.train_state import TrainState
+
+UNLABELLED = 255
+PICTURED = 6  # chips in a picture
+_VIEWS = 8  # of a chip, by augment.dihedral
+_EVAL_BATCH = 64
+
+
+class Chips(NamedTuple):
+    """Labelled chips."""
+
+    images: Any  # [N, H, W, C] in sensor units
+    targets: Any  # uint8, a class for each chip [N] or each pixel [N, H, W]; 255 is unlabelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What fine-tunings share that differ in chips, seed and initial weights alone.
+
+    It is hashable, and the steps are compiled once for each.
+    """
+
+    model: Any  # UNet or Classifier
+    frozen_optimizer: optax.GradientTransformation
+    full_optimizer: optax.GradientTransformation
+    frozen_epochs: int
+    full_epochs: int
+    batch_size: int
+    fixed: bool  # the frozen encoder's BatchNorm is in inference mode
+    value_range: tuple[float, float]
+    flip: float
+    transpose: float
+    cache_bytes: float  # the most that the frozen encoder's maps may take
+
+
+class Epoch(NamedTuple):
+    """How far a fine-tuning has come."""
+
+    stage: str  # "frozen" or "full"
+    number: int  # of the epoch in its stage, from 1
+    state: TrainState  # in the frozen stage, of the new layers alone
+    loss: jax.Array  # of the last batch
+
+
+def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
+    """The fine-tuning that `config` describes, on `count` chips of images [H, W, C]."""
+    encoder = ENCODERS[config.model.encoder]
+    common = {"width": config.model.width, "dtype": compute_dtype(config)}
+    classes = config.finetune.num_classes
+    if config.finetune.head == "unet":
+        model: Any = UNet(classes, (image_shape[0], image_shape[1]), encoder, **common)
+    else:
+        model = Classifier(classes, encoder, **common)
+    steps = count // config.batch_size
+    frozen = config.optimizer.copy_and_resolve_references()
+    frozen.learning_rate = config.finetune.frozen_learning_rate
+    return Setup(
+        model=model,
+        frozen_optimizer=make_optimizer(frozen, config.finetune.frozen_epochs * steps)[0],
+        full_optimizer=make_optimizer(config.optimizer, config.epochs * steps)[0],
+        frozen_epochs=config.finetune.frozen_epochs,
+        full_epochs=config.epochs,
+        batch_size=config.batch_size,
+        fixed=config.finetune.frozen_batchnorm == "inference",
+        value_range=tuple(config.data.value_range),
+        flip=config.augment.finetune.flip,
+        transpose=config.augment.finetune.transpose,
+        cache_bytes=config.data.resident_gib * 2**30,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
+def init(setup: Setup, seed: int | jax.Array, image_shape: tuple[int, ...]) -> Any:
+    """The model's variables before any training; the encoder's weights are those of `pretrain`."""
+    return setup.model.init(jax.random.key(seed), jnp.zeros((2, *image_shape)), train=True)
+
+
+def fit(
+    setup: Setup,
+    variables: Any,
+    chips: Chips,
+    seed: int,
+    *,
+    count: int | None = None,
+    maps: list[jax.Array] | None = None,
+    start: TrainState | None = None,
+    device: jax.Device | None = None,
+) -> Iterator[Epoch]:
+    """Trains, an epoch at a time. Only the loop runs on the host, and it waits for nothing.
+
+    Args:
+      setup: From `make_setup`.
+      variables: Initial weights and statistics.
+      chips: What to learn from.
+      seed: Of the batches' order and their augmentation.
+      count: Learn from the first so many chips alone; None is all. What is compiled for the chips
+        serves every count.
+      maps: `encode_views` of these variables and chips; None does without.
+      start: A state of the full stage to go on from.
+      device: Where to compute; None is the first.
+
+    Yields:
+      After each epoch, the state; the next epoch uses it up.
+    """
+    device = device or jax.local_devices()[0]
+    count = len(chips.images) if count is None else count
+    # All on one device in the same way, or the steps would be compiled again. The steps use their
+    # state up, so that it is a copy: the caller's variables outlive it.
+    put = functools.partial(jax.device_put, device=device, may_alias=False)
+    chips, steps_per_epoch = put(chips), count // setup.batch_size
+    if start is None:
+        encoder = put(variables["params"]["encoder"])
+        params = {name: p for name, p in variables["params"].items() if name != "encoder"}
+        state = put(
+            TrainState.create(
+                {"params": params, "batch_stats": variables["batch_stats"]}, setup.frozen_optimizer
+            )
+        )
+        for epoch in range(setup.frozen_epochs):
+            for indices in pipeline.epoch_plan(seed, epoch, count, setup.batch_size):
+                state, loss = _frozen_step(setup, state, encoder, maps, chips, indices, seed)
+            yield Epoch("frozen", epoch + 1, state, loss)
+        variables = {
+            "params": {"encoder": encoder, **state.params},
+            "batch_stats": state.batch_stats,
+        }
+        start = TrainState.create(variables, setup.full_optimizer)
+    state = put(start)
+    for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
+        order = setup.frozen_epochs + epoch
+        for indices in pipeline.epoch_plan(seed, order, count, setup.batch_size):
+            state, loss = _full_step(setup, state, chips, indices, seed)
+        yield Epoch("full", epoch + 1, state, loss)
+
+
+def encode_views(
+    setup: Setup, variables: Any, images: Any, device: jax.Device | None = None
+) -> list[jax.Array] | None:
+    """What the frozen encoder says of every view of images [N, ...]: arrays [N, 8, ...].
+
+    A chip has eight views, an encoder that stands still sees each the same way in every epoch, and
+    so do fine-tunings that start from the same encoder. None if the encoder is not one fixed
+    function, or if that would take more than `setup.cache_bytes`.
+    """
+    if not setup.fixed:
+        return None
+    one = jax.eval_shape(functools.partial(_encode_views, setup), variables, images[:1])
+    if len(images) * sum(m.size * m.dtype.itemsize for m in one) > setup.cache_bytes:
+        return None
+    device = device or jax.local_devices()[0]
+    variables, images = jax.device_put((variables, images), device)
+    parts = [
+        _encode_views(setup, variables, images[i : i + setup.batch_size])
+        for i in range(0, len(images), setup.batch_size)
+    ]
+    return [jnp.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames="setup")
+def _encode_views(setup, variables, images):
+    views = [augment.dihedral(images, jnp.full(len(images), i)) for i in range(_VIEWS)]
+    stacked = jnp.stack(views, axis=1).reshape(-1, *images.shape[1:])
+    maps = setup.model.apply(variables, _normalize(setup, stacked), train=False, method="encode")
+    return [m.reshape(-1, _VIEWS, *m.shape[1:]) for m in maps]
+
+
+@functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
+def _frozen_step(setup, state, encoder, maps, chips, indices, seed):
+    which = _draw_views(setup, seed, state.step)
+    batch_stats = state.batch_stats
+    if maps is not None:
+        inputs = [m[indices, which] for m in maps]
+    else:
+        images = augment.dihedral(chips.images[indices], which)
+        inputs, updates = setup.model.apply(
+            {"params": {"encoder": encoder}, "batch_stats": batch_stats},
+            _normalize(setup, images),
+            train=not setup.fixed,
+            method="encode",
+            mutable=["batch_stats"],
+        )
+        batch_stats = {**batch_stats, **updates["batch_stats"]}
+
+    def loss_fn(params):
+        logits, updates = setup.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs,
+            train=True,
+            method="decode",
+            mutable=["batch_stats"],
+        )
+        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
+        return loss, {**batch_stats, **updates.get("batch_stats", {})}
+
+    return _update(setup.frozen_optimizer, state, loss_fn)
+
+
+@functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
+def _full_step(setup, state, chips, indices, seed):
+    # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
+    which = _draw_views(setup, seed, -1 - state.step)
+
+    def loss_fn(params):
+        logits, updates = setup.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            _normalize(setup, augment.dihedral(chips.images[indices], which)),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
+        return loss, updates["batch_stats"]
+
+    return _update(setup.full_optimizer, state, loss_fn)
+
+
+def _update(optimizer, state, loss_fn):
+    (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), loss
+
+
+def _draw_views(setup, seed, step):
+    keys = augment.sample_keys(seed, step, setup.batch_size)
+    return augment.draw_dihedral(keys, flip=setup.flip, transpose=setup.transpose)
+
+
+def _normalize(setup, images):
+    return augment.normalize(images, setup.value_range)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean cross-entropy of logits [..., K] over the targets [...] that are labelled."""
+    known = targets != UNLABELLED
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(known, targets, 0).astype(jnp.int32)
+    )
+    return jnp.sum(jnp.where(known, losses, 0)) / jnp.maximum(jnp.sum(known), 1)
+
+
+def evaluate(setup: Setup, variables: Any, chips: Chips) -> tuple[np.ndarray, np.ndarray]:
+    """Confusion matrix over all chips, counted on the device, and the predicted classes (uint8).
+
+    BatchNorm is in inference mode.
+    """
+    matrix = jnp.zeros((setup.model.num_classes,) * 2, jnp.int32)
+    classes = []
+    for i in range(0, len(chips.images), _EVAL_BATCH):
+        images, targets = (array[i : i + _EVAL_BATCH] for array in chips)
+        # The last batch is filled up with chips that don't count.
+        filling = ((0, _EVAL_BATCH - len(images)),)
+        images = np.pad(images, (*filling, *[(0, 0)] * (images.ndim - 1)))
+        targets = np.pad(
+            targets, (*filling, *[(0, 0)] * (targets.ndim - 1)), constant_values=UNLABELLED
+        )
+        matrix, predicted = _evaluate_batch(setup, variables, matrix, Chips(images, targets))
+        classes.append(predicted)
+    return np.asarray(matrix), np.concatenate(classes)[: len(chips.images)]
+
+
+@functools.partial(jax.jit, static_argnames="setup")
+def _evaluate_batch(setup, variables, matrix, chips):
+    logits = setup.model.apply(variables, _normalize(setup, chips.images), train=False)
+    classes = jnp.argmax(logits, axis=-1)
+    matrix += metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes)
+    return matrix, classes.astype(jnp.uint8)
+
+
+def check_chips(config: Any, train: Chips, test: Chips, labels: int | None = None) -> None:
+    """Refuses chips that can't be learned from, before training starts.
+
+    Raises:
+      InputError: There are fewer chips than `labels` or than a batch, all of one class, or a class
+        is unknown.
+    """
+    data, classes, count = config.data, config.finetune.num_classes, len(train.images)
+    if labels is not None and labels > count:
+        raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
+    train = Chips(*(array[:labels] for array in train))
+    if config.batch_size > len(train.images):
+        raise InputError(
+            f"config.batch_size is {config.batch_size}, but there are only {len(train.images)} "
+            "labelled chips; lower it"
+        )
+    for chips, name in ((train, "labelled"), (test, "test")):
+        values = np.unique(chips.targets)
+        unknown = values[(values >= classes) & (values != UNLABELLED)]
+        if len(unknown):
+            raise InputError(
+                f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
+                f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
+            )
+        known = values[values != UNLABELLED]
+        if len(known) < 2:
+            raise InputError(
+                f"the {len(chips.images)} {name} chips of {data.name} are all of class "
+                f"{', '.join(map(str, known)) or 'unlabelled'}; there is nothing to tell apart"
+            )
+    height, width = train.images.shape[1:3]
+    if config.augment.finetune.transpose and height != width:
+        raise InputError(
+            f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
+            f"0 for images of {height} x {width} pixels"
+        )
+
+
+def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any) -> dict[str, Any]:
+    """Fine-tunes and evaluates; called again with the same folder, goes on where it stopped.
+
+    Args:
+      config: The run's configuration, checked.
+      workdir: Where checkpoints, pictures and `results.json` go.
+      train: Labelled chips to learn from.
+      test: Chips to judge by.
+      writer: Has `write_scalars(step, scalars)` and `flush()`.
+
+    Returns:
+      The scores, as in `results.json`.
+
+    Raises:
+      InputError: Chips, initial encoder and configuration don't fit one another.
+    """
+    check_chips(config, train, test)
+    image_shape = train.images.shape[1:]
+    setup = make_setup(config, image_shape, len(train.images))
+    variables = init(setup, config.seed, image_shape)
+    if config.init_from:
+        variables = checkpoint.load_encoder(Path(config.init_from), variables)
+    template = TrainState.create(variables, setup.full_optimizer)
+
+    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        state = checkpoint.restore_latest(checkpoints, template, mesh)
+        start = state if int(state.step) else None
+        print(
+            f"{len(train.images)} labelled chips, {len(test.images)} to judge by; "
+            f"{config.finetune.frozen_epochs} epochs with a frozen encoder "
+            f"({config.init_from or 'random weights'}), {config.epochs} of everything"
+            + (f"; going on after step {int(state.step)}" if start else "")
+        )
+        steps_per_epoch = len(train.images) // config.batch_size
+        done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
+        total = config.finetune.frozen_epochs + config.epochs
+        with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
+            maps = None if start else encode_views(setup, variables, train.images)
+            for epoch in fit(setup, variables, train, config.seed, maps=maps, start=start):
+                loss = float(epoch.loss)
+                if not np.isfinite(loss):
+                    raise InputError(
+                        f"the loss is {loss} in epoch {epoch.number} of the {epoch.stage} stage; "
+                        "lower optimizer.learning_rate or finetune.frozen_learning_rate"
+                    )
+                bar.update()
+                bar.set_postfix(stage=epoch.stage, loss=f"{loss:.3f}")
+                writer.write_scalars(bar.n, {"loss": loss})
+                state = epoch.state
+                last = epoch.number == config.epochs
+                if epoch.stage == "full" and (
+                    last or epoch.number % config.checkpoint.every_epochs == 0
+                ):
+                    checkpoint.save(checkpoints, state)
+
+    matrix, classes = evaluate(setup, state.variables, test)
+    scores = metrics.summary(matrix)
+    writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
+    writer.flush()
+    (workdir / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    print(_table(scores, len(test.images)))
+    if classes.ndim == 3:
+        path = workdir / "predictions.png"
+        few = augment.normalize(jnp.asarray(test.images[:PICTURED]), config.data.value_range)
+        shown = pictures.displayable(np.asarray(few), tuple(config.data.rgb))
+        pictures.draw_classes(
+            path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}
+        )
+        print(f"picture: {path}")
+    return scores
+
+
+def _table(scores, count):
+    lines = [f"on {count} test chips, BatchNorm in inference mode"]
+    lines += [f"  {name:<12}{scores[name]:.3f}" for name in ("accuracy", "macro_f1", "mean_iou")]
+    lines.append("  class   precision   recall       F1      IoU")
+    for i, row in enumerate(zip(*(scores[k] for k in metrics.PER_CLASS), strict=True)):
+        cells = "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in row)
+        lines.append(f"  {i:>5}   {cells}")
+    return "\n".join(lines)
