@@ -94,8 +94,11 @@ def experiment(
 
     def work(device: jax.Device) -> None:
         run = _make_run(config, runs, train, test, device)
-        while queue:
-            cell = queue.popleft()
+        while True:
+            try:
+                cell = queue.popleft()
+            except IndexError:
+                return
             try:
                 _save(workdir, cell, *run(cell), with_classes=cell.seed == config.seed)
             except Exception as error:  # the other cells go on

@@ -1,0 +1,81 @@
+"""Fine-tunings that differ in their seed: together, as `experiment` runs them, and one by one.
+
+python benchmarks/finetune_column.py [--head linear] [--seeds 10] [--labels 80] [--size 64]
+    [--width 0.25]
+
+Together, they share the compiled steps and what the frozen encoder says of the chips, and are
+spread over the devices. One by one, each compiles and encodes for itself, as separate runs would
+(whose start-up, some ten seconds, is not counted). The stages are those of the paper, 20 and 80
+epochs.
+"""
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from elev_ssl_jax import finetune
+from elev_ssl_jax.config import fine_tuning
+
+
+def main() -> None:
+    """Prints both times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--head", default="linear", choices=("linear", "unet"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--labels", type=int, default=80)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--width", type=float, default=0.25)
+    args = parser.parse_args()
+    config = fine_tuning(args.head)
+    config.model.width = args.width
+    rng = np.random.default_rng(0)
+    shape = (args.labels, args.size, args.size)
+    chips = finetune.Chips(
+        rng.integers(0, 6000, (*shape, 3)).astype(np.uint16),
+        rng.integers(0, 2, shape if args.head == "unet" else shape[:1]).astype(np.uint8),
+    )
+    encoder = finetune.init(
+        finetune.make_setup(config, chips.images.shape[1:], args.labels), 0, chips.images.shape[1:]
+    )
+
+    def run(setup, seed, maps=None, device=None):
+        variables = finetune.init(setup, seed, chips.images.shape[1:])
+        variables = {p: v | {"encoder": encoder[p]["encoder"]} for p, v in variables.items()}
+        if maps is None:
+            maps = finetune.encode_views(setup, variables, chips.images, device)
+        *_, last = finetune.fit(setup, variables, chips, seed, maps=maps, device=device)
+        return jax.device_get(last.state.params)
+
+    start = time.perf_counter()
+    alone = []
+    for seed in range(args.seeds):
+        jax.clear_caches()
+        setup = finetune.make_setup(config, chips.images.shape[1:], args.labels)
+        alone.append(run(setup, seed))
+    one_by_one = time.perf_counter() - start
+
+    jax.clear_caches()
+    devices = jax.local_devices()
+    start = time.perf_counter()
+    setup = finetune.make_setup(config, chips.images.shape[1:], args.labels)
+    maps = [finetune.encode_views(setup, encoder, chips.images, device) for device in devices]
+    with ThreadPoolExecutor(len(devices)) as pool:
+
+        def work(seed):
+            i = seed % len(devices)
+            return run(setup, seed, maps[i], devices[i])
+
+        together = list(pool.map(work, range(args.seeds)))
+    shared = time.perf_counter() - start
+    jax.tree.map(np.testing.assert_array_equal, alone, together)
+
+    print(f"{len(devices)} {devices[0].device_kind}, jax {jax.__version__}, {vars(args)}")
+    print(f"  one by one {one_by_one:8.1f} s\n  together   {shared:8.1f} s")
+    print(f"ratio: {one_by_one / shared:.2f}")
+
+
+if __name__ == "__main__":
+    main()
