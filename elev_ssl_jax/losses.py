@@ -1,11 +1,12 @@
 """The losses of pre-training (arXiv 2304.06857, sections 2.1 and 3.1)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Stands for minus infinity, but finite: a chunk whose every column is masked then has a
-# gradient of zero rather than NaN.
+# Stands for minus infinity, but finite: rows that are masked throughout then give zeros, not NaN.
 _MASKED = -1e9
 
 
@@ -44,33 +45,70 @@ def nt_xent(
 
     # Views side by side rather than end to end: row 2i is z1[i] and row 2i + 1 is z2[i], so that
     # a batch sharded over devices stays where it is and only the [2N, D] keys are gathered.
-    z = jnp.stack([_unit_rows(z1), _unit_rows(z2)], axis=1)
-    positive = jnp.sum(z[:, 0] * z[:, 1], axis=-1) / temperature
+    z = jnp.stack([_unit_rows(z1), _unit_rows(z2)], axis=1) / jnp.sqrt(temperature)
+    positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], axis=-1), 2)
     z = z.reshape(-1, z.shape[-1])
-    rows = len(z)
-    takes_part = jnp.ones(rows, bool) if valid is None else jnp.repeat(valid, 2)
-
-    def log_sum_exp(keys, columns, allowed):
-        logits = jnp.matmul(z, keys.T, precision=lax.Precision.HIGHEST) / temperature
-        allowed &= jnp.arange(rows)[:, None] != columns
-        return jax.nn.logsumexp(jnp.where(allowed, logits, _MASKED), axis=-1)
-
-    if chunk_size is None or chunk_size >= rows:
-        denominator = log_sum_exp(z, jnp.arange(rows), takes_part)
-    else:
-        chunks = -(-rows // chunk_size)
-        padding = chunks * chunk_size - rows
-        keys = jnp.pad(z, ((0, padding), (0, 0))).reshape(chunks, chunk_size, -1)
-        columns = jnp.arange(chunks * chunk_size).reshape(chunks, chunk_size)
-        allowed = jnp.pad(takes_part, (0, padding)).reshape(chunks, chunk_size)
-
-        @jax.checkpoint  # the backward pass computes a chunk's logits again instead of keeping them
-        def add_chunk(total, chunk):
-            return jnp.logaddexp(total, log_sum_exp(*chunk)), None
-
-        denominator, _ = lax.scan(add_chunk, jnp.full(rows, _MASKED), (keys, columns, allowed))
-    row_losses = jnp.where(takes_part, denominator - jnp.repeat(positive, 2), 0)
+    takes_part = jnp.ones(len(z), bool) if valid is None else jnp.repeat(valid, 2)
+    denominator = _log_denominator(min(chunk_size or len(z), len(z)), z, takes_part)
+    row_losses = jnp.where(takes_part, denominator - positive, 0)
     return jnp.sum(row_losses) / jnp.maximum(jnp.sum(takes_part), 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_denominator(chunk_size: int, z: jax.Array, takes_part: jax.Array) -> jax.Array:
+    """log sum_j exp(z_i . z_j) over the rows j != i that take part, for each row i of z [R, D].
+
+    At most [R, chunk_size] similarities exist at a time, forward and backward.
+    """
+
+    def add_chunk(total, chunk):
+        logits = _similarities(z, takes_part, *chunk)
+        return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1)), None
+
+    chunks = _split(chunk_size, z, takes_part, jnp.arange(len(z)))
+    return lax.scan(add_chunk, jnp.full(len(z), _MASKED), chunks)[0]
+
+
+def _log_denominator_forward(chunk_size, z, takes_part):
+    denominator = _log_denominator(chunk_size, z, takes_part)
+    return denominator, (z, takes_part, denominator)
+
+
+def _log_denominator_backward(chunk_size, saved, gradient):
+    # A row is part of its own denominator, and one of the others in everyone else's. Similarities
+    # are symmetric, so the same chunk of them gives both, and what a row's gradient needs comes to
+    # that row: nothing is summed over devices, and nothing but z is kept for the way back.
+    z, takes_part, denominator = saved
+
+    def add_chunk(total, chunk):
+        *chunk, chunk_denominator, chunk_gradient = chunk
+        logits = _similarities(z, takes_part, *chunk)
+        own = gradient[:, None] * jnp.exp(logits - denominator[:, None])
+        others = chunk_gradient * jnp.exp(logits - chunk_denominator)
+        return total + _matmul(own + others, chunk[0]), None
+
+    arrays = (z, takes_part, jnp.arange(len(z)), denominator, gradient)
+    return lax.scan(add_chunk, jnp.zeros_like(z), _split(chunk_size, *arrays))[0], None
+
+
+_log_denominator.defvjp(_log_denominator_forward, _log_denominator_backward)
+
+
+def _similarities(z, takes_part, keys, keys_take_part, columns):
+    """z . keys [R, chunk], masked for a row with itself and for rows that don't take part."""
+    mask = takes_part[:, None] & keys_take_part & (jnp.arange(len(z))[:, None] != columns)
+    return jnp.where(mask, _matmul(z, keys.T), _MASKED)
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _split(size, *arrays):
+    """Arrays [R, ...] as [chunks, size, ...], filled up with zeros (which take no part)."""
+    count = -(-len(arrays[0]) // size)
+    padded = (jnp.pad(a, ((0, count * size - len(a)), *[(0, 0)] * (a.ndim - 1))) for a in arrays)
+    return tuple(a.reshape(count, size, *a.shape[1:]) for a in padded)
 
 
 def _unit_rows(z: jax.Array) -> jax.Array:

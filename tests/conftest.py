@@ -24,6 +24,13 @@ jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs():
+    """On a CPU each takes hundreds of memory mappings, and Linux gives a process 65530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng()  # fresh inputs every time; failures print them
