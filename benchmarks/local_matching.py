@@ -15,23 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import augment, losses, matching, objective, pretrain, sharding
+from elev_ssl_jax import augment, losses, matching, objective, sharding
 from elev_ssl_jax.config import default
 from elev_ssl_jax.models.heads import LocalHead
 from elev_ssl_jax.optimizer import make_optimizer
 from elev_ssl_jax.train_state import TrainState
+from elev_ssl_jax.train_step import make_train_step
 
 
 def make_step(config, batch):
     """A function that trains one step more."""
     model = objective.make_model(config, batch["elevation"].shape[1:])
-    optimizer, schedule = make_optimizer(config.optimizer, 1000)
+    optimizer, schedule = make_optimizer(
+        config.optimizer, epochs=1, steps_per_epoch=1000, batch_size=config.batch_size
+    )
     keys = augment.sample_keys(0, 0, 2)
     views = objective.make_views(config, keys, batch["image"][:2], batch["elevation"][:2])
     variables = model.init(jax.random.key(0), views.images, views.patches, train=True)
     state = TrainState.create(variables, optimizer)
     mesh = sharding.make_mesh()
-    train_step = pretrain.make_train_step(config, model, optimizer, schedule, mesh)
+    train_step = make_train_step(config, model, optimizer, schedule, mesh)
 
     def step():
         nonlocal state

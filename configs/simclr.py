@@ -10,4 +10,7 @@ from elev_ssl_jax.config import default, with_variant
 def get_config(variant: str = ""):
     config = default()
     config.objective.alpha = 0.0
-    return with_variant(config, variant)
+    config = with_variant(config, variant)
+    if variant == "demo":
+        config.epochs = 50  # without elevation it learns more slowly
+    return config

@@ -33,6 +33,9 @@ def default() -> ml_collections.ConfigDict:
     config.task = "pretrain"  # or "finetune", or "experiment": many of both
     config.seed = 0
     config.batch_size = 256  # chips a step, over all devices
+    # Chips that the network sees at a time, over all devices; 0 is the batch. The gradient is that
+    # of the whole batch, for a second forward pass; BatchNorm's statistics are those of the part.
+    config.microbatch_size = 0
     config.epochs = 200
     config.init_from = ""  # fine-tuning: folder of the run whose encoder to start from; "" is none
 
@@ -100,12 +103,15 @@ def default() -> ml_collections.ConfigDict:
     loss.elevation_reduction = "mean"
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.learning_rate = 1e-3  # at the start; cosine decay to zero
+    optimizer.learning_rate = 1e-3
+    optimizer.scaling = "none"  # of the rate by batch_size / 256: "linear", or its root, "sqrt"
+    optimizer.warmup_epochs = 0.0  # over which the rate rises from zero
+    optimizer.schedule = "cosine"  # decays to zero after that; or "constant"
     optimizer.weight_decay = 1e-4
     # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
-    # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does.
+    # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does. "lars"
+    # is for large batches.
     optimizer.name = "adamw"
-    optimizer.schedule = "cosine"  # or "constant"
 
     # Stage one of fine-tuning: the encoder stands still, the new layers learn. Stage two, all of
     # it, has the fields above: batch_size, epochs, optimizer.
@@ -173,6 +179,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         need(name, flat[name] >= 1, "at least 1")
     for name in (
         "seed",
+        "microbatch_size",
         "loss.chunk_size",
         "data.synthetic.chips",
         "optimizer.weight_decay",
@@ -190,6 +197,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         need(name, 0 < flat[name] < math.inf, "above 0")
 
+    micro = config.microbatch_size
+    need(
+        "microbatch_size",
+        micro == 0 or config.batch_size % micro == 0,
+        f"0 or a divisor of batch_size, {config.batch_size}",
+    )
     need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
     need("finetune.head", flat["finetune.head"] in ("linear", "unet"), "linear or unet")
     need("finetune.num_classes", 2 <= flat["finetune.num_classes"] <= 255, "in 2..255")
@@ -243,9 +256,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         need(name, flat[name] >= 1, "at least 1")
     for prefix in ("", "experiment.pretrain."):
         name = f"{prefix}optimizer.name"
-        need(name, flat[name] in ("adamw", "adam"), "adamw or adam")
+        need(name, flat[name] in ("adamw", "adam", "lars"), "adamw, adam or lars")
         name = f"{prefix}optimizer.schedule"
         need(name, flat[name] in ("cosine", "constant"), "cosine or constant")
+        name = f"{prefix}optimizer.scaling"
+        need(name, flat[name] in ("none", "linear", "sqrt"), "none, linear or sqrt")
+        name = f"{prefix}optimizer.warmup_epochs"
+        need(name, 0 <= flat[name] < flat[f"{prefix}epochs"], f"0 or more, below {prefix}epochs")
     reductions = ("mean", "sum")
     need(
         "loss.elevation_reduction",

@@ -1,5 +1,6 @@
 """What a pre-trained encoder knows: elevation error, contrastive accuracy, linear probe."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays],
     """A function of the model's variables and chips, BatchNorm in inference mode."""
     batch_size = config.batch_size
 
-    @jax.jit
+    # On every device, so that every process has all of them.
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def step(variables, images, elevation, real):
         keys = augment.sample_keys(config.seed, 0, batch_size)
         views = objective.make_views(config, keys, images, elevation, train=False)
@@ -49,7 +51,7 @@ def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays],
             # The last batch is filled up, and cut to its own chips afterwards.
             padded = [np.resize(array, (batch_size, *array.shape[1:])) for array in batch]
             real = np.arange(batch_size) < count
-            arrays = jax.device_put([*padded, real], sharding.split(mesh))
+            arrays = sharding.place([*padded, real], sharding.split(mesh))
             outputs = jax.device_get(step(variables, *arrays))
             parts.append({name: value[:count] for name, value in outputs.items()})
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -78,13 +78,17 @@ def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
         model: Any = UNet(classes, (image_shape[0], image_shape[1]), encoder, **common)
     else:
         model = Classifier(classes, encoder, **common)
-    steps = count // config.batch_size
+    make = functools.partial(
+        make_optimizer,
+        steps_per_epoch=count // config.batch_size,
+        batch_size=config.batch_size,
+    )
     frozen = config.optimizer.copy_and_resolve_references()
     frozen.learning_rate = config.finetune.frozen_learning_rate
     return Setup(
         model=model,
-        frozen_optimizer=make_optimizer(frozen, config.finetune.frozen_epochs * steps)[0],
-        full_optimizer=make_optimizer(config.optimizer, config.epochs * steps)[0],
+        frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
+        full_optimizer=make(config.optimizer, epochs=config.epochs)[0],
         frozen_epochs=config.finetune.frozen_epochs,
         full_epochs=config.epochs,
         batch_size=config.batch_size,

@@ -1,6 +1,9 @@
 """Starts a run.
 
 python -m elev_ssl_jax.main --config=configs/simclr_elev.py --workdir=RUN
+
+The same command on every worker of a TPU pod, or from every task of a Slurm job, is one run;
+elsewhere --coordinator, --num_processes and --process_id say so. See launch/README.md.
 """
 
 import json
@@ -16,33 +19,73 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from elev_ssl_jax import config as config_lib
+from elev_ssl_jax import sharding
 from elev_ssl_jax.errors import InputError, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of a run of several, where JAX can't find it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Of such a run; 1 runs alone whatever the environment says."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the others.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-    """Checks the configuration, then hands over to the task's loop."""
+    """Checks the configuration, joins the other processes, and hands over to the task's loop."""
     logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
     with reported():
         if argv[1:]:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
         config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
         config_lib.check(config)
+        _join_processes(config)
         _check_same_run(config, workdir)
-        if config.data.synthetic.chips:
-            from elev_ssl_jax.data import synthetic
-
-            synthetic.prepare(config.data, workdir)
         try:
+            if config.data.synthetic.chips:
+                _make_synthetic(config, workdir)
             {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}[config.task](
                 config, workdir
             )
+            sharding.wait_for_all("end")  # the first has pictures to draw
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on", file=sys.stderr)
             sys.exit(130)
+
+
+def _join_processes(config) -> None:
+    """Makes this process one of several, if there are; all but the first are silent."""
+    sharding.start_processes(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        timeout=_JOIN_TIMEOUT.value,
+    )
+    fields = config.to_dict()
+    del fields["data"]["dir"]  # may lie elsewhere on another machine
+    sharding.check_same("the configuration", json.dumps(fields, sort_keys=True))
+    if config.task != "pretrain" and not sharding.alone():
+        raise InputError(
+            f"config.task is {config.task!r}, which runs in one process, on all its devices; start "
+            "it once, with --num_processes=1"
+        )
+    if not sharding.is_first():
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, for as long as the process lives
+
+
+def _make_synthetic(config, workdir: Path) -> None:
+    from elev_ssl_jax.data import synthetic
+
+    if sharding.is_first():
+        synthetic.prepare(config.data, workdir)
+    sharding.wait_for_all("synthetic chips")
+    if not sharding.is_first():
+        synthetic.prepare(config.data, workdir)  # they are there, or on another disk
 
 
 def _pretrain(config, workdir: Path) -> None:
@@ -121,7 +164,9 @@ def _labelled(config, split):
 def _writer(workdir):
     from clu import metric_writers
 
-    return metric_writers.create_default_writer(workdir, asynchronous=False)
+    return metric_writers.create_default_writer(
+        workdir, just_logging=not sharding.is_first(), asynchronous=False
+    )
 
 
 def _check_same_run(config, workdir: Path) -> None:
@@ -141,6 +186,8 @@ def _check_same_run(config, workdir: Path) -> None:
 
 
 def _save_config(config, workdir: Path) -> None:
+    if not sharding.is_first():
+        return
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,9 @@ ENCODERS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
 class Views(NamedTuple):
     """What the model is shown, and what it should say."""
 
-    images: jax.Array  # float32 [B, V, H, W, C] in 0..1; two contrastive views, the elevation view
+    # float32 [B, V, H, W, C] in 0..1; two contrastive views, the elevation view. The loss does
+    # without it.
+    images: jax.Array | None
     elevation: jax.Array  # [B, h, w] of the last view, normalised units, NaN where missing
     patches: matching.Patches | None  # of the two contrastive views
 

@@ -1,23 +1,49 @@
 """The optax chain that `config.optimizer` describes."""
 
+import math
 from typing import Any
 
+import jax
 import optax
+
+# A learning rate is for batches of so many, which is what the paper has.
+_BASE_BATCH_SIZE = 256
 
 
 def make_optimizer(
-    settings: Any, total_steps: int
+    settings: Any, *, epochs: int, steps_per_epoch: int, batch_size: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of `config.optimizer`, and its learning rate by step.
 
-    The rate is constant or decays to zero over `total_steps`; the weight decay is either decoupled
-    ("adamw") or part of the gradient ("adam").
+    The rate may grow with the batch size, linearly or with its square root ("sqrt"). It rises from
+    zero over the first `warmup_epochs`, and then stays or decays to zero. The weight decay is
+    decoupled ("adamw") or part of the gradient ("adam", and "lars", arXiv 1708.03888, whose decay
+    and whose scaling by the size of a layer leave biases and BatchNorm alone).
     """
+    ratio = batch_size / _BASE_BATCH_SIZE
+    scale = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[settings.scaling]
+    peak = settings.learning_rate * scale
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
     if settings.schedule == "constant":
-        schedule = optax.constant_schedule(settings.learning_rate)
+        schedule = optax.constant_schedule(peak)
     else:
-        schedule = optax.cosine_decay_schedule(settings.learning_rate, total_steps)
-    if settings.name == "adamw":
-        return optax.adamw(schedule, weight_decay=settings.weight_decay), schedule
-    l2 = optax.add_decayed_weights(settings.weight_decay)
-    return optax.chain(l2, optax.adam(schedule)), schedule
+        schedule = optax.cosine_decay_schedule(peak, max(1, epochs * steps_per_epoch - warmup))
+    if warmup:
+        schedule = optax.join_schedules(
+            [optax.linear_schedule(0, peak, warmup), schedule], [warmup]
+        )
+
+    decay = settings.weight_decay
+    if settings.name == "lars":
+        optimizer = optax.lars(
+            schedule, decay, weight_decay_mask=_kernels, trust_ratio_mask=_kernels, momentum=0.9
+        )
+    elif settings.name == "adamw":
+        optimizer = optax.adamw(schedule, weight_decay=decay)
+    else:
+        optimizer = optax.chain(optax.add_decayed_weights(decay), optax.adam(schedule))
+    return optimizer, schedule
+
+
+def _kernels(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

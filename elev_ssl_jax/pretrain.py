@@ -4,15 +4,12 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from elev_ssl_jax import augment, checkpoint, evaluate, objective, pictures, sharding
@@ -20,6 +17,7 @@ from elev_ssl_jax.data import pipeline
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.optimizer import make_optimizer
 from elev_ssl_jax.train_state import TrainState
+from elev_ssl_jax.train_step import make_train_step
 
 Arrays = dict[str, np.ndarray]
 PICTURED = 6  # chips in a picture
@@ -55,7 +53,12 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
-    optimizer, schedule = make_optimizer(config.optimizer, total_steps)
+    optimizer, schedule = make_optimizer(
+        config.optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
+    )
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def init():
@@ -83,9 +86,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
         )
         count = _length(chips.train)
         print(
-            f"{mesh.size} device(s), {jax.devices()[0].device_kind}; of each batch "
-            f"{config.batch_size // mesh.size} chips on each; computing in {model.dtype.name}\n"
-            f"{count} chips to learn from, {how}\n"
+            f"{_topology(config, model, mesh, state.params)}\n{count} chips to learn from, {how}\n"
             f"{config.epochs} epochs of {steps_per_epoch} steps; each leaves out "
             f"{count - steps_per_epoch * config.batch_size} chips that fill no batch, others each "
             "time"
@@ -94,7 +95,8 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
             print(f"going on after step {first_step} of {total_steps}")
         else:
             print(_overview(state.params))
-            _draw_views(config, workdir / "views.png", sample)
+            if sharding.is_first():
+                _draw_views(config, workdir / "views.png", sample)
 
         with tqdm(
             total=total_steps * config.batch_size,
@@ -124,6 +126,8 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     scores |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
     writer.write_scalars(total_steps, scores)
     writer.flush()
+    if not sharding.is_first():
+        return scores
     (workdir / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
     if outputs.elevation is not None:
         few = {k: v[:PICTURED] for k, v in chips.heldout.items()}
@@ -147,58 +151,24 @@ def check_fit(config: Any, chips: Chips) -> int:
             f"config.batch_size is {size}, but {data.split} of {data.name} has only {count} chips; "
             "lower it"
         )
-    if size % jax.device_count():
-        devices = jax.device_count()
-        raise InputError(f"config.batch_size is {size}; it must be a multiple of {devices} devices")
+    devices = jax.device_count()
+    for name in ("batch_size", "microbatch_size"):
+        if config[name] % devices:
+            raise InputError(
+                f"config.{name} is {config[name]}; it must be a multiple of {devices} devices"
+            )
     height, width, bands = chips.heldout["image"].shape[1:]
     objective.check_image_size(config, height, width)
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+    sample = _sample(chips.train)
+    seen = {"count": count, "sample": sample, **chips._asdict(), "train": None}
+    sharding.check_same(f"the data ({data.name} in {data.dir or 'the default data.dir'})", seen)
     if config.objective.alpha > 0:
-        _mean_elevation(config, _sample(chips.train))
+        _mean_elevation(config, sample)
         if np.isnan(chips.heldout["elevation"]).all():
             raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
     return count // size
-
-
-def make_train_step(
-    config: Any,
-    model: objective.PretrainModel,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-) -> Callable[[TrainState, pipeline.Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled step: views, loss, gradient, update. The state passed in is used up."""
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-    def train_step(state, batch):
-        keys = augment.sample_keys(config.seed, state.step, config.batch_size)
-        views = objective.make_views(config, keys, batch["image"], batch["elevation"])
-
-        def loss_fn(params):
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                views.images,
-                views.patches,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            loss, terms = objective.weighted_loss(config, outputs, views)
-            return loss, (terms, updates["batch_stats"])
-
-        gradient, (terms, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        terms["gradient_norm"] = optax.tree.norm(gradient)
-        terms["learning_rate"] = schedule(state.step)
-        state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, terms
-
-    return train_step
 
 
 class _Log:
@@ -294,6 +264,27 @@ def _score(config, predict, chips, train_mean, variables):
         )
         scores |= {f"probe_{name}": value for name, value in (probe or {}).items()}
     return scores, outputs
+
+
+def _topology(config, model, mesh, params) -> str:
+    """Who computes what, and what goes between devices in each step."""
+    lines = [
+        f"{jax.process_count()} process(es), {mesh.size} device(s) ({jax.devices()[0].device_kind})"
+        f" in a mesh of {dict(mesh.shape)}, computing in {model.dtype.name}",
+        f"of each batch of {config.batch_size}, {config.batch_size // mesh.size} chips on each "
+        "device" + (f", {size // mesh.size} at a time" if (size := config.microbatch_size) else ""),
+    ]
+    if mesh.size > 1:
+        # Rows of embeddings of the two views, and float32.
+        patches = config.objective.local.patches
+        rows = [(1, model.projection), (patches, model.local_projection)]
+        embeddings = sum(8 * config.batch_size * n * units[-1] for n, units in rows if units)
+        gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        lines.append(
+            f"each step gathers {embeddings / 1e6:,.2f} MB of embeddings, forward and backward, "
+            f"and sums {gradient / 1e6:,.1f} MB of gradient over the devices"
+        )
+    return "\n".join(lines)
 
 
 def _overview(params) -> str:

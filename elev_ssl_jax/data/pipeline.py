@@ -38,7 +38,7 @@ def resident_batches(
     other transfer, so that the steps of an epoch never wait for the host.
     """
     chips = {name: arrays[name] for name in ("image", "elevation")}
-    chips = jax.device_put(chips, sharding.replicated(mesh))
+    chips = sharding.place(chips, sharding.replicated(mesh))
     num_chips = len(arrays["image"])
     steps_per_epoch = num_chips // batch_size
 
@@ -49,7 +49,7 @@ def resident_batches(
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
         plan = epoch_plan(seed, epoch, num_chips, batch_size)
-        plan = jax.device_put(plan, sharding.split(mesh, axis=1))
+        plan = sharding.place(plan, sharding.split(mesh, axis=1))
         for i in range(step, steps_per_epoch):
             yield gather(chips, plan, np.int32(i))
         epoch, step = epoch + 1, 0
@@ -61,26 +61,29 @@ def streamed_batches(
     """The same batches, read from random-access records by Grain's threads, ahead of the step."""
     import grain
 
+    where = sharding.split(mesh)
+    mine = sharding.local_rows(where, batch_size)  # a process reads what its devices need
     steps_per_epoch = len(records) // batch_size
-    chips_per_epoch = steps_per_epoch * batch_size
 
     @functools.lru_cache(maxsize=2)  # reading ahead, threads may be in two epochs at once
     def plan(epoch):
-        return epoch_plan(seed, epoch, len(records), batch_size).ravel()
+        return epoch_plan(seed, epoch, len(records), batch_size)[:, mine].ravel()
 
     def read(position):
-        epoch, place = divmod(int(position), chips_per_epoch)
+        epoch, place = divmod(int(position), steps_per_epoch * len(mine))
         record = records[plan(epoch)[place]]
         return {"image": record["image"], "elevation": record["elevation"]}
 
     # Grain's range must end somewhere; this many chips take years.
-    dataset = grain.MapDataset.range(first_step * batch_size, 2**40).map(read).batch(batch_size)
+    dataset = grain.MapDataset.range(first_step * len(mine), 2**40).map(read).batch(len(mine))
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # counted in batches
-    batches = iter(dataset.to_iter_dataset(options))
     ahead = None
-    for batch in batches:
+    for batch in dataset.to_iter_dataset(options):
         # One batch is on its way to the device while the step before it runs.
-        batch = jax.device_put(batch, sharding.split(mesh))
+        batch = {
+            name: jax.make_array_from_process_local_data(where, rows, (batch_size, *rows.shape[1:]))
+            for name, rows in batch.items()
+        }
         if ahead is not None:
             yield ahead
         ahead = batch

@@ -1,0 +1,138 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from elev_ssl_jax import augment, objective, sharding
+from elev_ssl_jax.config import METHODS
+from elev_ssl_jax.train_state import TrainState
+from elev_ssl_jax.train_step import make_train_step
+
+ITEM_BYTES = {"f32": 4, "u32": 4, "s32": 4, "pred": 1, "u16": 2, "u8": 1, "f16": 2, "bf16": 2}
+
+
+@pytest.fixture
+def config(tiny):
+    tiny.objective.update(METHODS["glcnet_elev"])
+    tiny.model.projection = tiny.objective.local.projection = (16, 8)
+    tiny.objective.local.patch_size = 8
+    tiny.batch_size = 16
+    return tiny
+
+
+def make_state(config, size):
+    model = objective.make_model(config, (11, 11))
+    views = objective.make_views(
+        config,
+        augment.sample_keys(0, 0, 2),
+        jnp.zeros((2, size, size, 3)),
+        jnp.zeros((2, 11, 11)),
+    )
+    variables = jax.jit(model.init, static_argnames="train")(
+        jax.random.key(0), views.images, views.patches, train=True
+    )
+    # A step that takes the gradient itself off the parameters.
+    return model, TrainState.create(variables, optax.sgd(1.0))
+
+
+def make_batch(rng, count, size):
+    return {
+        "image": rng.integers(0, 6000, (count, size, size, 3)).astype(np.uint16),
+        "elevation": rng.uniform(100, 900, (count, 11, 11)).astype(np.float32),
+    }
+
+
+def take_step(config, model, state, batch, mesh):
+    step = make_train_step(config, model, optax.sgd(1.0), optax.constant_schedule(1.0), mesh)
+    state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
+    return step, (state, sharding.place(batch, sharding.split(mesh)))
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_mesh):
+    """Against the loss of the whole batch whose outputs come from the network part by part."""
+    size, parts = 48, 2
+    model, state = make_state(config, size)
+    batch = make_batch(rng, config.batch_size, size)
+
+    @jax.jit
+    def reference(params):
+        keys = augment.sample_keys(config.seed, 0, config.batch_size)
+        views = objective.make_views(config, keys, batch["image"], batch["elevation"])
+        made, statistics = [], []
+        which = [np.arange(part, config.batch_size, parts) for part in range(parts)]
+        for rows in which:
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                views.images[rows],
+                jax.tree.map(lambda leaf, rows=rows: leaf[rows], views.patches),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            made.append(outputs)
+            statistics.append(updates["batch_stats"])
+        order = np.argsort(np.concatenate(which))
+        outputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *made)
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *statistics)
+        return objective.weighted_loss(config, outputs, views)[0], mean
+
+    (loss, batch_stats), gradient = jax.value_and_grad(reference, has_aux=True)(state.params)
+    config.microbatch_size = config.batch_size // parts
+    for count in (1, 8):
+        step, arguments = take_step(config, model, state, batch, batch_mesh(count))
+        got, terms = step(*arguments)
+        np.testing.assert_allclose(terms["loss"], loss, rtol=1e-5)
+        moved = jax.tree.map(lambda new, old: old - new, jax.device_get(got.params), state.params)
+        scale = optax.tree.norm(gradient)
+        assert optax.tree.norm(jax.tree.map(jnp.subtract, moved, gradient)) < 1e-3 * scale
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            got.batch_stats,
+            batch_stats,
+        )
+
+
+def collectives(program):
+    """The collective operations of a compiled program: kind and bytes of each result."""
+    found = []
+    for line in program.splitlines():
+        match = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+            r"(?:-start)?\(",
+            line,
+        )
+        if match:
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            size = sum(
+                ITEM_BYTES[kind] * int(np.prod([int(n) for n in dims.split(",") if n]))
+                for kind, dims in shapes
+            )
+            found.append((match[2], size))
+    return found
+
+
+@pytest.mark.parametrize("microbatch_size", [0, 8])
+def test_a_step_gathers_embeddings_and_sums_gradients_and_nothing_else(
+    config, rng, batch_mesh, microbatch_size
+):
+    config.microbatch_size = microbatch_size
+    size = 48
+    model, state = make_state(config, size)
+    batch = make_batch(rng, config.batch_size, size)
+    step, arguments = take_step(config, model, state, batch, batch_mesh(8))
+    found = collectives(step.lower(*arguments).compile().as_text())
+    totals = {}
+    for kind, count in found:
+        totals[kind] = totals.get(kind, 0) + count
+    assert set(totals) <= {"all-gather", "all-reduce"}
+
+    # Both views' embeddings, global and local, for the similarities forward and backward and for
+    # the gradient, and two numbers a row.
+    rows = 2 * config.batch_size * (1 + config.objective.local.patches)
+    assert 0 < totals["all-gather"] <= 4 * rows * (3 * 8 + 2 * 2)
+    # The gradient, and each BatchNorm's two statistics for each view, forward and backward.
+    gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    statistics = 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(state.batch_stats))
+    assert gradient <= totals["all-reduce"] <= gradient + 4 * statistics
