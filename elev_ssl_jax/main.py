@@ -105,10 +105,14 @@ def _pretrain(config, workdir: Path) -> None:
     pretrain.check_fit(config, chips)  # before anything is written
     _save_config(config, workdir)
     pretrain.pretrain(config, workdir, chips, _writer(workdir))
-    if config is _CONFIG.value:
+    if config is not _CONFIG.value:  # one of an experiment's
+        return
+    more = f"--config.epochs={2 * config.epochs}"
+    if sharding.alone():
         words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
-        words.append(f"--config.epochs={2 * config.epochs}")
-        print(f"to continue: python -m elev_ssl_jax.main {shlex.join(words)}")
+        print(f"to continue: python -m elev_ssl_jax.main {shlex.join([*words, more])}")
+    else:
+        print(f"to continue: the same command with {more}")
 
 
 def _finetune(config, workdir: Path) -> None:

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -57,41 +58,42 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_me
     model, state = make_state(config, size)
     batch = make_batch(rng, config.batch_size, size)
 
+    keys = augment.sample_keys(config.seed, 0, config.batch_size)
+    make_views = jax.jit(functools.partial(objective.make_views, config))
+    views = make_views(keys, batch["image"], batch["elevation"])
+    which = [np.arange(part, config.batch_size, parts) for part in range(parts)]
+
     @jax.jit
+    def apply(params, views):
+        return model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            views.images,
+            views.patches,
+            train=True,
+            mutable=["batch_stats"],
+        )
+
     def reference(params):
-        keys = augment.sample_keys(config.seed, 0, config.batch_size)
-        views = objective.make_views(config, keys, batch["image"], batch["elevation"])
-        made, statistics = [], []
-        which = [np.arange(part, config.batch_size, parts) for part in range(parts)]
-        for rows in which:
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                views.images[rows],
-                jax.tree.map(lambda leaf, rows=rows: leaf[rows], views.patches),
-                train=True,
-                mutable=["batch_stats"],
-            )
-            made.append(outputs)
-            statistics.append(updates["batch_stats"])
+        seen = [jax.tree.map(lambda leaf, rows=rows: leaf[rows], views) for rows in which]
+        made, updates = zip(*(apply(params, part) for part in seen), strict=True)
         order = np.argsort(np.concatenate(which))
         outputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *made)
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *statistics)
-        return objective.weighted_loss(config, outputs, views)[0], mean
+        mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *updates)
+        return objective.weighted_loss(config, outputs, views)[0], mean["batch_stats"]
 
     (loss, batch_stats), gradient = jax.value_and_grad(reference, has_aux=True)(state.params)
     config.microbatch_size = config.batch_size // parts
-    for count in (1, 8):
-        step, arguments = take_step(config, model, state, batch, batch_mesh(count))
-        got, terms = step(*arguments)
-        np.testing.assert_allclose(terms["loss"], loss, rtol=1e-5)
-        moved = jax.tree.map(lambda new, old: old - new, jax.device_get(got.params), state.params)
-        scale = optax.tree.norm(gradient)
-        assert optax.tree.norm(jax.tree.map(jnp.subtract, moved, gradient)) < 1e-3 * scale
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            got.batch_stats,
-            batch_stats,
-        )
+    step, arguments = take_step(config, model, state, batch, batch_mesh(8))
+    got, terms = step(*arguments)
+    np.testing.assert_allclose(terms["loss"], loss, rtol=1e-5)
+    moved = jax.tree.map(lambda new, old: old - new, jax.device_get(got.params), state.params)
+    difference = jax.tree.map(jnp.subtract, moved, gradient)
+    assert optax.tree.norm(difference) < 1e-3 * optax.tree.norm(gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        got.batch_stats,
+        batch_stats,
+    )
 
 
 def collectives(program):
