@@ -26,5 +26,5 @@ def get_config(variant: str = ""):
         return config
     config = with_variant(config, variant)
     if variant == "demo":
-        config.batch_size, config.microbatch_size = 256, 64
+        config.batch_size = 256
     return config
