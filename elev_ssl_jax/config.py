@@ -197,11 +197,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         need(name, 0 < flat[name] < math.inf, "above 0")
 
-    micro = config.microbatch_size
+    micro, pretrains = config.microbatch_size, config.task == "pretrain"
     need(
         "microbatch_size",
-        micro == 0 or config.batch_size % micro == 0,
-        f"0 or a divisor of batch_size, {config.batch_size}",
+        micro == 0 or (pretrains and config.batch_size % micro == 0),
+        f"0 or a divisor of batch_size, {config.batch_size}" if pretrains else "0 but to pre-train",
     )
     need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
     need("finetune.head", flat["finetune.head"] in ("linear", "unet"), "linear or unet")

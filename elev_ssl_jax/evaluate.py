@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
 
 def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays], Outputs]:
     """A function of the model's variables and chips, BatchNorm in inference mode."""
-    batch_size = config.batch_size
+    batch_size = config.microbatch_size or config.batch_size
 
     # On every device, so that every process has all of them.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))

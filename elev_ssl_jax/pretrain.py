@@ -329,7 +329,7 @@ def _draw_views(config, path, sample):
 
 def _table(config, scores, heldout) -> str:
     """The final scores as a short text table, each beside what it must beat."""
-    pairs = min(config.batch_size, heldout)
+    pairs = min(config.microbatch_size or config.batch_size, heldout)
     lines = [("", "this run", "to beat", "")]
     if "elevation_rmse_m" in scores:
         value = f"{scores['elevation_rmse_m']:.1f} m"

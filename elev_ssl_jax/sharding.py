@@ -71,8 +71,8 @@ def start_processes(
                 shutdown_timeout_seconds=_HEARTBEAT,
             )
     except (ValueError, RuntimeError, OSError, IndexError) as error:
-        alone = coordinator is num_processes is process_id is None
-        if not (alone and "coordinator_address" in str(error)):
+        nothing_said = {coordinator, num_processes, process_id} == {None}
+        if not (nothing_said and "coordinator_address" in str(error)):  # nor anything found
             raise InputError(
                 f"can't join the other processes: {str(error).splitlines()[0]}; give --coordinator "
                 "HOST:PORT, --num_processes and --process_id, or --num_processes=1 to run alone"
