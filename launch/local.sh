@@ -5,7 +5,7 @@
 #
 # With NVIDIA GPUs each process takes one, process 0 the first. Without, each uses the processor, as
 # DEVICES devices (default 1): a rehearsal of a larger machine. The first process speaks; when one
-# ends by an error the others are stopped, and the same command goes on.
+# ends by an error the others are stopped, and the same command goes on. PYTHON names another Python.
 set -euo pipefail
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: launch/local.sh N --config=... --workdir=... (N processes)" >&2

@@ -1,4 +1,6 @@
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import kubernetes_validate
@@ -11,7 +13,8 @@ SCRIPTS = sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound_and_say_how_they_are_used(script):
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     done = subprocess.run(["bash", script], capture_output=True, text=True)
     assert done.returncode == 2
@@ -32,6 +35,7 @@ def test_local_ends_with_the_error_of_its_processes(tmp_path):
         capture_output=True,
         text=True,
         cwd=LAUNCH.parent,
+        env=os.environ | {"PYTHON": sys.executable},
     )
     assert done.returncode == 2
     assert "data.dir=/nonexistent has no nwrc/classification" in done.stderr
