@@ -1,4 +1,5 @@
 import os
+import sys
 import tempfile
 
 # Before JAX starts: eight devices, so that what must not depend on their number can be tested.
@@ -6,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# PyTorch's CUDA build loads Triton, which crashes in a process that has TensorFlow.
+sys.modules["triton"] = None
 
 import hypothesis
 import jax
