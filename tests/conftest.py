@@ -7,8 +7,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# PyTorch's CUDA build loads Triton, which crashes in a process that has TensorFlow.
-sys.modules["triton"] = None
 
 import hypothesis
 import jax
@@ -16,6 +14,9 @@ import numpy as np
 import pytest
 
 from elev_ssl_jax.config import default
+
+# PyTorch's CUDA build loads Triton, which crashes in a process that has TensorFlow.
+sys.modules["triton"] = None
 
 # Compiles make the first example slow.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=15)
