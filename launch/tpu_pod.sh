@@ -6,7 +6,7 @@
 #
 # NAME, ZONE and TYPE say which slice; VERSION its software (default tpu-ubuntu2204-base); SPOT=1
 # asks for one that may be preempted; BUCKET=name mounts that Cloud Storage bucket at /mnt/runs on
-# every worker, for data and runs (a Filestore share mounted there does as well). A slice that is
+# every worker by gcsfuse, for data and runs (a Filestore share mounted there does as well). A slice that is
 # preempted is made again, and the run goes on from its last checkpoint. At the end the slice stays:
 # gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE"
 set -euo pipefail
@@ -35,12 +35,12 @@ make_ready() {
   esac
   # The tracked files as they are, and an environment of Python 3.11 or 3.12.
   git ls-files -z | tar --null --files-from=- -czf "$archive"
-  tpu scp "$archive" --worker=all elev_ssl_jax.tar.gz
+  gcloud compute tpus tpu-vm scp "$archive" "$NAME:elev_ssl_jax.tar.gz" --zone="$ZONE" --worker=all
   on_all "
     set -e
     mkdir -p ~/elev_ssl_jax
     tar -xzf ~/elev_ssl_jax.tar.gz -C ~/elev_ssl_jax
-    command -v uv > /dev/null || python3 -m pip install --quiet --user uv
+    python3 -m uv --version > /dev/null 2>&1 || python3 -m pip install --quiet --user uv
     cd ~/elev_ssl_jax
     [ -d .venv ] || python3 -m uv venv --quiet --python 3.12 .venv
     python3 -m uv pip install --quiet --python .venv -e '.[tpu]'
