@@ -1,7 +1,10 @@
 """Checkpoints of a run, by Orbax: atomic, kept while the next steps run, restored anywhere."""
 
+import functools
+import json
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -10,6 +13,14 @@ from jax.sharding import Mesh
 from elev_ssl_jax import sharding
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.train_state import TrainState
+
+
+class Saved(NamedTuple):
+    """A run's last checkpoint."""
+
+    step: int
+    about: dict[str, Any]  # what `describe` said of the run
+    variables: dict[str, Any]  # the model's, on the first device
 
 
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
@@ -22,9 +33,36 @@ def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     )
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
+def describe(config: Any, *, steps: int, **shapes: tuple[int, ...]) -> dict[str, Any]:
+    """What a checkpoint says of its run, so that its weights can be used without anything else.
+
+    Args:
+      config: The run's configuration.
+      steps: Of the whole run.
+      **shapes: Of what the model takes and gives, as `image_shape`.
+    """
+    about = {"config": config.to_dict(), "steps": steps, "commit": commit(), **shapes}
+    return json.loads(json.dumps(about))  # as it will come back: JSON has no tuples
+
+
+@functools.cache
+def commit() -> str:
+    """The program's commit, with "-dirty" if files have changed since; "" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not that of a folder around it
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, about: dict[str, Any]) -> None:
     """Saves in the background; a checkpoint has its name only when it is whole."""
-    checkpoints.save(int(state.step), args=ocp.args.StandardSave(state))
+    checkpoints.save(int(state.step), args=ocp.args.StandardSave(state, custom_metadata=about))
 
 
 def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> TrainState:
@@ -80,6 +118,28 @@ def _differing(saved: Any, params: Any) -> str | None:
     return None
 
 
+def load(run: Path) -> Saved:
+    """A run's last checkpoint.
+
+    Raises:
+      InputError: There is none, it is damaged, or it was not saved by `save`.
+    """
+    if not any((run / "checkpoints").glob("[0-9]*")):
+        raise InputError(f"{run} has no checkpoint; name the folder of a run")
+    with open_checkpoints(run, keep=1) as checkpoints:
+        step = checkpoints.latest_step()
+        metadata = checkpoints.item_metadata(step)
+        about = getattr(metadata, "custom_metadata", None)
+        if not about or not {"config", "steps", "image_shape"} <= about.keys():
+            raise InputError(f"{run} holds checkpoints of another program; name a run of this one")
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), metadata.tree
+        )
+        restored = _restore(checkpoints, step, target)
+    return Saved(step, about, {part: restored[part] for part in ("params", "batch_stats")})
+
+
 def load_encoder(run: Path, variables: Any) -> Any:
     """`variables` with the encoder of a run's last checkpoint in place of their own.
 
@@ -88,31 +148,20 @@ def load_encoder(run: Path, variables: Any) -> Any:
       variables: Those of any model with parts under `encoder`.
 
     Raises:
-      InputError: There is no checkpoint, or its encoder has another architecture, width or number
-        of bands.
+      InputError: As in `load`, or the encoder has another architecture, width or number of bands.
     """
-    if not any((run / "checkpoints").glob("[0-9]*")):
-        raise InputError(f"init_from={run} has no checkpoint; name the folder of a run")
-    with open_checkpoints(run, keep=1) as checkpoints:
-        step = checkpoints.latest_step()
-        saved = checkpoints.item_metadata(step).tree
-        parts = ("params", "batch_stats")
-        theirs, ours = ({p: tree[p].get("encoder") for p in parts} for tree in (saved, variables))
-        bands = [tree["params"]["conv1"]["kernel"].shape[2] for tree in (theirs, ours)]
-        if bands[0] != bands[1]:
-            raise InputError(
-                f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
-                f"{bands[1]}"
-            )
-        differing = _differing(theirs["params"], ours["params"])
-        if differing:
-            raise InputError(
-                f"init_from={run} has another encoder ({differing}); set model.encoder and "
-                "model.width as in its config.json"
-            )
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+    saved = load(run)
+    theirs, ours = (tree["params"]["encoder"] for tree in (saved.variables, variables))
+    bands = [tree["conv1"]["kernel"].shape[2] for tree in (theirs, ours)]
+    if bands[0] != bands[1]:
+        raise InputError(
+            f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
+            f"{bands[1]}"
         )
-        restored = _restore(checkpoints, step, target)
-    return {part: {**variables[part], "encoder": restored[part]["encoder"]} for part in parts}
+    differing = _differing(theirs, ours)
+    if differing:
+        raise InputError(
+            f"init_from={run} has another encoder ({differing}); set model.encoder and "
+            "model.width as in its config.json"
+        )
+    return {p: {**variables[p], "encoder": saved.variables[p]["encoder"]} for p in variables}

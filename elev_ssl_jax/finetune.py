@@ -69,15 +69,18 @@ class Epoch(NamedTuple):
     loss: jax.Array  # of the last batch
 
 
-def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
-    """The fine-tuning that `config` describes, on `count` chips of images [H, W, C]."""
+def make_model(config: Any, size: tuple[int, int]) -> UNet | Classifier:
+    """The model that `config.model` and `config.finetune` describe, for images of `size`."""
     encoder = ENCODERS[config.model.encoder]
     common = {"width": config.model.width, "dtype": compute_dtype(config)}
     classes = config.finetune.num_classes
     if config.finetune.head == "unet":
-        model: Any = UNet(classes, (image_shape[0], image_shape[1]), encoder, **common)
-    else:
-        model = Classifier(classes, encoder, **common)
+        return UNet(classes, size, encoder, **common)
+    return Classifier(classes, encoder, **common)
+
+
+def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
+    """The fine-tuning that `config` describes, on `count` chips of images [H, W, C]."""
     make = functools.partial(
         make_optimizer,
         steps_per_epoch=count // config.batch_size,
@@ -86,7 +89,7 @@ def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
     frozen = config.optimizer.copy_and_resolve_references()
     frozen.learning_rate = config.finetune.frozen_learning_rate
     return Setup(
-        model=model,
+        model=make_model(config, (image_shape[0], image_shape[1])),
         frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
         full_optimizer=make(config.optimizer, epochs=config.epochs)[0],
         frozen_epochs=config.finetune.frozen_epochs,
@@ -370,6 +373,9 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
             + (f"; going on after step {int(state.step)}" if start else "")
         )
         steps_per_epoch = len(train.images) // config.batch_size
+        about = checkpoint.describe(
+            config, steps=config.epochs * steps_per_epoch, image_shape=image_shape
+        )
         done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs
         with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
@@ -389,7 +395,7 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
                 if epoch.stage == "full" and (
                     last or epoch.number % config.checkpoint.every_epochs == 0
                 ):
-                    checkpoint.save(checkpoints, state)
+                    checkpoint.save(checkpoints, state, about)
 
     matrix, classes = evaluate(setup, state.variables, test)
     scores = metrics.summary(matrix)

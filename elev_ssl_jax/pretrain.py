@@ -72,6 +72,13 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     predict = evaluate.make_predict(config, model, mesh)
     score = functools.partial(_score, config, predict, chips, _mean_elevation(config, sample))
 
+    about = checkpoint.describe(
+        config,
+        steps=total_steps,
+        image_shape=image_shape,
+        elevation_shape=elevation_shape,
+    )
+
     # Closing waits for a save under way, also when the loop ends in an error.
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         state = checkpoint.restore_latest(checkpoints, init(), mesh)
@@ -116,7 +123,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
                 if saves or scores:
                     log.flush()  # a state that is not finite ends the run and is never saved
                 if saves:
-                    checkpoint.save(checkpoints, state)
+                    checkpoint.save(checkpoints, state, about)
                 if scores:
                     writer.write_scalars(step, score(state.variables)[0])
                     log.restart_clock()

@@ -24,6 +24,7 @@ from shapely.geometry import box
 from tqdm import tqdm
 
 from elev_ssl_jax.data import layout
+from elev_ssl_jax.data.scene import open_raster, open_scene
 from elev_ssl_jax.errors import InputError, reported
 
 VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb"}
@@ -80,15 +81,11 @@ def cut(
             raise InputError(f"{name} is {value}; it must be at least 1")
     tile = re.sub(r"[^\w-]+", "_", tile or images[0].stem)
     with ExitStack() as stack:
-        bands = [_open(path, stack) for path in images]
-        scene = bands[0]
-        for path, other in zip(images[1:], bands[1:], strict=True):
-            grids = [(d.crs, d.transform, d.shape) for d in (scene, other)]
-            if grids[0] != grids[1]:
-                raise InputError(f"{path} is not on the grid of {images[0]}; resample it first")
+        rasters = open_scene(images, stack)
+        scene = rasters.grid
         if min(scene.shape) < size:
             raise InputError(f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})")
-        dem = _open(elevation, stack)
+        dem = open_raster(elevation, stack)
         _check_overlap(elevation, dem.crs, dem.bounds, scene, images[0])
         classes = _open_labels(labels, label_values, scene, images[0], stack)
 
@@ -98,7 +95,7 @@ def cut(
         count = len(tops) * len(lefts)
         bar = stack.enter_context(tqdm(total=count, desc=tile, unit=" chips", disable=not progress))
         for top in tops:
-            strip, valid = _read_strip(images, bands, top, size)
+            strip, valid = rasters.read(Window(0, top, scene.width, size))
             for left in lefts:
                 bar.update()
                 columns = slice(left, left + size)
@@ -122,38 +119,10 @@ def cut(
     return rows, Counts(len(rows), dropped, incomplete)
 
 
-def _open(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
-    if not path.is_file():
-        raise InputError(f"{path} not found")
-    try:
-        source = stack.enter_context(rasterio.open(path))
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path} is not a readable raster: {error}") from error
-    if source.crs is None:
-        raise InputError(f"{path} has no CRS; assign one (gdal_edit.py -a_srs EPSG:... {path})")
-    return source
-
-
 def _check_overlap(path, crs, bounds, scene, scene_path):
     # The scene goes to the other's CRS: a DEM of the whole globe has no place in the scene's.
     if not box(*transform_bounds(scene.crs, crs, *scene.bounds)).intersects(box(*bounds)):
         raise InputError(f"{path} doesn't overlap {scene_path}; check both files' CRS and extent")
-
-
-def _read_strip(paths, sources, top, size):
-    """Bands [C, size, W] of `size` rows from `top`, and where every one of them is valid."""
-    window = Window(0, top, sources[0].width, size)
-    strips, valid = [], []
-    for path, source in zip(paths, sources, strict=True):
-        try:
-            strips.append(source.read(window=window))
-            valid.append(source.read_masks(window=window).all(axis=0))
-        except rasterio.errors.RasterioError as error:
-            raise InputError(f"{path} can't be read at row {top}; is it truncated?") from error
-        if strips[-1].dtype.kind not in "uif":
-            raise InputError(f"{path} has type {strips[-1].dtype}; integers or floats are needed")
-    strip = np.concatenate(strips)
-    return strip, np.logical_and.reduce([*valid, np.isfinite(strip).all(axis=0)])
 
 
 def _elevation(path, dem, grid, size, elevation_size, crs):
@@ -205,7 +174,7 @@ def _open_labels(path, values, scene, scene_path, stack):
 
         return from_polygons
 
-    source = _open(path, stack)
+    source = open_raster(path, stack)
     _check_overlap(path, source.crs, source.bounds, scene, scene_path)
     if np.dtype(source.dtypes[0]).kind not in "ui":
         raise InputError(f"{path} has type {source.dtypes[0]}; a label raster holds integers")
