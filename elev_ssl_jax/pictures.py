@@ -8,7 +8,8 @@ matplotlib.use("Agg")  # files only; no window, and none is needed
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.patches import Rectangle
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch, Rectangle
 
 
 def draw_views(
@@ -94,11 +95,47 @@ def draw_classes(
     _save(figure, path)
 
 
-def displayable(images: np.ndarray, rgb: tuple[int, ...]) -> np.ndarray:
-    """Three bands of [..., C] in 0..1, stretched together to their 1st and 99th percentiles."""
+def draw_map(path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: int | None) -> None:
+    """A scene beside its map, with a legend.
+
+    Args:
+      path: The PNG to write.
+      image: float [H, W, 3] in 0..1.
+      shown: [H, W], masked where unknown: one of `classes`, or elevation in metres if that is None.
+      classes: How many there are.
+    """
+    height, width = image.shape[:2]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(14, 14 * height / (2 * width) + 0.8), layout="constrained"
+    )
+    for axis in axes:
+        axis.set_axis_off()
+    axes[0].imshow(image)
+    if classes is None:
+        figure.colorbar(axes[1].imshow(shown, cmap="terrain"), ax=axes[1], label="elevation (m)")
+    else:
+        colors = class_colors(classes)
+        scale = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": classes - 0.5}
+        axes[1].imshow(shown, interpolation="nearest", **scale)
+        handles = [Patch(color=color, label=f"class {i}") for i, color in enumerate(colors)]
+        figure.legend(handles=handles[:20], loc="outside lower center", ncols=10)
+    _save(figure, path)
+
+
+def class_colors(count: int) -> list[tuple[float, float, float]]:
+    """Red, green and blue in 0..1 for each class; the first, mostly the background, is grey."""
+    colors = matplotlib.colormaps["tab10" if count <= 10 else "turbo"]
+    others = colors([2, 0, 1, 3, 4, 5, 6, 8, 9] if count <= 10 else np.linspace(0, 1, count - 1))
+    return [(0.9, 0.9, 0.88), *((r, g, b) for r, g, b, _ in others)][:count]
+
+
+def displayable(
+    images: np.ndarray, rgb: tuple[int, ...], valid: np.ndarray | None = None
+) -> np.ndarray:
+    """Three bands of [..., C], stretched together to the 1st and 99th percentiles of the valid."""
     bands = list(rgb) if rgb else [min(i, images.shape[-1] - 1) for i in range(3)]
     shown = images[..., bands]
-    low, high = np.percentile(shown, (1, 99))
+    low, high = np.percentile(shown if valid is None else shown[valid], (1, 99))
     return np.clip((shown - low) / max(high - low, 1e-6), 0, 1)
 
 

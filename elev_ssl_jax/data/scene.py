@@ -57,6 +57,13 @@ class Scene(NamedTuple):
         pixels = np.concatenate(parts)
         return pixels, np.logical_and.reduce([*valid, np.isfinite(pixels).all(axis=0)])
 
+    def read_whole(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, of the whole scene, at most `longest` pixels along a side."""
+        scale = max(1, max(self.grid.shape) / longest)
+        height, width = (max(1, round(n / scale)) for n in self.grid.shape)
+        whole = Window(0, 0, self.grid.width, self.grid.height)
+        return self.read(whole, (height, width))
+
 
 def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
     """Opens a raster until `stack` closes.

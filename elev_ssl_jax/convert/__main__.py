@@ -1,0 +1,100 @@
+r"""Takes weights to other frameworks, and back.
+
+python -m elev_ssl_jax.convert --from RUN --to torchvision --out encoder.safetensors
+python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
+"""
+
+import argparse
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from elev_ssl_jax import inference
+from elev_ssl_jax.config import default
+from elev_ssl_jax.convert import exported, imported
+from elev_ssl_jax.errors import InputError, reported
+
+
+def export(run: Path, target: str, out: Path) -> str:
+    """Writes a run's weights for `target`; the Python that loads them.
+
+    Raises:
+      InputError: The run is not finished, doesn't suit the target, or `out` can't be written.
+    """
+    data, usage = exported.TARGETS[target](inference.load(run), out)
+    try:
+        with TemporaryDirectory(prefix=".unfinished-", dir=out.absolute().parent) as folder:
+            (Path(folder) / "file").write_bytes(data)
+            os.replace(Path(folder) / "file", out)
+    except OSError as error:
+        raise InputError(f"--out={out} can't be written: {error.strerror}") from error
+    return usage
+
+
+def _import(args) -> str:
+    source, value_range, size = args.source, args.value_range, (224, 224)
+    if source.is_dir():
+        model = inference.load(source)
+        name, width = model.config.model.encoder, model.config.model.width
+        variables = {part: tree["encoder"] for part, tree in model.variables.items()}
+        value_range = value_range or model.config.data.value_range
+        size = model.image_shape[:2]
+    else:
+        tensors, told = imported.read_tensors(source)
+        name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
+        if "value_range" in told and value_range is None:  # a file of our own
+            value_range = tuple(map(float, told["value_range"].split()))
+    value_range = value_range or default().data.value_range
+    if value_range[0] >= value_range[1]:
+        raise InputError(f"--value-range is {value_range}; the first must be below the second")
+    if args.bands or args.mean or args.std:
+        variables = imported.adapt_stem(
+            variables, bands=args.bands, mean=args.mean, std=args.std, source=str(source)
+        )
+    imported.write_run(args.out, name, width, variables, value_range, size)
+    bands = variables["params"]["conv1"]["kernel"].shape[2]
+    return (
+        f"a {name} of width {width:g} for {bands} bands; use it with --config.init_from={args.out}"
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.convert", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, help="a run, .safetensors or .pth file"
+    )
+    parser.add_argument("--to", required=True, choices=[*exported.TARGETS, "run"])
+    parser.add_argument("--out", type=Path, required=True, help="file, or folder of the new run")
+    parser.add_argument(
+        "--print-usage", action="store_true", help="print the Python that loads the file"
+    )
+    group = parser.add_argument_group("with --to run")
+    group.add_argument("--prefix", default="", help="of the encoder's names, as encoder.")
+    group.add_argument(
+        "--bands", type=int, nargs="+", help="the weights' band, from 0, for each of the images'"
+    )
+    group.add_argument("--mean", type=float, nargs="+", help="that the weights expect subtracted")
+    group.add_argument("--std", type=float, nargs="+", help="that they expect to be divided by")
+    group.add_argument(
+        "--value-range", type=float, nargs=2, help="sensor units that become 0 and 1"
+    )
+    args = parser.parse_args()
+    with reported():
+        if args.to == "run":
+            done = _import(args)
+        else:
+            only = ("prefix", "bands", "mean", "std", "value_range")
+            given = [f"--{name.replace('_', '-')}" for name in only if getattr(args, name)]
+            if given:
+                raise InputError(f"{', '.join(given)}: for --to=run only")
+            done = export(args.source, args.to, args.out)
+        print(f"{args.out} written")
+        if args.to == "run" or args.print_usage:
+            print(done)
+
+
+if __name__ == "__main__":
+    main()
