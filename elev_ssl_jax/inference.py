@@ -26,7 +26,7 @@ class Model:
     """
 
     run: Path
-    config: Any
+    config: Any = dataclasses.field(repr=False)
     variables: Any = dataclasses.field(repr=False)
     image_shape: tuple[int, int, int]
     elevation_shape: tuple[int, int] | None  # of a pre-training with elevation

@@ -53,9 +53,7 @@ def _import(args) -> str:
         )
     imported.write_run(args.out, name, width, variables, value_range, size)
     bands = variables["params"]["conv1"]["kernel"].shape[2]
-    return (
-        f"a {name} of width {width:g} for {bands} bands; use it with --config.init_from={args.out}"
-    )
+    return f"{name}, width {width:g}, {bands} bands; to start from: --config.init_from={args.out}"
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """A run's weights as files for other frameworks."""
 
 import importlib
-import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -120,7 +119,8 @@ def smp_file(model: Model, out: Path) -> tuple[bytes, str]:
     lines = [
         "import segmentation_models_pytorch as smp",
         "from safetensors.torch import load_file",
-        f'model = smp.Unet("{name}", None, in_channels={bands}, classes={classes}).eval()',
+        f"model = smp.Unet('{name}', encoder_weights=None, in_channels={bands}, "
+        f"classes={classes}).eval()",
         f"model.load_state_dict(load_file({out.name!r}))",
         f"logits = model({_normalized(model)})",
     ]
@@ -178,17 +178,21 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
     _need("onnxscript")
     if _head(model) == "unet":
         smp = _need("segmentation_models_pytorch")
-        network = smp.Unet(encoder, None, in_channels=bands, classes=model.num_classes)
+        network = smp.Unet(
+            encoder, encoder_weights=None, in_channels=bands, classes=model.num_classes
+        )
     else:
         network = getattr(_need("torchvision").models, encoder)()
         network.conv1 = torch.nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
         network.fc = torch.nn.Identity()
         if _head(model) == "linear":
             network.fc = torch.nn.Linear(tensors["fc.weight"].shape[1], model.num_classes)
-    network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    network.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
     low, high = model.config.data.value_range
 
-    class Normalized(torch.nn.Module):
+    base: Any = torch.nn.Module
+
+    class Normalized(base):
         def __init__(self):
             super().__init__()
             self.network = network
@@ -197,11 +201,9 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
             return self.network((images.clamp(low, high) - low) / (high - low))
 
     name = "features" if _head(model) is None else "logits"
-    buffer = io.BytesIO()
-    torch.onnx.export(
+    program = torch.onnx.export(
         Normalized().eval(),
         (torch.zeros(2, bands, height, width),),
-        buffer,
         input_names=["images"],
         output_names=[name],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
@@ -214,7 +216,7 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
         f"({name},) = session.run(None, {{'images': images.astype(numpy.float32)}})",
         f"# images: [B, {bands}, {height}, {width}] in sensor units",
     ]
-    return buffer.getvalue(), "\n".join(lines)
+    return program.model_proto.SerializeToString(), "\n".join(lines)
 
 
 def _need(library: str) -> Any:

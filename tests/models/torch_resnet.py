@@ -1,4 +1,4 @@
-"""ResNets in plain PyTorch, with torchvision's architecture and names: the reference."""
+"""ResNets and a U-Net in plain PyTorch, with torchvision's names: the reference."""
 
 import torch
 from torch import nn
@@ -69,31 +69,58 @@ class ResNet(nn.Module):
         return maps
 
 
-def to_flax(model):
-    """The model's weights as our variables."""
-    params, stats = {}, {}
-    for name, value in model.state_dict().items():
-        value = value.numpy()
-        *path, kind = (
-            name.replace("downsample.0", "downsample_conv")
-            .replace("downsample.1", "downsample_bn")
-            .split(".")
-        )
-        if path[0].startswith("layer"):
-            path = [f"{path[0]}_{path[1]}", *path[2:]]
-        where, leaf, value = {
-            ("weight", 4): (
-                params,
-                "kernel",
-                value.transpose(2, 3, 1, 0) if value.ndim == 4 else 0,
-            ),
-            ("weight", 1): (params, "scale", value),
-            ("bias", 1): (params, "bias", value),
-            ("running_mean", 1): (stats, "mean", value),
-            ("running_var", 1): (stats, "var", value),
-        }.get((kind, value.ndim), (None, None, None))
-        if where is not None:
-            for part in path:
-                where = where.setdefault(part, {})
-            where[leaf] = value
-    return {"params": params, "batch_stats": stats}
+class Classifier(ResNet):
+    """As torchvision's `resnet18()`: features, pooled, to classes."""
+
+    def __init__(self, classes=1000, **arguments):
+        super().__init__(**arguments)
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x):
+        return self.fc(super().forward(x)[-1].mean((2, 3)))
+
+
+class UNet(nn.Module):
+    """As segmentation_models_pytorch's `Unet("resnet18")`, by its names and sizes."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.encoder = ResNet()
+        sizes = [(512 + 256, 256), (256 + 128, 128), (128 + 64, 64), (64 + 64, 32), (32, 16)]
+        blocks = [nn.ModuleDict({"conv1": conv(a, b), "conv2": conv(b, b)}) for a, b in sizes]
+        self.decoder = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+        self.segmentation_head = nn.Sequential(nn.Conv2d(16, classes, 3, padding=1))
+
+    def forward(self, x):
+        *skips, x = self.encoder(x)
+        for i, block in enumerate(self.decoder["blocks"]):
+            x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+            if i < 4:
+                x = torch.cat([x, skips[-1 - i]], dim=1)
+            x = block["conv2"](block["conv1"](x))
+        return self.segmentation_head(x)
+
+
+def conv(inputs, channels):
+    return nn.Sequential(
+        nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+
+
+def randomize(model):
+    """Random running statistics, scales and shifts, which training would leave behind."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 1.5)
+                module.running_mean.uniform_(-0.5, 0.5)
+    return model
+
+
+def tensors(model):
+    """The state dictionary in NumPy."""
+    return {name: value.numpy() for name, value in model.state_dict().items()}

@@ -1,0 +1,264 @@
+"""`python -m elev_ssl_jax.convert`, in this process."""
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
+
+import flax
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from elev_ssl_jax import checkpoint, inference
+from elev_ssl_jax.convert import imported
+from elev_ssl_jax.convert.__main__ import main
+from tests import runs
+from tests.models import torch_resnet
+
+SHAPE = (64, 64, 3)
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Runs the command; its exit code, and what it printed."""
+
+    def run(source, to, out, *more):
+        words = ["convert", "--from", source, "--to", to, "--out", out, *more]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Runs of full width: a classification, a segmentation, a pre-training, of two bands."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, head, bands in (("linear", "linear", 3), ("unet", "unet", 3), ("two", None, 2)):
+        settings = runs.settings(head, width=1.0, low=100.0, high=5100.0)
+        runs.save_run(folder / name, settings, (64, 64, bands))
+    return folder
+
+
+def as_torch(images):
+    return torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
+
+
+def load(model, path):
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
+    return model.eval()
+
+
+def run_usage(usage, images, monkeypatch, tmp_path):
+    """Executes the printed lines, where torchvision is our plain PyTorch of the same names."""
+    models = SimpleNamespace(resnet18=lambda num_classes=1000: torch_resnet.Classifier(num_classes))
+    spec = ModuleSpec("torchvision", None)
+    module = SimpleNamespace(models=models, __spec__=spec)
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    monkeypatch.setitem(
+        sys.modules,
+        "segmentation_models_pytorch",
+        SimpleNamespace(
+            Unet=lambda name, encoder_weights, in_channels, classes: torch_resnet.UNet(classes)
+        ),
+    )
+    monkeypatch.chdir(tmp_path)
+    scope = {"images": images}
+    with torch.no_grad():
+        exec(usage.split("written\n")[1], scope)
+    return scope
+
+
+@pytest.mark.parametrize(
+    ("run", "target", "result"),
+    [
+        ("linear", "torchvision", "logits"),
+        ("unet", "segmentation_models_pytorch", "logits"),
+        ("two", "torchvision", "features"),
+        ("two", "onnx", "features"),
+        ("unet", "onnx", "logits"),
+    ],
+)
+def test_the_printed_lines_give_what_the_run_gives(
+    convert, full, rng, tmp_path, monkeypatch, run, target, result
+):
+    model = inference.load(full / run)
+    images = rng.integers(0, 6000, (3, *model.image_shape)).astype(np.uint16)
+    out = tmp_path / ("file.onnx" if target == "onnx" else "file.safetensors")
+    scope = {"usage": "written\n"}
+    if target == "onnx":  # which has to be made by PyTorch
+        run_usage("written\n", images, monkeypatch, tmp_path)
+    code, usage = convert(full / run, target, out, "--print-usage")
+    assert code == 0, usage
+    given = np.moveaxis(images, -1, 1) if target == "onnx" else as_torch(images)
+    scope = run_usage(usage, given, monkeypatch, tmp_path)
+    got = np.asarray(scope[result])
+    if result == "logits":
+        got = np.exp(got) / np.exp(got).sum(axis=1, keepdims=True)
+        wanted = np.moveaxis(model.probabilities(images), -1, 1)
+    else:
+        wanted = model.features(images)
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    if target != "onnx":
+        with safe_open(out, "np") as file:
+            told = file.metadata()
+        assert told["bands"] == str(model.image_shape[2])
+        assert told["value_range"] == "100 5100"
+        assert json.loads(told["config"])["model"]["encoder"] == "resnet18"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "msgpack"])
+def test_flax_variables(convert, tmp_path, suffix):
+    variables = runs.save_run(tmp_path / "run", runs.settings("unet"), SHAPE)
+    out = tmp_path / f"variables.{suffix}"
+    assert convert(tmp_path / "run", "flax", out)[0] == 0
+    if suffix == "msgpack":
+        back = flax.serialization.msgpack_restore(out.read_bytes())
+    else:
+        back = flax.traverse_util.unflatten_dict(load_file(out), sep="/")
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    code, printed = convert(tmp_path / "run", "flax", tmp_path / "variables.bin")
+    assert code == 2
+    assert "must be .safetensors or .msgpack" in printed
+
+
+def test_what_does_not_suit_a_library_is_refused(convert, tmp_path, full):
+    runs.save_run(tmp_path / "small", runs.settings("unet"), SHAPE)
+    runs.save_run(tmp_path / "odd", runs.settings("unet", width=1.0), (40, 40, 3))
+    for run, target, message in (
+        (tmp_path / "small", "torchvision", "model.width=0.125"),
+        (tmp_path / "odd", "segmentation_models_pytorch", "40 x 40 pixels"),
+        (full / "linear", "segmentation_models_pytorch", "is not a segmentation run"),
+        (tmp_path / "none", "flax", "none has no checkpoint"),
+    ):
+        code, printed = convert(run, target, tmp_path / "x.safetensors")
+        assert (code, len(printed.splitlines())) == (2, 1)
+        assert message in printed
+        assert not (tmp_path / "x.safetensors").exists()
+    code, printed = convert(full / "two", "torchvision", tmp_path / "nowhere" / "x.safetensors")
+    assert (code, "can't be written: No such file" in printed) == (2, True)
+    code, printed = convert(full / "two", "torchvision", tmp_path / "x", "--bands", "0")
+    assert (code, "--bands: for --to=run only" in printed) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["pth", "nested.pth", "safetensors"])
+def test_weights_from_pytorch_become_a_run(convert, tmp_path, rng, kind):
+    theirs = torch_resnet.randomize(torch_resnet.Classifier()).eval()
+    path = tmp_path / f"weights.{kind}"
+    more = []
+    if kind == "pth":
+        torch.save(theirs.state_dict(), path)
+    elif kind == "nested.pth":
+        named = {f"net.{k}": v for k, v in theirs.state_dict().items()} | {"queue": torch.ones(3)}
+        torch.save({"epoch": 3, "state_dict": named}, path)
+        more = ["--prefix=net."]
+    else:
+        save_file(torch_resnet.tensors(theirs), path)
+    code, printed = convert(path, "run", tmp_path / "run", "--value-range", "0", "255", *more)
+    assert code == 0, printed
+    assert "resnet18, width 1, 3 bands" in printed
+    model = inference.load(tmp_path / "run")
+    images = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        wanted = theirs(as_torch(images) / 255).numpy()
+    assert np.abs(model.features(images) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+    # And as any pre-training's, the encoder starts a fine-tuning, and goes back to the same bits.
+    settings = runs.settings("linear", width=1.0)
+    ours = runs.save_run(tmp_path / "other", settings, SHAPE)
+    loaded = checkpoint.load_encoder(tmp_path / "run", ours)
+    kernel = np.asarray(loaded["params"]["encoder"]["conv1"]["kernel"])
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), theirs.conv1.weight.detach())
+    assert convert(tmp_path / "run", "torchvision", tmp_path / "back.safetensors")[0] == 0
+    back = load_file(tmp_path / "back.safetensors")
+    for name, value in torch_resnet.tensors(theirs).items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
+def test_the_stem_takes_other_bands_and_raw_values(rng):
+    theirs = torch_resnet.randomize(torch_resnet.ResNet())
+    _, _, variables = imported.encoder_variables(torch_resnet.tensors(theirs), "it")
+    stem = variables["params"]["conv1"]["kernel"]
+
+    def answer(tree, images):
+        """The stem after its BatchNorm, without the border."""
+        from elev_ssl_jax.models.resnet import ResNet18
+
+        return np.asarray(ResNet18().apply(tree, images, train=False)[0])[:, 2:-2, 2:-2]
+
+    # Every band of the weights is used: an image whose bands are alike is seen as before.
+    gray = rng.random((1, 64, 64, 1), np.float32)
+    five = imported.adapt_stem(variables, bands=[0, 1, 2, 0, 0])
+    np.testing.assert_allclose(
+        answer(five, gray.repeat(5, 3)), answer(variables, gray.repeat(3, 3)), atol=2e-4
+    )
+    np.testing.assert_allclose(five["params"]["conv1"]["kernel"][:, :, 3], stem[:, :, 0] / 3)
+    one = imported.adapt_stem(variables, bands=[1])
+    np.testing.assert_allclose(one["params"]["conv1"]["kernel"], 3 * stem[:, :, 1:2])
+    turned = imported.adapt_stem(variables, bands=[2, 1, 0])
+    np.testing.assert_array_equal(turned["params"]["conv1"]["kernel"], stem[:, :, ::-1])
+
+    images = rng.random((1, 64, 64, 3), np.float32)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+    raw = imported.adapt_stem(variables, mean=mean, std=std)
+    standardised = ((images - np.float32(mean)) / np.float32(std)).astype(np.float32)
+    np.testing.assert_allclose(answer(raw, images), answer(variables, standardised), atol=2e-4)
+
+
+def test_weights_that_cannot_be_used_are_refused(convert, tmp_path, monkeypatch):
+    good = torch_resnet.tensors(torch_resnet.ResNet())
+    lacking = {k: v for k, v in good.items() if k != "layer2.0.bn1.weight"}
+
+    def write(name, tensors):
+        save_file(tensors, tmp_path / name)
+        return tmp_path / name
+
+    class Code:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('a pickle was run')",))
+
+    torch.save({"conv1.weight": Code()}, tmp_path / "evil.pth")
+    torch.save({"conv1.weight": 3}, tmp_path / "number.pth")
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
+    (tmp_path / "torn.safetensors").write_bytes(b"\xff" * 100)
+    for path, message, *more in (
+        (write("a.safetensors", lacking), "as a resnet18, doesn't fit (missing keys: layer2.0.bn1"),
+        (write("b.safetensors", good | {"queue": np.ones(2)}), "unknown keys: queue"),
+        (write("c.safetensors", {f"m.{k}": v for k, v in good.items()}), "try --prefix=m."),
+        (write("d.safetensors", {"x": np.ones(2)}), "has no conv1.weight"),
+        (write("e.safetensors", good), "--bands is [0, 3]; ", "--bands", "0", "3"),
+        (write("f.safetensors", good), "--mean has 1 numbers; ", "--mean", "0.5"),
+        (write("g.safetensors", good), "--value-range is", "--value-range", "9", "3"),
+        (tmp_path / "evil.pth", "holds other things than tensors, which are never run"),
+        (tmp_path / "number.pth", "is not a state_dict"),
+        (tmp_path / "torn.pth", "is damaged"),
+        (tmp_path / "torn.safetensors", "is not a readable safetensors file"),
+        (tmp_path / "none.pth", "none.pth not found"),
+    ):
+        code, printed = convert(path, "run", tmp_path / "run", *more)
+        assert (code, len(printed.splitlines())) == (2, 1), printed
+        assert message in printed
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    code, printed = convert(tmp_path / "g.safetensors", "run", tmp_path / "run")
+    assert (code, "exists already" in printed) == (2, True)
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, printed = convert(tmp_path / "number.pth", "run", tmp_path / "new")
+    assert (code, "needs PyTorch, which is not installed; pip install torch" in printed) == (
+        2,
+        True,
+    )

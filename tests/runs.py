@@ -1,0 +1,45 @@
+"""Finished runs without the training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elev_ssl_jax import checkpoint, config, finetune, objective
+from elev_ssl_jax.train_state import TrainState
+
+
+def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, seed=0):
+    """A run's folder with random weights and statistics; its variables."""
+    if settings.task == "finetune":
+        model, images = finetune.make_model(settings, shape[:2]), jnp.zeros((1, *shape))
+        shapes = {}
+    else:
+        model, images = objective.make_model(settings, elevation), jnp.zeros((1, 3, *shape))
+        shapes = {"elevation_shape": elevation}
+    rng = np.random.default_rng(seed)
+    shapes_of = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":  # as large as what it is multiplied by stays
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+        low, high = {"scale": (0.8, 1.2), "var": (0.8, 1.2)}.get(name, (-0.2, 0.2))
+        return rng.uniform(low, high, leaf.shape).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
+    params, stats = variables["params"], variables["batch_stats"]
+    state = TrainState(jnp.asarray(step), params, stats, opt_state={})
+    about = checkpoint.describe(settings, steps=steps, image_shape=shape, **shapes)
+    with checkpoint.open_checkpoints(folder, 1) as checkpoints:
+        checkpoint.save(checkpoints, state, about)
+    return variables
+
+
+def settings(head=None, *, width=0.125, low=0.0, high=6000.0):
+    """Of a fine-tuning with `head`, or a pre-training, with a tiny encoder."""
+    result = config.default() if head is None else config.fine_tuning(head)
+    result.model.width = width
+    result.model.projection = (16, 8)
+    result.data.value_range = (low, high)
+    return result
