@@ -111,7 +111,7 @@ def predict(
                 f"{images[0]} is {height} x {width} pixels, smaller than a window of {size}; set "
                 "--window"
             )
-        look = scene.read_whole(LOOK)
+        look = scene.sample(LOOK)
         _check_values(model, images[0], *look)
         functions = _functions(model, size, maps=maps, features=features is not None)
         files = stack.enter_context(

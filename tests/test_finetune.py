@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from elev_ssl_jax import checkpoint, finetune, pretrain, sharding
+from elev_ssl_jax import checkpoint, finetune, inference, metrics, pretrain, sharding
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
 from tests.test_pretrain import Writer
@@ -147,6 +147,9 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     scores = finetune.finetune(config, whole, chips, test, Writer())
     assert json.loads((whole / "results.json").read_text()) == scores
+    classes = inference.load(whole).predict(test.images)
+    matrix = metrics.confusion_matrix(test.targets, classes, 2)
+    np.testing.assert_array_equal(matrix, scores["confusion_matrix"])
     assert (whole / "predictions.png").stat().st_size > 5000
     assert sum(map(sum, scores["confusion_matrix"])) == (test.targets < 2).sum()
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from elev_ssl_jax import checkpoint, pretrain, sharding
+from elev_ssl_jax import checkpoint, evaluate, inference, pretrain, sharding
 from elev_ssl_jax.errors import InputError
 
 
@@ -47,6 +47,11 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     assert "random_probe_accuracy" in scores
     for picture in ("views.png", "elevation.png"):
         assert (whole / picture).stat().st_size > 10_000
+    model = inference.load(whole)
+    error = evaluate.rmse(model.elevation(data.heldout["image"]), data.heldout["elevation"])
+    assert error == pytest.approx(scores["elevation_rmse_m"], rel=1e-4)
+    spread = evaluate.feature_std(model.features(data.heldout["image"]))
+    assert spread == pytest.approx(scores["feature_std"], rel=1e-3)
     printed = capsys.readouterr().out
     assert "leaves out 4 chips" in printed
     assert "elevation RMSE" in printed

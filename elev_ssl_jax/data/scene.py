@@ -1,5 +1,6 @@
 """A scene: rasters on one grid, read as one image."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import rasterio
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from elev_ssl_jax.errors import InputError
+
+_ROWS, _COLUMNS = 512, 8192  # of a block, which bounds the memory
 
 
 class Scene(NamedTuple):
@@ -28,24 +32,17 @@ class Scene(NamedTuple):
         """Of all rasters together."""
         return sum(raster.count for raster in self.rasters)
 
-    def read(
-        self, window: Window, shape: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Bands [C, H, W] in a window, and where every one of them is valid: bool [H, W].
-
-        Args:
-          window: In pixels.
-          shape: Read at this size (nearest), rather than the window's.
 
         Raises:
           InputError: A file is truncated, or holds other than numbers.
         """
         parts, valid = [], []
         for path, raster in zip(self.paths, self.rasters, strict=True):
-            out_shape = None if shape is None else (raster.count, *shape)
             try:
-                parts.append(raster.read(window=window, out_shape=out_shape))
-                valid.append(raster.read_masks(window=window, out_shape=out_shape).all(axis=0))
+                parts.append(raster.read(window=window))
+                valid.append(_valid(raster, parts[-1], window))
             except rasterio.errors.RasterioError as error:
                 raise InputError(
                     f"{path} can't be read at row {window.row_off}; is it truncated?"
@@ -54,15 +51,37 @@ class Scene(NamedTuple):
                 raise InputError(
                     f"{path} has type {parts[-1].dtype}; integers or floats are needed"
                 )
-        pixels = np.concatenate(parts)
-        return pixels, np.logical_and.reduce([*valid, np.isfinite(pixels).all(axis=0)])
+        return np.concatenate(parts), np.logical_and.reduce(valid)
 
-    def read_whole(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `read`, of the whole scene, at most `longest` pixels along a side."""
-        scale = max(1, max(self.grid.shape) / longest)
-        height, width = (max(1, round(n / scale)) for n in self.grid.shape)
-        whole = Window(0, 0, self.grid.width, self.grid.height)
-        return self.read(whole, (height, width))
+    def sample(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read`, of every so many-th pixel, so that no side has more than `longest`."""
+        height, width = self.grid.shape
+        step = math.ceil(max(height, width) / longest)
+        rows = []
+        # By blocks: GDAL, asked for fewer pixels, may decode a tile again for each row of them.
+        for top in range(0, height, _ROWS):
+            blocks = []
+            for left in range(0, width, _COLUMNS):
+                size = min(_COLUMNS, width - left), min(_ROWS, height - top)
+                pixels, valid = self.read(Window(left, top, *size))
+                every = slice(-top % step, None, step), slice(-left % step, None, step)
+                blocks.append((pixels[:, *every], valid[every]))
+            rows.append([np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)])
+        pixels, valid = zip(*rows, strict=True)
+        return np.concatenate(pixels, axis=1), np.concatenate(valid)
+
+
+def _valid(raster, pixels, window):
+    """Where bands [C, H, W] have values: bool [H, W]."""
+    valid = np.isfinite(pixels)
+    only_nodata = all(flags == [MaskFlags.nodata] for flags in raster.mask_flag_enums)
+    if only_nodata and pixels.dtype.kind in "ui":
+        # As `read_masks` has it, which would read the pixels again.
+        for band, nodata in enumerate(raster.nodatavals):
+            valid[band] &= pixels[band] != nodata
+    elif any(MaskFlags.all_valid not in flags for flags in raster.mask_flag_enums):
+        valid &= raster.read_masks(window=window) > 0
+    return valid.all(axis=0)
 
 
 def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
