@@ -205,6 +205,6 @@ def make_step(chips, batch_size: int, device: str, width: float = 1.0, compiled:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     return step, model

@@ -1,7 +1,15 @@
 """Self-supervised pre-training of satellite-image encoders that also learn to predict elevation."""
 
+from __future__ import annotations
 
-def load(run):
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from elev_ssl_jax.inference import Model
+
+
+def load(run: str | Path) -> Model:
     """A finished run's model, on NumPy images in sensor units; see `inference.Model`.
 
     Args:

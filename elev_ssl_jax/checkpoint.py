@@ -156,7 +156,7 @@ def load_encoder(run: Path, variables: Any) -> Any:
     if bands[0] != bands[1]:
         raise InputError(
             f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
-            f"{bands[1]}"
+            f"{bands[1]}; python -m elev_ssl_jax.convert --to run --bands adapts it"
         )
     differing = _differing(theirs, ours)
     if differing:

@@ -87,7 +87,9 @@ class MapFiles:
         if isinstance(error, rasterio.errors.RasterioError | OSError | pa.ArrowException):
             paths = ", ".join(map(str, self.paths.values()))
             reason = str(error).splitlines()[0] if str(error) else kind.__name__
-            raise InputError(f"{paths}: can't be written ({reason}); is the disk full?") from error
+            raise InputError(
+                f"{paths}: can't be written ({reason}); look at the disk's space"
+            ) from error
 
     def _close(self):
         with suppress(rasterio.errors.RasterioError, OSError, pa.ArrowException):
