@@ -215,7 +215,7 @@ def _write(scene, functions, files, size, overlap, batch_size, bar) -> int:
             rows.starts, [*rows.starts[1:], height], rows.weights, predicted, strict=True
         ):
             # A window that lies across `left` was counted and described further left.
-            own = columns.starts[row.seen] >= left if left else np.full(len(row.seen), True)
+            own = columns.starts[row.seen] >= left
             windows += own.sum()
             if "features" in row.outputs:
                 lefts = columns.starts[row.seen]
@@ -272,10 +272,9 @@ def _fetch(valid, seen, batches) -> _Row:
     if batches:
         for name in batches[0]:
             whole = np.concatenate([np.asarray(batch[name]) for batch in batches])[: len(seen)]
-            # A class for the whole window, where the model gives no map.
+            if name == "map" and whole.ndim == 2:  # one prediction for a whole window
+                whole = whole[:, None, None]
             outputs[name] = whole
-            if name == "map" and whole.ndim == 2:
-                outputs[name] = whole[:, None, None]
     return _Row(valid, seen, outputs)
 
 
