@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, objective, sharding
+from elev_ssl_jax import augment, cpu, objective, sharding
 from elev_ssl_jax.data.pipeline import Batch
 from elev_ssl_jax.train_state import TrainState
 
@@ -33,7 +33,12 @@ def make_train_step(
     """
     parts = config.batch_size // (config.microbatch_size or config.batch_size)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=cpu.compiler_options(),
+    )
     def train_step(state, batch):
         def forward(params, chips):
             views = objective.make_views(config, *chips)

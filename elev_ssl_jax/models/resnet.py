@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# torchvision initialises convolutions for ReLU by the fan-out (He et al., arXiv 1502.01852).
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+from elev_ssl_jax.models.layers import Conv, max_pool
 
 
 class BatchNorm(nn.Module):
@@ -64,7 +63,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), channels]."""
-        conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype)
 
         def norm(name):
             return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
@@ -89,15 +88,15 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 4 * channels]."""
-        conv = partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype)
 
         def norm(name):
             return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
 
-        y = nn.relu(norm("bn1")(conv(self.channels, (1, 1), name="conv1")(x)))
+        y = nn.relu(norm("bn1")(conv(self.channels, (1, 1), padding=0, name="conv1")(x)))
         y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv2")(y)
         y = nn.relu(norm("bn2")(y))
-        y = norm("bn3")(conv(4 * self.channels, (1, 1), name="conv3")(y))
+        y = norm("bn3")(conv(4 * self.channels, (1, 1), padding=0, name="conv3")(y))
         if x.shape != y.shape:
             x = conv(4 * self.channels, (1, 1), self.stride, padding=0, name="downsample_conv")(x)
             x = norm("downsample_bn")(x)
@@ -127,19 +126,11 @@ class ResNet(nn.Module):
         batch's statistics and update the running ones; see it for `views`.
         """
         channels = [round(64 * self.width * 2**stage) for stage in range(4)]
-        x = nn.Conv(
-            channels[0],
-            (7, 7),
-            2,
-            padding=3,
-            use_bias=False,
-            kernel_init=conv_init,
-            dtype=self.dtype,
-            name="conv1",
-        )(images.astype(self.dtype))
+        conv = Conv(channels[0], (7, 7), 2, padding=3, dtype=self.dtype, name="conv1")
+        x = conv(images.astype(self.dtype))
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train, views=views))
         features = [x]
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

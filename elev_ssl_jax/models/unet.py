@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elev_ssl_jax.models.resnet import BatchNorm, ResNet18, conv_init
+from elev_ssl_jax.models.layers import Conv
+from elev_ssl_jax.models.resnet import BatchNorm, ResNet18
 
 CHANNELS = (256, 128, 64, 32, 16)
 
@@ -33,17 +34,9 @@ class UpBlock(nn.Module):
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         for i in (1, 2):
-            x = nn.Conv(
-                self.channels,
-                (3, 3),
-                padding=1,
-                use_bias=False,
-                kernel_init=conv_init,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x)
+            conv = Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")
             norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
-            x = nn.relu(norm(x, train=train, views=views))
+            x = nn.relu(norm(conv(x), train=train, views=views))
         return x
 
 
