@@ -2,14 +2,16 @@
 
 python benchmarks/pretrain_step.py [--batch 32] [--size 100] [--width 1] [--repeats 5] [--csv F]
 
-The peer is `torch_peer.py`: the same architecture, views and loss, with data and augmentation on
-the device; eager on a CPU, with bfloat16 autocast both eager and compiled on a GPU. Each side has
-a process of its own; they take turns, so that ratios hold on a noisy machine where times don't.
-FLOP are XLA's count of our step; the ceiling is a matrix product measured in the same process.
+The peers are those of `torch_peer.py`: the same architecture, views and loss, with data and
+augmentation on the device (eager on a CPU, with bfloat16 autocast both eager and compiled on a
+GPU); and the reference pipeline, torchvision's transforms in workers. Each side has a process of
+its own; they take turns, so that ratios hold on a noisy machine where times don't. FLOP are XLA's
+count of our step; the ceiling is a matrix product measured in the same process.
 """
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import platform
@@ -25,13 +27,13 @@ import numpy as np
 CHIPS = 512
 
 
-def make_chips(size: int) -> dict[str, np.ndarray]:
+def make_chips(size: int, count: int = CHIPS) -> dict[str, np.ndarray]:
     """Chips of noise; what they show doesn't matter to the time."""
     rng = np.random.default_rng(0)
     cells = round(size * 0.33)
     return {
-        "image": rng.integers(0, 6000, (CHIPS, size, size, 3)).astype(np.uint16),
-        "elevation": rng.uniform(0, 3000, (CHIPS, cells, cells)).astype(np.float32),
+        "image": rng.integers(0, 6000, (count, size, size, 3)).astype(np.uint16),
+        "elevation": rng.uniform(0, 3000, (count, cells, cells)).astype(np.float32),
     }
 
 
@@ -40,6 +42,9 @@ def ours(args):
     import jax
     import jax.numpy as jnp
 
+    from elev_ssl_jax import cpu
+
+    cpu.keep_memory()  # as main does
     from elev_ssl_jax import augment, objective, sharding
     from elev_ssl_jax.config import default
     from elev_ssl_jax.data import pipeline
@@ -96,15 +101,19 @@ def ours(args):
     return step, about, lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def theirs(args, compiled):
-    """Likewise, of the peer."""
+def theirs(args, name):
+    """Likewise, of a peer."""
     import torch
-    from torch_peer import make_step
+    from torch_peer import make_reference_step, make_step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    step, _ = make_step(make_chips(args.size), args.batch, device, args.width, compiled)
+    common = make_chips(args.size), args.batch, device, args.width
+    if name == "reference":
+        step = make_reference_step(*common, workers=os.cpu_count() or 1)
+    else:
+        torch.set_float32_matmul_precision("high")
+        step = make_step(*common, compiled=name == "compiled")
     gpu = device == "cuda"
     peak = torch.cuda.max_memory_allocated if gpu else lambda: None
     return step, {"version": f"torch {torch.__version__}"}, peak
@@ -113,10 +122,7 @@ def theirs(args, compiled):
 def child(args) -> None:
     """Takes as many steps as each line of input says, and tells the seconds."""
     start = time.perf_counter()
-    if args.child == "ours":
-        step, about, peak = ours(args)
-    else:
-        step, about, peak = theirs(args, args.child == "compiled")
+    step, about, peak = ours(args) if args.child == "ours" else theirs(args, args.child)
     for _ in range(3):
         float(step())
     about["seconds_to_start"] = time.perf_counter() - start
@@ -160,6 +166,23 @@ class Side:
         return self._answer()
 
 
+def append(path: Path, rows: list[dict]) -> None:
+    """Adds rows to a CSV file, which they begin if there is none."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def chip_name(kind: str) -> str:
+    """How results name what they were measured on."""
+    if kind.lower() == "cpu":
+        return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
+    return kind
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -169,7 +192,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of each turn, about")
     parser.add_argument("--csv", type=Path, help="to append the results to")
-    parser.add_argument("--peers", nargs="*", help="of eager and compiled (default: by device)")
+    parser.add_argument(
+        "--peers", nargs="*", help="of eager, compiled and reference (default: by device)"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -178,11 +203,15 @@ def main() -> None:
     more = [f"--batch={args.batch}", f"--size={args.size}", f"--width={args.width}"]
     sides = {"ours": Side("ours", more)}
     on_cpu = sides["ours"].about["chip"].lower() == "cpu"
-    peers = args.peers if args.peers is not None else ["eager"] + ["compiled"] * (not on_cpu)
+    peers = args.peers
+    if peers is None:
+        peers = ["eager"] + ["compiled"] * (not on_cpu)
+        if importlib.util.find_spec("torchvision"):
+            peers.append("reference")
+        else:
+            print("without torchvision there is no reference pipeline")
     sides |= {name: Side(name, more) for name in peers}
-    chip = sides["ours"].about["chip"]
-    if on_cpu:
-        chip = f"CPU, {os.cpu_count()} cores ({platform.machine()})"
+    chip = chip_name(sides["ours"].about["chip"])
     print(f"{chip}; batch {args.batch}, {args.size} pixels, width {args.width:g}")
 
     steps = {
@@ -233,12 +262,7 @@ def main() -> None:
             }
         )
     if args.csv:
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(args.csv, rows)
     for side in sides.values():
         side.process.kill()
 

@@ -1,7 +1,9 @@
-"""SimCLR+Elevation in PyTorch, as fast as we could write it: the peer of `pretrain_step.py`.
+"""SimCLR+Elevation in PyTorch, twice: the peers of `pretrain_step.py` and `epoch.py`.
 
-The same architecture, views and loss as here; data and augmentation on the device, a whole batch
-at once, channels last; on a GPU bfloat16 autocast and `torch.compile`. It knows nothing of JAX.
+`make_step` is as fast as we could write it: the same architecture, views and loss as here; data
+and augmentation on the device, a whole batch at once, channels last; on a GPU bfloat16 autocast
+and `torch.compile`. `make_reference_step` is what people run: workers that augment one chip after
+the other with torchvision, float32. It knows nothing of JAX.
 """
 
 import math
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """ResNet's basic block."""
 
     def __init__(self, inputs: int, channels: int, stride: int):
@@ -63,8 +65,8 @@ class Model(nn.Module):
         self.bn1 = nn.BatchNorm2d(c[0])
         self.layers = nn.ModuleList(
             nn.Sequential(
-                Block(c[max(i - 1, 0)], c[i], 2 if i else 1),
-                Block(c[i], c[i], 1),
+                BasicBlock(c[max(i - 1, 0)], c[i], 2 if i else 1),
+                BasicBlock(c[i], c[i], 1),
             )
             for i in range(4)
         )
@@ -168,7 +170,7 @@ def crop(x, scale=(0.7, 1.0), ratio=(3 / 4, 4 / 3)):
 
 
 def make_step(chips, batch_size: int, device: str, width: float = 1.0, compiled: bool = False):
-    """A function that trains one step more and returns its loss, and the model.
+    """A function that trains one step more and returns its loss.
 
     Args:
       chips: `image` uint16 [N, H, W, 3] and `elevation` float32 [N, h, w], in NumPy.
@@ -182,9 +184,6 @@ def make_step(chips, batch_size: int, device: str, width: float = 1.0, compiled:
     image = image.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last).to(torch.int16)
     elevation = torch.from_numpy(chips["elevation"]).to(device)
     model = Model(elevation.shape[1], width).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, weight_decay=1e-4, fused=on_gpu or None
-    )
 
     def loss_of(index):
         x = image[index].float().clamp(0, 6000) / 6000
@@ -194,17 +193,91 @@ def make_step(chips, batch_size: int, device: str, width: float = 1.0, compiled:
         views.append(jitter(third, 0.2, 0.2, 0.2, 0.2, 0.3, 0.2))
         views = [v.contiguous(memory_format=torch.channels_last) for v in views]
         with torch.autocast(device, torch.bfloat16, enabled=on_gpu):
-            z1, z2, predicted = model(*views)
-        return 0.5 * F.mse_loss(predicted.float(), target) + 0.5 * nt_xent(z1, z2)
+            return objective(model, *views, target)
 
     if compiled:
         loss_of = torch.compile(loss_of)
+    optimizer = adamw(model, fused=on_gpu or None)
+    return lambda: update(
+        optimizer, loss_of(torch.randint(len(image), (batch_size,), device=device))
+    )
+
+
+class Views(torch.utils.data.Dataset):
+    """Three views of a chip and its elevation, by torchvision's transforms."""
+
+    def __init__(self, chips):
+        from torchvision import transforms as T
+
+        self.chips, size = chips, chips["image"].shape[1]
+        self.crop = T.RandomResizedCrop(size, scale=(0.7, 1.0), antialias=True)
+        self.flips = T.Compose([T.RandomHorizontalFlip(), T.RandomVerticalFlip()])
+        self.strong, self.weak = (
+            T.Compose(
+                [
+                    T.RandomApply([T.ColorJitter(*strengths)], probability),
+                    T.RandomGrayscale(0.2),
+                ]
+            )
+            for strengths, probability in (((0.4, 0.4, 0.4, 0.2), 0.5), ((0.2,) * 4, 0.3))
+        )
+
+    def __len__(self):
+        return len(self.chips["image"])
+
+    def __getitem__(self, i):
+        x = torch.from_numpy(self.chips["image"][i].astype("float32")).permute(2, 0, 1)
+        x = x.clamp(0, 6000) / 6000
+        target = torch.from_numpy(self.chips["elevation"][i]) / 500
+        pair = [self.strong(self.flips(self.crop(x))) for _ in range(2)]
+        for axis in (-1, -2):
+            if torch.rand(()) < 0.5:
+                x, target = x.flip(axis), target.flip(axis)
+        return *pair, self.weak(x), target
+
+
+def make_reference_step(chips, batch_size: int, device: str, width: float, workers: int):
+    """As `make_step`, with a `DataLoader` of so many workers."""
+    model = Model(chips["elevation"].shape[1], width).to(device)
+    optimizer = adamw(model)
+    loader = torch.utils.data.DataLoader(
+        Views(chips),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=True,
+        pin_memory=device == "cuda",
+    )
+
+    def epochs():
+        while True:
+            yield from loader
+
+    batches = epochs()
 
     def step():
-        loss = loss_of(torch.randint(len(image), (batch_size,), device=device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        batch = [array.to(device, non_blocking=True) for array in next(batches)]
+        return update(optimizer, objective(model, *batch))
 
-    return step, model
+    return step
+
+
+def objective(model, view1, view2, view3, target):
+    """The loss, half elevation and half NT-Xent."""
+    z1, z2, predicted = model(view1, view2, view3)
+    with torch.autocast(view1.device.type, enabled=False):
+        return 0.5 * F.mse_loss(predicted.float(), target) + 0.5 * nt_xent(z1, z2)
+
+
+def adamw(model, **how):
+    """The optimizer."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4, **how)
+
+
+def update(optimizer, loss):
+    """One step; the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()

@@ -5,7 +5,6 @@ A fine-tuning is small, a few hundred chips in batches of eight, so that it runs
 the test chips least of all.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -15,49 +14,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from elev_ssl_jax import augment, checkpoint, metrics, pictures, sharding
 from elev_ssl_jax.data import pipeline
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetune_step import (
+    UNLABELLED,
+    Chips,
+    Setup,
+    encode_batch,
+    evaluate,
+    frozen_step,
+    full_step,
+)
 from elev_ssl_jax.models.classifier import Classifier
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.objective import ENCODERS, compute_dtype
 from elev_ssl_jax.optimizer import make_optimizer
 from elev_ssl_jax.train_state import TrainState
 
-UNLABELLED = 255
 PICTURED = 6  # chips in a picture
-_VIEWS = 8  # of a chip, by augment.dihedral
-_EVAL_BATCH = 64
-
-
-class Chips(NamedTuple):
-    """Labelled chips."""
-
-    images: Any  # [N, H, W, C] in sensor units
-    targets: Any  # uint8, a class for each chip [N] or each pixel [N, H, W]; 255 is unlabelled
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What fine-tunings share that differ in chips, seed and initial weights alone.
-
-    It is hashable, and the steps are compiled once for each.
-    """
-
-    model: Any  # UNet or Classifier
-    frozen_optimizer: optax.GradientTransformation
-    full_optimizer: optax.GradientTransformation
-    frozen_epochs: int
-    full_epochs: int
-    batch_size: int
-    fixed: bool  # the frozen encoder's BatchNorm is in inference mode
-    value_range: tuple[float, float]
-    flip: float
-    transpose: float
-    cache_bytes: float  # the most that the frozen encoder's maps may take
 
 
 class Epoch(NamedTuple):
@@ -152,7 +129,7 @@ def fit(
         )
         for epoch in range(setup.frozen_epochs):
             for indices in pipeline.epoch_plan(seed, epoch, count, setup.batch_size):
-                state, loss = _frozen_step(setup, state, encoder, maps, chips, indices, seed)
+                state, loss = frozen_step(setup, state, encoder, maps, chips, indices, seed)
             yield Epoch("frozen", epoch + 1, state, loss)
         variables = {
             "params": {"encoder": encoder, **state.params},
@@ -163,7 +140,7 @@ def fit(
     for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
         order = setup.frozen_epochs + epoch
         for indices in pipeline.epoch_plan(seed, order, count, setup.batch_size):
-            state, loss = _full_step(setup, state, chips, indices, seed)
+            state, loss = full_step(setup, state, chips, indices, seed)
         yield Epoch("full", epoch + 1, state, loss)
 
 
@@ -178,126 +155,16 @@ def encode_views(
     """
     if not setup.fixed:
         return None
-    one = jax.eval_shape(functools.partial(_encode_views, setup), variables, images[:1])
+    one = jax.eval_shape(functools.partial(encode_batch, setup), variables, images[:1])
     if len(images) * sum(m.size * m.dtype.itemsize for m in one) > setup.cache_bytes:
         return None
     device = device or jax.local_devices()[0]
     variables, images = jax.device_put((variables, images), device)
     parts = [
-        _encode_views(setup, variables, images[i : i + setup.batch_size])
+        encode_batch(setup, variables, images[i : i + setup.batch_size])
         for i in range(0, len(images), setup.batch_size)
     ]
     return [jnp.concatenate(part) for part in zip(*parts, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnames="setup")
-def _encode_views(setup, variables, images):
-    views = [augment.dihedral(images, jnp.full(len(images), i)) for i in range(_VIEWS)]
-    stacked = jnp.stack(views, axis=1).reshape(-1, *images.shape[1:])
-    maps = setup.model.apply(variables, _normalize(setup, stacked), train=False, method="encode")
-    return [m.reshape(-1, _VIEWS, *m.shape[1:]) for m in maps]
-
-
-@functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
-def _frozen_step(setup, state, encoder, maps, chips, indices, seed):
-    which = _draw_views(setup, seed, state.step)
-    batch_stats = state.batch_stats
-    if maps is not None:
-        inputs = [m[indices, which] for m in maps]
-    else:
-        images = augment.dihedral(chips.images[indices], which)
-        inputs, updates = setup.model.apply(
-            {"params": {"encoder": encoder}, "batch_stats": batch_stats},
-            _normalize(setup, images),
-            train=not setup.fixed,
-            method="encode",
-            mutable=["batch_stats"],
-        )
-        batch_stats = {**batch_stats, **updates["batch_stats"]}
-
-    def loss_fn(params):
-        logits, updates = setup.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            inputs,
-            train=True,
-            method="decode",
-            mutable=["batch_stats"],
-        )
-        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
-        return loss, {**batch_stats, **updates.get("batch_stats", {})}
-
-    return _update(setup.frozen_optimizer, state, loss_fn)
-
-
-@functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
-def _full_step(setup, state, chips, indices, seed):
-    # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
-    which = _draw_views(setup, seed, -1 - state.step)
-
-    def loss_fn(params):
-        logits, updates = setup.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            _normalize(setup, augment.dihedral(chips.images[indices], which)),
-            train=True,
-            mutable=["batch_stats"],
-        )
-        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
-        return loss, updates["batch_stats"]
-
-    return _update(setup.full_optimizer, state, loss_fn)
-
-
-def _update(optimizer, state, loss_fn):
-    (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), loss
-
-
-def _draw_views(setup, seed, step):
-    keys = augment.sample_keys(seed, step, setup.batch_size)
-    return augment.draw_dihedral(keys, flip=setup.flip, transpose=setup.transpose)
-
-
-def _normalize(setup, images):
-    return augment.normalize(images, setup.value_range)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits [..., K] over the targets [...] that are labelled."""
-    known = targets != UNLABELLED
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(known, targets, 0).astype(jnp.int32)
-    )
-    return jnp.sum(jnp.where(known, losses, 0)) / jnp.maximum(jnp.sum(known), 1)
-
-
-def evaluate(setup: Setup, variables: Any, chips: Chips) -> tuple[np.ndarray, np.ndarray]:
-    """Confusion matrix over all chips, counted on the device, and the predicted classes (uint8).
-
-    BatchNorm is in inference mode.
-    """
-    matrix = jnp.zeros((setup.model.num_classes,) * 2, jnp.int32)
-    classes = []
-    for i in range(0, len(chips.images), _EVAL_BATCH):
-        images, targets = (array[i : i + _EVAL_BATCH] for array in chips)
-        # The last batch is filled up with chips that don't count.
-        filling = ((0, _EVAL_BATCH - len(images)),)
-        images = np.pad(images, (*filling, *[(0, 0)] * (images.ndim - 1)))
-        targets = np.pad(
-            targets, (*filling, *[(0, 0)] * (targets.ndim - 1)), constant_values=UNLABELLED
-        )
-        matrix, predicted = _evaluate_batch(setup, variables, matrix, Chips(images, targets))
-        classes.append(predicted)
-    return np.asarray(matrix), np.concatenate(classes)[: len(chips.images)]
-
-
-@functools.partial(jax.jit, static_argnames="setup")
-def _evaluate_batch(setup, variables, matrix, chips):
-    logits = setup.model.apply(variables, _normalize(setup, chips.images), train=False)
-    classes = jnp.argmax(logits, axis=-1)
-    matrix += metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes)
-    return matrix, classes.astype(jnp.uint8)
 
 
 def check_chips(config: Any, train: Chips, test: Chips, labels: int | None = None) -> None:

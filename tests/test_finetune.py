@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from elev_ssl_jax import checkpoint, finetune, inference, metrics, pretrain, sharding
+from elev_ssl_jax import (
+    checkpoint,
+    finetune,
+    finetune_step,
+    inference,
+    metrics,
+    pretrain,
+    sharding,
+)
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
 from tests.test_pretrain import Writer
@@ -128,9 +136,11 @@ def test_cross_entropy_equals_float64_reference(rng):
     wide = logits.astype(np.float64)
     log_softmax = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
     picked = [log_softmax[(*i, targets[i])] for i in np.ndindex(targets.shape) if targets[i] < 3]
-    np.testing.assert_allclose(finetune.cross_entropy(logits, targets), -np.mean(picked), rtol=1e-5)
+    np.testing.assert_allclose(
+        finetune_step.cross_entropy(logits, targets), -np.mean(picked), rtol=1e-5
+    )
     nothing = jnp.full((2, 2), 255, jnp.uint8)
-    assert finetune.cross_entropy(jnp.ones((2, 2, 3)), nothing) == 0
+    assert finetune_step.cross_entropy(jnp.ones((2, 2, 3)), nothing) == 0
 
 
 @pytest.mark.parametrize("head", ["unet"], indirect=True)

@@ -74,6 +74,22 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
 
 
+def test_nothing_is_compiled_after_the_first_epoch(tiny, data, tmp_path):
+    compiled, after = [], {}
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "mlir" in event else None
+    )
+
+    class Counting(Writer):
+        def write_scalars(self, step, scalars):
+            after[step] = len(compiled)
+
+    tiny.epochs, tiny.log.eval_every_epochs = 3, 1
+    pretrain.pretrain(tiny, tmp_path, data, Counting())
+    assert after[2] > 0  # the first epoch's scores
+    assert after[2] == after[3] == after[4] == after[5]  # its loss is written when step 6 is done
+
+
 @pytest.mark.parametrize(
     ("alpha", "scored"), [(0.0, "contrastive_top1"), (1.0, "elevation_rmse_m")]
 )
