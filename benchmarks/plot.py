@@ -46,9 +46,7 @@ def main() -> None:
     axes.bar_label(bars, padding=3)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(
-        "images per second: SimCLR+Elevation, ResNet18, 100 x 100 pixels"
-    )
+    axes.set_xlabel("images per second: SimCLR+Elevation, ResNet18, 100 x 100 pixels")
     figure.savefig(RESULTS / "speed.png", dpi=120)
 
 

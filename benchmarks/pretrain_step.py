@@ -89,7 +89,7 @@ def ours(args):
 
     def step():
         nonlocal state
-        state, terms = train_step(state, next(batches))
+        state, terms = compiled(state, next(batches))
         return terms["loss"]
 
     about = {
