@@ -1,10 +1,8 @@
-"""What XLA needs to be told to be fast on a CPU; on other platforms nothing here does anything.
-
-Measured in benchmarks/NOTES.md.
-"""
+"""What makes XLA fast on a CPU, measured in benchmarks/NOTES.md; elsewhere it does nothing."""
 
 import ctypes
 import functools
+from importlib.util import find_spec
 
 import jax
 
@@ -43,6 +41,8 @@ def keep_memory() -> None:
     back to the system in between comes page by page, each of them zeroed at its first use, which
     takes a good part of a training step. To be called before JAX starts its threads.
     """
+    if find_spec("jax_plugins") or find_spec("libtpu"):  # arrays lie on an accelerator
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library
