@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 from importlib.util import find_spec
 
 import jax
@@ -39,9 +40,13 @@ def keep_memory() -> None:
 
     XLA allocates a program's working memory anew each time that it runs. Memory that was given
     back to the system in between comes page by page, each of them zeroed at its first use, which
-    takes a good part of a training step. To be called before JAX starts its threads.
+    takes a good part of a training step. What is kept becomes fragmented: the process may take
+    twice the memory. To be called before JAX makes its first array, since the threads that it
+    starts then would have heaps of their own. Does nothing if GLIBC_TUNABLES is set.
     """
     if find_spec("jax_plugins") or find_spec("libtpu"):  # arrays lie on an accelerator
+        return
+    if "GLIBC_TUNABLES" in os.environ:
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
