@@ -72,7 +72,7 @@ def run(workdir: Path, chips_path: Path, die_at: int | None = None) -> None:
     # Training amplifies rounding errors tenfold every few steps at the usual rate, and then no two
     # topologies, nor two machines, have the same curve; at this rate thirty steps are quiet.
     config.optimizer.learning_rate = 1e-5
-    # AdamW's first step is the sign of the gradient, and rounding decides it where that is nearly 0.
+    # AdamW's first step is the sign of the gradient, which rounding decides where it is nearly 0.
     config.optimizer.warmup_epochs = 1
     config.log.every_steps = config.checkpoint.every_epochs = 1
     _write_views(workdir, config, train)
