@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pretrain_step
 
+from elev_ssl_jax.huge_pages import use_huge_pages
+
 
 class Rates:
     """A writer for `pretrain` that keeps the images per second that it reports."""
@@ -38,9 +40,7 @@ class Rates:
 
 def ours(args) -> dict:
     """Our run: images per second of each epoch but the first, which is compiled in."""
-    from elev_ssl_jax import cpu
-
-    cpu.keep_memory()  # as main does
+    use_huge_pages()  # as main does
     import jax
 
     from elev_ssl_jax import pretrain

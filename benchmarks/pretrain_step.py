@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from elev_ssl_jax.huge_pages import use_huge_pages
+
 CHIPS = 512
 
 
@@ -39,12 +41,10 @@ def make_chips(size: int, count: int = CHIPS) -> dict[str, np.ndarray]:
 
 def ours(args):
     """A function that takes a step and returns its loss, and what is known of it."""
+    use_huge_pages()  # as main does
     import jax
     import jax.numpy as jnp
 
-    from elev_ssl_jax import cpu
-
-    cpu.keep_memory()  # as main does
     from elev_ssl_jax import augment, objective, sharding
     from elev_ssl_jax.config import default
     from elev_ssl_jax.data import pipeline

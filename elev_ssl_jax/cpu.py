@@ -1,9 +1,6 @@
-"""What makes XLA fast on a CPU, measured in benchmarks/NOTES.md; elsewhere it does nothing."""
+"""The compiler's options for a CPU, measured in benchmarks/NOTES.md."""
 
-import ctypes
 import functools
-import os
-from importlib.util import find_spec
 
 import jax
 
@@ -33,26 +30,3 @@ def _is_known(option):
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def keep_memory() -> None:
-    """Makes this process keep memory that is freed, with the C library of Linux.
-
-    XLA allocates a program's working memory anew each time that it runs. Memory that was given
-    back to the system in between comes page by page, each of them zeroed at its first use, which
-    takes a good part of a training step. What is kept becomes fragmented: the process may take
-    twice the memory. To be called before JAX makes its first array, since the threads that it
-    starts then would have heaps of their own. Does nothing if GLIBC_TUNABLES is set.
-    """
-    if find_spec("jax_plugins") or find_spec("libtpu"):  # arrays lie on an accelerator
-        return
-    if "GLIBC_TUNABLES" in os.environ:
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # from malloc.h
-    mallopt(mmap_max, 0)  # from the heap, however large,
-    mallopt(arena_max, 1)  # of which there is one,
-    mallopt(trim_threshold, -1)  # and whose end is not given back

@@ -12,6 +12,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from elev_ssl_jax.huge_pages import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()  # before the imports, which take a second
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only writes event files here
 
@@ -19,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from elev_ssl_jax import config as config_lib
-from elev_ssl_jax import cpu, sharding
+from elev_ssl_jax import sharding
 from elev_ssl_jax.errors import InputError, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -37,7 +42,6 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> None:
     """Checks the configuration, joins the other processes, and hands over to the task's loop."""
-    cpu.keep_memory()
     logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
     with reported():
         if argv[1:]:
