@@ -7,7 +7,6 @@ checkpoint after every epoch, and scores at the end. The peers are those of
 `torch_peer.py`, which do none of that. Each side runs by itself, in turn, `--rounds` times.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -81,15 +80,10 @@ def theirs(args) -> dict:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pretrain_step.make_parser(__doc__)
     parser.add_argument("--chips", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=100)
-    parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--csv", type=Path, help="to append the results to")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(ours(args) if args.child == "ours" else theirs(args)))

@@ -40,9 +40,11 @@ def main() -> None:
     for method in METHODS:
         config = f"{CONFIGS / method}.py" + (f":{args.variant}" if args.variant else "")
         folder = args.workdir / method
-        command = [sys.executable, "-m", "elev_ssl_jax.main"]
+        command = [sys.executable, "-m", "elev_ssl_jax.main", f"--config={config}"]
+        # GLCNet's own configurations have the chips for segmentation.
+        command += [f"--workdir={folder}", "--config.data.name=nwrc/classification", *flags]
         print(f"== {METHODS[method]}", flush=True)
-        subprocess.run([*command, f"--config={config}", f"--workdir={folder}", *flags], check=True)
+        subprocess.run(command, check=True)
         results[method] = json.loads((folder / "results.json").read_text())
 
     # The untrained encoder is the same for every method: its weights depend on the seed alone.

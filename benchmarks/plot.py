@@ -31,22 +31,22 @@ def main() -> None:
     rows["what"] = rows["what"].replace({"pretrain_step": "a step", "epoch": "an epoch"})
     print("| on | | | images/s | ours over it |\n| --- | --- | --- | --- | --- |")
     for row in rows.itertuples():
-        ratio = "" if row.side == "ours" else f"{row.ours_over_it} ({row.lowest}-{row.highest})"
+        ratio = f"{row.ours_over_it:.2f} ({row.lowest:.2f}-{row.highest:.2f})"
         print(
             f"| {row.chip}, batch {row.batch} | {row.what} | {SIDES[row.side]} ({row.version}) "
-            f"| {row.images_per_second} | {ratio} |"
+            f"| {row.images_per_second} | {'' if row.side == 'ours' else ratio} |"
         )
     ours = rows["side"].eq("ours")
     labels = rows["what"] + ": " + rows["side"].map(SIDES) + ", " + rows["version"]
     if rows["chip"].nunique() > 1:
         labels = rows["chip"] + ", " + labels
-    figure, axes = plt.subplots(figsize=(8, 0.7 + 0.32 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.7 + 0.32 * len(rows)), layout="constrained")
     colors = ["tab:blue" if mine else "lightgray" for mine in ours]
     bars = axes.barh(labels + " ", rows["images_per_second"], color=colors)
     axes.bar_label(bars, padding=3)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("images per second: SimCLR+Elevation, ResNet18, 100 x 100 pixels")
+    axes.set_xlabel("images per second")
     figure.savefig(RESULTS / "speed.png", dpi=120)
 
 

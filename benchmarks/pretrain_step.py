@@ -128,6 +128,7 @@ def child(args) -> None:
     about["seconds_to_start"] = time.perf_counter() - start
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
+        float(step())  # memory and caches are those of the other sides
         start = time.perf_counter()
         for _ in range(int(line)):
             loss = step()
@@ -183,19 +184,25 @@ def chip_name(kind: str) -> str:
     return kind
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """What this benchmark and `epoch.py` are asked."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--csv", type=Path, help="to append the results to")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """The command."""
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of each turn, about")
-    parser.add_argument("--csv", type=Path, help="to append the results to")
     parser.add_argument(
         "--peers", nargs="*", help="of eager, compiled and reference (default: by device)"
     )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args)
