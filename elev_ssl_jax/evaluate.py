@@ -123,6 +123,6 @@ def linear_probe(
     classes = 1 + max(labels.max(), test_labels.max())
     matrix = metrics.confusion_matrix(test_labels, predictions, int(classes))
     return {
-        "accuracy": float(metrics.accuracy(matrix)),
-        "macro_f1": float(metrics.macro_f1(matrix)),
+        "accuracy": metrics.accuracy(matrix),
+        "macro_f1": metrics.macro_f1(matrix),
     }

@@ -143,28 +143,20 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def evaluate(setup: Setup, variables: Any, chips: Chips) -> tuple[np.ndarray, np.ndarray]:
-    """Confusion matrix over all chips, counted on the device, and the predicted classes (uint8).
+    """Confusion matrix over all chips, int64, and the predicted classes, uint8.
 
     BatchNorm is in inference mode.
     """
-    matrix = jnp.zeros((setup.model.num_classes,) * 2, jnp.int32)
-    classes = []
-    for i in range(0, len(chips.images), _EVAL_BATCH):
-        images, targets = (array[i : i + _EVAL_BATCH] for array in chips)
-        # The last batch is filled up with chips that don't count.
-        filling = ((0, _EVAL_BATCH - len(images)),)
-        images = np.pad(images, (*filling, *[(0, 0)] * (images.ndim - 1)))
-        targets = np.pad(
-            targets, (*filling, *[(0, 0)] * (targets.ndim - 1)), constant_values=UNLABELLED
-        )
-        matrix, predicted = _evaluate_batch(setup, variables, matrix, Chips(images, targets))
-        classes.append(predicted)
-    return np.asarray(matrix), np.concatenate(classes)[: len(chips.images)]
+    count, parts = len(chips.images), []
+    for i in range(0, count, _EVAL_BATCH):
+        images = chips.images[i : i + _EVAL_BATCH]
+        images = np.resize(images, (_EVAL_BATCH, *images.shape[1:]))  # one compiled program
+        parts.append(_classify(setup, variables, images))
+    classes = np.concatenate(parts)[:count]
+    return metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes), classes
 
 
 @functools.partial(jax.jit, static_argnames="setup")
-def _evaluate_batch(setup, variables, matrix, chips):
-    logits = setup.model.apply(variables, _normalize(setup, chips.images), train=False)
-    classes = jnp.argmax(logits, axis=-1)
-    matrix += metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes)
-    return matrix, classes.astype(jnp.uint8)
+def _classify(setup, variables, images):
+    logits = setup.model.apply(variables, _normalize(setup, images), train=False)
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)

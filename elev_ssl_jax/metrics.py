@@ -3,16 +3,16 @@
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 PER_CLASS = ("precision", "recall", "f1", "iou")
 
 
-def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> jax.Array:
-    """Counts [num_classes, num_classes], int32: row the true class, column the predicted one.
+def confusion_matrix(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int
+) -> NDArray[np.int64]:
+    """Counts [num_classes, num_classes], int64: row the true class, column the predicted one.
 
     Matrices of several batches add up. Labels outside 0..num_classes-1 (such as 255, unlabelled)
     are not counted.
@@ -22,41 +22,40 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
       predictions: Integers of the same shape, in 0..num_classes-1.
       num_classes: How many classes there are.
     """
-    labels = jnp.ravel(jnp.asarray(labels)).astype(jnp.int32)
-    counted = (labels >= 0) & (labels < num_classes)
-    cell = labels * num_classes + jnp.ravel(jnp.asarray(predictions)).astype(jnp.int32)
-    # Uncounted pixels go to one cell past the end.
-    cell = jnp.where(counted, cell, num_classes**2)
-    counts = jnp.bincount(cell, length=num_classes**2 + 1)
-    return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
+    true = np.asarray(labels).astype(np.int64).ravel()
+    counted = (true >= 0) & (true < num_classes)
+    cells = true[counted] * num_classes + np.asarray(predictions).ravel()[counted]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def accuracy(matrix: jax.Array) -> jax.Array:
+def accuracy(matrix: ArrayLike) -> float:
     """Share of predictions that are right; NaN for an empty matrix."""
-    return jnp.trace(matrix) / jnp.sum(matrix)
+    matrix = np.asarray(matrix, np.float64)
+    total = matrix.sum()
+    return float(np.trace(matrix) / total) if total else math.nan
 
 
-def macro_f1(matrix: jax.Array) -> jax.Array:
+def macro_f1(matrix: ArrayLike) -> float:
     """F1 averaged over the classes that occur among the labels or the predictions."""
-    return jnp.nanmean(per_class(matrix)["f1"])
+    return _mean(per_class(matrix)["f1"])
 
 
-def mean_iou(matrix: jax.Array) -> jax.Array:
+def mean_iou(matrix: ArrayLike) -> float:
     """Intersection over union, averaged over classes that occur as label or prediction."""
-    return jnp.nanmean(per_class(matrix)["iou"])
+    return _mean(per_class(matrix)["iou"])
 
 
-def per_class(matrix: jax.Array) -> dict[str, jax.Array]:
+def per_class(matrix: ArrayLike) -> dict[str, NDArray[np.float64]]:
     """Precision, recall, F1 and intersection over union of each class [num_classes].
 
     NaN for a class that is neither label nor prediction; precision is 0 for one that is never
     predicted, recall for one that is never the label, as in scikit-learn.
     """
-    correct, labelled = jnp.diagonal(matrix), jnp.sum(matrix, axis=1)
-    predicted = jnp.sum(matrix, axis=0)
+    counts = np.asarray(matrix, np.float64)  # products of counts leave the integers
+    correct, labelled, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
 
     def ratio(numerator, denominator):
-        return jnp.where(labelled + predicted > 0, numerator / jnp.maximum(denominator, 1), jnp.nan)
+        return np.where(labelled + predicted > 0, numerator / np.maximum(denominator, 1), math.nan)
 
     return {
         "precision": ratio(correct, predicted),
@@ -66,16 +65,20 @@ def per_class(matrix: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def summary(matrix: np.ndarray) -> dict[str, Any]:
+def _mean(values):
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def summary(matrix: NDArray[np.int64]) -> dict[str, Any]:
     """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined."""
-    counts = jnp.asarray(matrix)
     return {
-        "accuracy": float(accuracy(counts)),
-        "macro_f1": float(macro_f1(counts)),
-        "mean_iou": float(mean_iou(counts)),
+        "accuracy": accuracy(matrix),
+        "macro_f1": macro_f1(matrix),
+        "mean_iou": mean_iou(matrix),
         **{
             name: [None if math.isnan(v) else v for v in values.tolist()]
-            for name, values in per_class(counts).items()
+            for name, values in per_class(matrix).items()
         },
-        "confusion_matrix": matrix.tolist(),
+        "confusion_matrix": np.asarray(matrix).tolist(),
     }

@@ -24,3 +24,14 @@ def test_unlabelled_pixels_do_not_count():
     labels = np.array([[0, 255], [1, -1]])
     matrix = metrics.confusion_matrix(labels, np.array([[0, 1], [0, 0]]), 2)
     np.testing.assert_array_equal(matrix, [[1, 0], [1, 0]])
+
+
+def test_counts_are_right_at_a_million_million_pixels():
+    few = np.array([[6, 2], [1, 3]])
+    many = few * 10**11
+    for metric in (metrics.accuracy, metrics.macro_f1, metrics.mean_iou):
+        np.testing.assert_allclose(metric(many), metric(few), rtol=1e-12)
+    assert metrics.summary(many)["confusion_matrix"] == many.tolist()
+    # Counted, too: batches add up beyond what 32 bits hold.
+    batch = metrics.confusion_matrix(np.zeros(10, np.uint8), np.zeros(10, np.uint8), 2)
+    assert (batch * 3 * 10**8)[0, 0] == 3 * 10**9

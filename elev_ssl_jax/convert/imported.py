@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from elev_ssl_jax import checkpoint
+from elev_ssl_jax import checkpoint, files
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import names
-from elev_ssl_jax.data import layout
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.objective import ENCODERS
 from elev_ssl_jax.train_state import TrainState
@@ -190,7 +189,7 @@ def write_run(
     about = checkpoint.describe(config, steps=0, image_shape=(*size, bands))
     params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state={})
-    with layout.new_folder(folder) as unfinished:
+    with files.new_folder(folder) as unfinished:
         with checkpoint.open_checkpoints(unfinished, keep=1) as checkpoints:
             checkpoint.save(checkpoints, state, about)
         text = config.to_json_best_effort(indent=2)

@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from shapely.geometry import box
 from tqdm import tqdm
 
+from elev_ssl_jax import files
 from elev_ssl_jax.data import layout
 from elev_ssl_jax.data.scene import open_raster, open_scene
 from elev_ssl_jax.errors import InputError, reported
@@ -285,7 +286,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     images, elevation, labels, out = (args.pop(k) for k in ("image", "elevation", "labels", "out"))
     with reported():
-        with layout.new_folder(out) as folder:
+        with files.new_folder(out) as folder:
             rows, counts = cut(images, elevation, labels, folder, **args)
             layout.write_metadata(folder, rows)
         print(

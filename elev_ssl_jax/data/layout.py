@@ -39,30 +39,6 @@ COLUMNS = [
 ]
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when all of it is written.
-
-    Raises:
-      InputError: `path` exists already, or can't be written.
-    """
-    if path.exists():
-        raise InputError(f"{path} exists already; name another folder or delete this one")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{path} can't be made: {error.strerror}") from error
-    try:
-        yield partial
-        partial.rename(path)
-    except OSError as error:
-        raise InputError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def write_metadata(folder: Path, rows: list[dict]) -> None:
     """Writes `metadata.csv`: the reference columns, then each chip's bounds and CRS."""
     pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS, "crs"]).to_csv(

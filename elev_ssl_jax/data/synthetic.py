@@ -16,6 +16,7 @@ import rasterio
 from rasterio.transform import from_origin
 from tqdm import tqdm
 
+from elev_ssl_jax import files
 from elev_ssl_jax.data import chips, layout
 from elev_ssl_jax.data.prepare import prepare as prepare_tfds
 from elev_ssl_jax.errors import reported
@@ -127,7 +128,7 @@ def write_chips(
     side = -(-size * CHIPS_PER_SIDE // DEM_FACTOR) * DEM_FACTOR
     rows: list[dict] = []
     with (
-        layout.new_folder(folder) as partial,
+        files.new_folder(folder) as partial,
         tempfile.TemporaryDirectory() as scratch,
         tqdm(total=num_chips, desc="synthetic", unit=" chips", disable=not progress) as bar,
     ):
@@ -136,15 +137,15 @@ def write_chips(
             # Scenes lie in rows of 100, one scene's width apart.
             line, place = divmod(scene, 100)
             left, top = (2 * n * side * PIXEL_METRES for n in (place, -line))
-            files = {name: Path(scratch) / f"{name}.tif" for name in ("image", "dem", "labels")}
-            for path, array in zip(files.values(), (image, dem[None], labels[None]), strict=True):
+            rasters = {name: Path(scratch) / f"{name}.tif" for name in ("image", "dem", "labels")}
+            for path, array in zip(rasters.values(), (image, dem[None], labels[None]), strict=True):
                 pixel = PIXEL_METRES * side / array.shape[-1]
                 grid = from_origin(300_000 + left, 800_000 + top, pixel, pixel)
                 _write_geotiff(path, array, grid)
             scene_rows, _ = chips.cut(
-                [files["image"]],
-                files["dem"],
-                files["labels"],
+                [rasters["image"]],
+                rasters["dem"],
+                rasters["labels"],
                 partial,
                 size=size,
                 elevation_size=elevation_size or max(1, size // DEM_FACTOR),

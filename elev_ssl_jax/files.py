@@ -1,0 +1,124 @@
+"""Files and folders that appear whole or not at all, and folders that have one writer."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from elev_ssl_jax.errors import InputError
+
+_LOCK = ".lock"  # in a folder that is being written; held by its writer, as long as that lives
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to, beside `path`, which takes its name only when it is whole.
+
+    What was there before stays until then, and if an error comes.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # mkstemp's is for its owner alone
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with new_file(path) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when all of it is written.
+
+    Until then it is `.NAME.unfinished`, beside it, and has one writer. What a killed writer has
+    left there is deleted by the next.
+
+    Raises:
+      InputError: `path` exists already, can't be written, or another process is writing it.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already; name another folder or delete this one")
+    partial = path.with_name(f".{path.name}.unfinished")
+    if partial.exists() and not (partial / _LOCK).is_file():
+        raise InputError(f"{partial} is in the way, and not of this program; move it elsewhere")
+    with sole_writer(partial, f"{path} is being written by another process; wait for it"):
+        try:
+            for child in partial.iterdir():
+                if child.name != _LOCK:
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+            yield partial
+            (partial / _LOCK).unlink()
+            if path.exists():
+                raise InputError(f"{path} has come into being meanwhile; name another folder")
+            partial.rename(path)
+        except OSError as error:
+            raise InputError(f"{path} can't be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
+    """Makes `folder` if need be, and keeps every other process that asks out of it.
+
+    The system takes the lock from a process that ends, however it ends.
+
+    Raises:
+      InputError: With the message `refusal` while another process is in; or the folder can't be
+        made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: IO = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise InputError(f"{folder} can't be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(refusal) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def check_outputs(
+    outputs: Iterable[Path], inputs: Iterable[Path] = (), *, overwrite: bool = False
+) -> None:
+    """Refuses outputs that would destroy an input or a file that is there already.
+
+    Raises:
+      InputError: An output is one of the inputs under any name, is named twice, lies in a folder
+        that is not there, or exists and `overwrite` is False.
+    """
+    seen: dict[Path, Path] = {}
+    inputs = list(inputs)
+    for path in outputs:
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file")
+        if path.resolve() in seen:
+            raise InputError(f"{path} would be written twice; each output has its own file")
+        seen[path.resolve()] = path
+        for source in inputs:
+            with suppress(OSError):  # one of them is not there
+                if path.samefile(source):
+                    raise InputError(
+                        f"{path} is an input, and would be overwritten; name another file"
+                    )
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists already; name another file, or add --overwrite")

@@ -1,0 +1,110 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from elev_ssl_jax import files
+from elev_ssl_jax.errors import InputError
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from elev_ssl_jax import files
+with files.{context}:
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(context, *arguments):
+    """Another process that is inside `context` when this returns."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(context=context), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "in\n"
+    return process
+
+
+def test_a_file_is_whole_or_what_it_was(tmp_path):
+    path = tmp_path / "results.json"
+    files.write_text(path, "first")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+    def fail_half_way():
+        with files.new_file(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _umask():
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_a_folder_in_use_is_refused_and_not_after_its_user_was_killed(tmp_path):
+    process = hold("sole_writer(Path(sys.argv[1]), 'taken')", tmp_path)
+    with pytest.raises(InputError, match="taken"), files.sole_writer(tmp_path, "taken"):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with files.sole_writer(tmp_path, "taken"):
+        pass
+
+
+def test_a_new_folder_has_one_writer_and_what_a_killed_one_left_goes(tmp_path):
+    out = tmp_path / "chips"
+    process = hold("new_folder(Path(sys.argv[1]))", out)
+    (left,) = tmp_path.iterdir()
+    (left / "half").write_text("of it")
+    with pytest.raises(InputError, match="written by another process"), files.new_folder(out):
+        pass
+    assert (left / "half").exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with files.new_folder(out) as folder:
+        assert not (folder / "half").exists()
+        (folder / "whole").write_text("all of it")
+    assert [p.name for p in tmp_path.iterdir()] == ["chips"]
+    assert [p.name for p in out.iterdir()] == ["whole"]
+
+
+def test_folders_that_are_not_ours_are_left_alone(tmp_path):
+    # A folder of the user's own, under the name that earlier versions deleted, and under ours.
+    for name in ("chips.partial", ".chips.unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").write_text("mine")
+    with pytest.raises(InputError, match="in the way"), files.new_folder(tmp_path / "chips"):
+        pass
+    (tmp_path / ".chips.unfinished").rename(tmp_path / "elsewhere")
+    with files.new_folder(tmp_path / "chips"):
+        pass
+    assert (tmp_path / "chips.partial" / "precious").read_text() == "mine"
+
+
+def test_outputs_never_are_inputs_under_any_name(tmp_path):
+    scene, other = tmp_path / "scene.tif", tmp_path / "other.tif"
+    scene.write_text("pixels")
+    (tmp_path / "a").mkdir()
+    os.link(scene, tmp_path / "hard.tif")
+    (tmp_path / "soft.tif").symlink_to(scene)
+    for name in ("scene.tif", "a/../scene.tif", "hard.tif", "soft.tif"):
+        with pytest.raises(InputError, match="is an input"):
+            files.check_outputs([tmp_path / name], [other, scene], overwrite=True)
+    other.write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        files.check_outputs([other], [scene])
+    files.check_outputs([other], [scene], overwrite=True)
+    with pytest.raises(InputError, match="twice"):
+        files.check_outputs([tmp_path / "new", tmp_path / "a/../new"])
+    with pytest.raises(InputError, match="no folder"):
+        files.check_outputs([tmp_path / "b" / "new"])
