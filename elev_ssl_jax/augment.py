@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
+RGB = (0, 1, 2)
+_CROP_CANDIDATES = 10  # of torchvision's RandomResizedCrop
 
 
 class Crop(NamedTuple):
@@ -51,7 +53,7 @@ def contrastive_view(
       keys: One key for each image, [B].
       images: float [B, H, W, C] in 0..1.
       crop_scale: Smallest and largest share of the area that a crop keeps.
-      crop_ratio: Smallest and largest width over height of a crop (for a square image).
+      crop_ratio: Smallest and largest width over height of a crop.
       flip: Probability of each of the two flips.
       **color: See `color_jitter`.
 
@@ -59,25 +61,58 @@ def contrastive_view(
       The views [B, H, W, C] and the crops they show.
     """
     geometry_keys, color_keys = _split(keys)
-    _, height, width, _ = images.shape
-    draws = _uniform(geometry_keys, 6)
+    crop = draw_crops(geometry_keys, images.shape[1:3], crop_scale, crop_ratio, flip)
+    return color_jitter(color_keys, resized_crop(images, crop), **color), crop
 
-    area = crop_scale[0] + (crop_scale[1] - crop_scale[0]) * draws[0]
-    # torchvision draws a ratio again until the crop fits into the image. Drawing among those that
-    # fit for this area needs no loop; the limits on the logarithm are those of the two sides.
-    low = jnp.maximum(math.log(crop_ratio[0]), jnp.log(area))
-    high = jnp.minimum(math.log(crop_ratio[1]), -jnp.log(area))
-    ratio = jnp.exp(low + (high - low) * draws[1])
-    crop_height, crop_width = height * jnp.sqrt(area / ratio), width * jnp.sqrt(area * ratio)
-    crop = Crop(
-        top=(height - crop_height) * draws[2],
-        left=(width - crop_width) * draws[3],
+
+def draw_crops(
+    keys: jax.Array,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+) -> Crop:
+    """Boxes of whole pixels, drawn as torchvision's RandomResizedCrop draws them, and flips.
+
+    Area and ratio are drawn together until a box fits into the image, ten times at most; after
+    that it is the largest box at the centre whose ratio is allowed. (Since wide boxes of a large
+    area don't fit, crops are smaller on average than the middle of `scale`.)
+
+    Args:
+      keys: One key for each image, [B].
+      size: Height and width of the images.
+      scale: Smallest and largest share of the area.
+      ratio: Smallest and largest width over height.
+      flip: Probability of each of the two flips.
+    """
+    height, width = size
+    draws = _uniform(keys, 2 * _CROP_CANDIDATES + 4)
+    areas, ratios, (top, left, *flips) = jnp.split(draws, (_CROP_CANDIDATES, 2 * _CROP_CANDIDATES))
+
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    drawn = jnp.exp(low + (high - low) * ratios)
+    heights, widths = jnp.round(jnp.sqrt(area / drawn)), jnp.round(jnp.sqrt(area * drawn))
+    fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
+    first = jnp.argmax(fits, axis=0, keepdims=True)
+    any_fits = fits.any(axis=0)
+
+    def choose(candidates, otherwise):
+        return jnp.where(any_fits, jnp.take_along_axis(candidates, first, 0)[0], otherwise)
+
+    def place(draw, room):
+        return jnp.where(any_fits, jnp.minimum(jnp.floor(draw * (room + 1)), room), room // 2)
+
+    crop_height = choose(heights, min(height, round(width / ratio[0])))
+    crop_width = choose(widths, min(width, round(height * ratio[1])))
+    return Crop(
+        top=place(top, height - crop_height),
+        left=place(left, width - crop_width),
         height=crop_height,
         width=crop_width,
-        flip_rows=draws[4] < flip,
-        flip_columns=draws[5] < flip,
+        flip_rows=flips[0] < flip,
+        flip_columns=flips[1] < flip,
     )
-    return color_jitter(color_keys, resized_crop(images, crop), **color), crop
 
 
 def elevation_view(
@@ -165,16 +200,14 @@ def color_jitter(
       jitter_probability: Of the four operations together.
       grayscale: Probability of replacing the colour bands by their luma.
       rgb: Which bands are red, green and blue. None means the three of a three-band image, and no
-        saturation, hue and grayscale at another count, where brightness and contrast act on each
-        band by itself.
+        saturation, hue and grayscale at another count. Contrast acts on bands that are no colour
+        each by itself.
 
     Returns:
       Images of the same shape, in 0..1.
     """
     draws = _uniform(keys, 6)[:, :, None, None, None]
-    bands = images.shape[-1]
-    if rgb is None and bands == 3:
-        rgb = (0, 1, 2)
+    rgb = rgb or (RGB if images.shape[-1] == 3 else None)
 
     def factor(draw, strength):
         return 1 + strength * (2 * draw - 1)
@@ -183,25 +216,21 @@ def color_jitter(
     if brightness:
         jittered = adjust_brightness(jittered, factor(draws[0], brightness))
     if contrast:
-        jittered = adjust_contrast(jittered, factor(draws[1], contrast))
-    if rgb is not None and (saturation or hue):
-        color = jittered[..., rgb]
-        if saturation:
-            color = adjust_saturation(color, factor(draws[2], saturation))
-        if hue:
-            color = adjust_hue(color, hue * (2 * draws[3] - 1))
-        jittered = jittered.at[..., rgb].set(color)
+        jittered = adjust_contrast(jittered, factor(draws[1], contrast), rgb)
+    if rgb is not None and saturation:
+        jittered = adjust_saturation(jittered, factor(draws[2], saturation), rgb)
+    if rgb is not None and hue:
+        jittered = adjust_hue(jittered, hue * (2 * draws[3] - 1), rgb)
     images = jnp.where(draws[4] < jitter_probability, jittered, images)
     if rgb is not None and grayscale:
-        color = images[..., rgb]
-        color = jnp.where(draws[5] < grayscale, luma(color), color)
-        images = images.at[..., rgb].set(color)
+        gray = _with_colors(images, rgb, [luma(images, rgb)] * 3)
+        images = jnp.where(draws[5] < grayscale, gray, images)
     return images
 
 
-def luma(images: jax.Array) -> jax.Array:
-    """Weighted sum of red, green and blue: [..., 3] to [..., 1]."""
-    return jnp.sum(images * jnp.asarray(GRAY_WEIGHTS, images.dtype), axis=-1, keepdims=True)
+def luma(images: jax.Array, rgb: tuple[int, int, int] = RGB) -> jax.Array:
+    """Weighted sum of red, green and blue: [..., C] to [..., 1]."""
+    return sum(w * band for w, band in zip(GRAY_WEIGHTS, _colors(images, rgb), strict=True))
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -209,32 +238,60 @@ def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
     return jnp.clip(images * factor, 0, 1)
 
 
-def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from (factor > 1) or towards the mean luma; without RGB, each band's mean."""
-    level = luma(images) if images.shape[-1] == 3 else images
-    return _blend(images, jnp.mean(level, axis=(-3, -2), keepdims=True), factor)
+def adjust_contrast(
+    images: jax.Array, factor: jax.Array, rgb: tuple[int, int, int] | None = None
+) -> jax.Array:
+    """Moves away from (factor > 1) or towards the mean: that of the luma, or a band's own.
+
+    Without `rgb` three bands are red, green and blue, and others are no colours.
+    """
+    level = jnp.mean(images, axis=(-3, -2), keepdims=True)
+    rgb = rgb or (RGB if images.shape[-1] == 3 else None)
+    if rgb is not None:
+        level = _with_colors(level, rgb, [luma(level, rgb)] * 3)
+    return _blend(images, level, factor)
 
 
-def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves away from (factor > 1) or towards each pixel's luma."""
-    return _blend(images, luma(images), factor)
+def adjust_saturation(
+    images: jax.Array, factor: jax.Array, rgb: tuple[int, int, int] = RGB
+) -> jax.Array:
+    """Moves colour bands away from (factor > 1) or towards each pixel's luma."""
+    gray = luma(images, rgb)
+    colors = [_blend(band, gray, factor) for band in _colors(images, rgb)]
+    return _with_colors(images, rgb, colors)
 
 
-def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turns the hue of HSV by `shift` turns (0.5 is the opposite colour), RGB in and out."""
-    value = jnp.max(images, axis=-1, keepdims=True)
-    chroma = value - jnp.min(images, axis=-1, keepdims=True)
-    red, green, blue = (images[..., i : i + 1] for i in range(3))
+def adjust_hue(images: jax.Array, shift: jax.Array, rgb: tuple[int, int, int] = RGB) -> jax.Array:
+    """Turns the hue of HSV by `shift` turns (0.5 is the opposite colour)."""
+    red, green, blue = _colors(images, rgb)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
     hue = jnp.where(
         value == red,
         (green - blue) / safe,
         jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
+
     # Smith's hexcone the other way, one formula for the three bands: each falls from `value` by
     # `chroma` over one sixth of the circle, stays, and comes back.
-    sector = (jnp.asarray([5.0, 3.0, 1.0], images.dtype) + hue + 6 * shift) % 6
-    return value - chroma * jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1)
+    def band(offset):
+        sector = (offset + hue + 6 * shift) % 6
+        return value - chroma * jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1)
+
+    return _with_colors(images, rgb, [band(offset) for offset in (5.0, 3.0, 1.0)])
+
+
+def _colors(images, rgb):
+    """The colour bands, [..., 1] each: slices, where indexing by a tuple would gather."""
+    return [images[..., i : i + 1] for i in rgb]
+
+
+def _with_colors(images, rgb, colors):
+    """Images whose colour bands are these."""
+    named = dict(zip(rgb, colors, strict=True))
+    bands = [named.get(i, images[..., i : i + 1]) for i in range(images.shape[-1])]
+    return jnp.concatenate(bands, axis=-1)
 
 
 def _blend(images, other, factor):

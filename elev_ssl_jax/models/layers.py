@@ -1,10 +1,11 @@
-"""Convolution and max-pooling as in torchvision's networks."""
+"""Convolution, max-pooling and upsampling as in PyTorch's networks."""
 
 from functools import partial, reduce
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Initialised for ReLU by the fan-out (He et al., arXiv 1502.01852), as in torchvision.
@@ -18,11 +19,24 @@ Conv = partial(
 def max_pool(images: jax.Array) -> jax.Array:
     """Largest of 3 x 3 pixels at stride 2: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C].
 
-    On a CPU XLA is slow at the gradient of its own, and shifted copies are compared instead.
+    Shifted copies are compared. The gradient of a windowed maximum would be a select-and-scatter,
+    which is slow on a CPU and adds in no fixed order on a GPU.
     """
-    if jax.default_backend() == "cpu":
-        return _max_of_three(_max_of_three(images, axis=2), axis=1)
-    return nn.max_pool(images, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return _max_of_three(_max_of_three(images, axis=2), axis=1)
+
+
+def upsample(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """To the nearest pixel, as PyTorch's "nearest": [B, h, w, C] to [B, *size, C].
+
+    Row i is row floor(i h / size[0]) of the input. As products with matrices of zeros and ones,
+    whose gradient is a product again rather than a scatter; the values stay what they are.
+    """
+    rows, columns = (
+        jax.nn.one_hot(np.arange(new) * old // new, old, dtype=images.dtype)
+        for old, new in zip(images.shape[1:3], size, strict=True)
+    )
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+    return product("jw,bhwc->bhjc", columns, product("ih,bhwc->biwc", rows, images))
 
 
 def _max_of_three(images, axis):

@@ -19,8 +19,8 @@ class BatchNorm(nn.Module):
     and a batch sharded over devices stays where it is. The running statistics take in the mean
     over the views.
 
-    Statistics are float32 whatever `dtype` is. Like torchvision's: eps 1e-5, and 0.1 of each
-    batch's statistics is taken in; unlike it, the running variance is the biased one.
+    Statistics are float32 whatever `dtype` is. As in PyTorch, eps is 1e-5, and 0.1 of each batch's
+    statistics is taken in, of the variance the unbiased one.
     """
 
     dtype: Any = jnp.float32
@@ -46,7 +46,9 @@ class BatchNorm(nn.Module):
         centred = by_view - mean
         var = jnp.mean(centred**2, axes, keepdims=True)
         if not self.is_initializing():
-            for running, batch in ((running_mean, mean), (running_var, var)):
+            count = by_view.size // (views * channels)
+            unbiased = var * (count / max(count - 1, 1))
+            for running, batch in ((running_mean, mean), (running_var, unbiased)):
                 view_mean = jnp.mean(batch.reshape(views, channels), axis=0)
                 running.value = 0.9 * running.value + 0.1 * view_mean
         normalised = centred * (scale * jax.lax.rsqrt(var + 1e-5)) + bias

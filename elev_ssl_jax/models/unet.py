@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elev_ssl_jax.models.layers import Conv
+from elev_ssl_jax.models.layers import Conv, upsample
 from elev_ssl_jax.models.resnet import BatchNorm, ResNet18
 
 CHANNELS = (256, 128, 64, 32, 16)
@@ -30,7 +30,7 @@ class UpBlock(nn.Module):
         views: int = 1,
     ) -> jax.Array:
         """[B, h, w, C] to [B, *size, channels]; `skip` is [B, *size, S] or None."""
-        x = jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "nearest")
+        x = upsample(x, size)
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         for i in (1, 2):

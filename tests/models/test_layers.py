@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from elev_ssl_jax import cpu
 from elev_ssl_jax.models import layers
 from elev_ssl_jax.models.resnet import ResNet18
+from elev_ssl_jax.models.unet import UNet
 
 rng = np.random.default_rng()
 
@@ -58,9 +60,36 @@ def test_value_and_gradient_are_those_of_the_plain_form(make, arguments):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-def test_on_other_platforms_it_is_xlas_own(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert "reduce_window" in str(jax.make_jaxpr(layers.max_pool)(jnp.ones((1, 8, 8, 1))))
+@pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 13), (13, 25), (25, 33), (50, 100), (3, 2)])
+def test_upsampling_is_pytorchs_nearest(old, new):
+    images = rng.normal(size=(2, old, old + 1, 3)).astype(np.float32)
+    theirs = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+    wanted = torch.nn.functional.interpolate(theirs, (new, new + 2), mode="nearest")
+    gradient = rng.normal(size=(2, new, new + 2, 3)).astype(np.float32)
+    wanted.backward(torch.from_numpy(gradient).permute(0, 3, 1, 2))
+    got, pull_back = jax.vjp(lambda x: layers.upsample(x, (new, new + 2)), images)
+    np.testing.assert_array_equal(got, wanted.detach().permute(0, 2, 3, 1))
+    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=1e-5)
+    half = layers.upsample(jnp.asarray(images, jnp.bfloat16), (new, new + 2))
+    np.testing.assert_array_equal(half, jnp.asarray(got, jnp.bfloat16))
+
+
+def test_no_gradient_is_scattered():
+    """A GPU adds what is scattered in whatever order it comes: no two runs would be the same."""
+    model = UNet(num_classes=2, output_size=(40, 40), width=0.125)
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 40, 40, 3)), train=True)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {**variables, "params": params},
+            jnp.ones((2, 40, 40, 3)),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits.sum()
+
+    program = jax.jit(jax.grad(loss)).lower(variables["params"]).as_text()
+    assert "scatter" not in program
 
 
 def test_a_number_that_is_none_is_not_lost():
