@@ -26,10 +26,15 @@ class Crop(NamedTuple):
     flip_columns: jax.Array
 
 
-def sample_keys(seed: int, step: jax.Array | int, batch_size: int) -> jax.Array:
-    """One random key for each position of the batch of a step: keys [batch_size]."""
+def sample_keys(
+    seed: int, step: jax.Array | int, batch_size: int, first: jax.Array | int = 0
+) -> jax.Array:
+    """One random key for each position of the batch of a step: keys [batch_size].
+
+    `first` is the position of the first, where a batch is a part of something larger.
+    """
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch_size))
 
 
 def normalize(images: jax.Array, value_range: tuple[float, float]) -> jax.Array:

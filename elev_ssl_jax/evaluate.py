@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from sklearn.linear_model import LogisticRegression
@@ -16,6 +15,7 @@ from elev_ssl_jax import augment, metrics, objective, sharding
 
 Arrays = dict[str, np.ndarray]
 UNLABELLED = 255
+TOP1_POOL = 2048  # chips, the first of the held-out ones, among whose views a partner is sought
 
 
 class Outputs(NamedTuple):
@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 
     features: np.ndarray  # float32 [N, C], of the unaugmented images
     elevation: np.ndarray | None  # float32 [N, h, w], metres
-    top1: float | None  # share of views whose nearest other view is their partner
+    embeddings: np.ndarray | None  # float32 [N, 2, D], of the first TOP1_POOL chips
 
 
 def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays], Outputs]:
@@ -32,15 +32,16 @@ def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays],
 
     # On every device, so that every process has all of them.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def step(variables, images, elevation, real):
-        keys = augment.sample_keys(config.seed, 0, batch_size)
+    def step(variables, images, elevation, first):
+        # A chip's views depend on its place among the chips, not on how they are batched.
+        keys = augment.sample_keys(config.seed, 0, batch_size, first)
         views = objective.make_views(config, keys, images, elevation, train=False)
         outputs = model.apply(variables, views.images, train=False)
         result = {"features": outputs["features"][:, -1]}
         if "elevation" in outputs:
             result["elevation"] = outputs["elevation"] * config.data.elevation_scale
         if "embeddings" in outputs:
-            result["matched"] = _matched(outputs["embeddings"], real)
+            result["embeddings"] = outputs["embeddings"]
         return result
 
     def predict(variables, chips):
@@ -50,29 +51,33 @@ def make_predict(config: Any, model: Any, mesh: Mesh) -> Callable[[Any, Arrays],
             count = len(batch[0])
             # The last batch is filled up, and cut to its own chips afterwards.
             padded = [np.resize(array, (batch_size, *array.shape[1:])) for array in batch]
-            real = np.arange(batch_size) < count
-            arrays = sharding.place([*padded, real], sharding.split(mesh))
-            outputs = jax.device_get(step(variables, *arrays))
-            parts.append({name: value[:count] for name, value in outputs.items()})
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        matched = whole.get("matched")
+            arrays = sharding.place(padded, sharding.split(mesh))
+            outputs = step(variables, *arrays, start)
+            if start >= TOP1_POOL:
+                outputs.pop("embeddings", None)
+            parts.append({name: array[:count] for name, array in jax.device_get(outputs).items()})
+
+        def whole(name):
+            arrays = [part[name] for part in parts if name in part]
+            return np.concatenate(arrays) if arrays else None
+
+        embeddings = whole("embeddings")
         return Outputs(
-            whole["features"],
-            whole.get("elevation"),
-            None if matched is None else float(matched.mean()),
+            whole("features"),
+            whole("elevation"),
+            None if embeddings is None else embeddings[:TOP1_POOL],
         )
 
     return predict
 
 
-def _matched(embeddings: jax.Array, real: jax.Array) -> jax.Array:
-    """For [B, 2, D], whether each view's nearest other view is its partner: [B, 2]."""
-    z = embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
-    z = z.reshape(-1, z.shape[-1])
-    rows = jnp.arange(len(z))
-    candidate = (rows[:, None] != rows) & jnp.repeat(real, 2)
-    nearest = jnp.argmax(jnp.where(candidate, z @ z.T, -jnp.inf), axis=-1)
-    return (nearest == rows ^ 1).reshape(-1, 2)
+def top1(embeddings: np.ndarray) -> float:
+    """Share of the views [N, 2, D] whose nearest other view (by cosine) is their partner."""
+    z = embeddings.reshape(-1, embeddings.shape[-1]).astype(np.float32)
+    z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    similarity = z @ z.T
+    np.fill_diagonal(similarity, -np.inf)
+    return float(np.mean(similarity.argmax(axis=1) == np.arange(len(z)) ^ 1))
 
 
 def rmse(predicted: np.ndarray | float, elevation: np.ndarray) -> float:
@@ -91,13 +96,22 @@ def feature_std(features: np.ndarray) -> float:
 
 
 def chip_labels(chips: Arrays) -> np.ndarray:
-    """A class for each chip [N]: its label, or its mask's commonest class; -1 for unlabelled."""
+    """A class for each chip [N]: its label, or its mask's commonest class; -1 for unlabelled.
+
+    Of classes that are as common the lowest counts.
+    """
     if "label" in chips:
         return chips["label"].astype(np.int64)
     mask = chips["mask"].reshape(len(chips["mask"]), -1)
-    known = (mask != UNLABELLED).sum(axis=1)
-    ones = (mask == 1).sum(axis=1)
-    return np.where(known > 0, (2 * ones > known).astype(np.int64), -1)
+    # One class at a time, since a count for each chip and class may not fit.
+    classes = np.setdiff1d(np.unique(mask), UNLABELLED)
+    label = np.full(len(mask), -1, np.int64)
+    most = np.zeros(len(mask), np.int64)
+    for value in classes:
+        count = (mask == value).sum(axis=1)
+        label[count > most] = value
+        most = np.maximum(most, count)
+    return label
 
 
 def linear_probe(

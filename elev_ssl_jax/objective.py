@@ -162,7 +162,7 @@ def make_views(
       keys: One key for each image, [B].
       images: [B, H, W, C] in sensor units.
       elevation: [B, h, w] in metres, NaN where missing.
-      train: False gives the two contrastive views and the image itself, for evaluation.
+      train: False gives the image itself, for evaluation, in place of the elevation view.
 
     Returns:
       Three views, or fewer where a branch is absent.
@@ -173,7 +173,7 @@ def make_views(
     key1, key2, key3, key4 = jnp.moveaxis(jax.vmap(partial(jax.random.split, num=4))(keys), 1, 0)
     rgb = tuple(config.data.rgb) or None
     views, patches = [], None
-    if weight["elevation"] < 1 or not train:
+    if weight["elevation"] < 1:
         crops = []
         for key in (key1, key2):
             view, crop = augment.contrastive_view(

@@ -260,8 +260,8 @@ def _score(config, predict, chips, train_mean, variables):
         scores["elevation_rmse_of_train_mean_m"] = evaluate.rmse(train_mean, true)
         own_mean = float(np.nanmean(true, dtype=np.float64))
         scores["elevation_rmse_of_heldout_mean_m"] = evaluate.rmse(own_mean, true)
-    if outputs.top1 is not None:
-        scores["contrastive_top1"] = outputs.top1
+    if outputs.embeddings is not None:
+        scores["contrastive_top1"] = evaluate.top1(outputs.embeddings)
     if chips.labelled is not None:
         probe = evaluate.linear_probe(
             predict(variables, chips.labelled).features,
@@ -336,7 +336,7 @@ def _draw_views(config, path, sample):
 
 def _table(config, scores, heldout) -> str:
     """The final scores as a short text table, each beside what it must beat."""
-    pairs = min(config.microbatch_size or config.batch_size, heldout)
+    pool = 2 * min(evaluate.TOP1_POOL, heldout) - 1
     lines = [("", "this run", "to beat", "")]
     if "elevation_rmse_m" in scores:
         value = f"{scores['elevation_rmse_m']:.1f} m"
@@ -349,9 +349,8 @@ def _table(config, scores, heldout) -> str:
             text = f"{scores[name]:.3f}"
             lines.append((f"linear probe, {what}", text, rival, "the same encoder, untrained"))
     if "contrastive_top1" in scores:
-        rival = f"{1 / max(2 * pairs - 1, 1):.3f}"
-        text = f"{scores['contrastive_top1']:.3f}"
-        lines.append(("contrastive top-1", text, rival, f"chance among {2 * pairs - 1} views"))
+        text, rival = f"{scores['contrastive_top1']:.3f}", f"{1 / pool:.3f}"
+        lines.append(("contrastive top-1", text, rival, f"chance among {pool} views"))
     lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
     title = f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
     return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])

@@ -13,19 +13,38 @@ def test_predictions_do_not_depend_on_how_the_last_batch_is_filled(tiny, chips):
     whole = predict(variables, chips)
     assert whole.features.shape == (20, 64)
     assert whole.elevation.shape == (20, 11, 11)
-    assert 0 <= whole.top1 <= 1
     part = predict(variables, {k: v[16:] for k, v in chips.items()})
     np.testing.assert_allclose(part.features, whole.features[16:], atol=1e-5)
     np.testing.assert_allclose(part.elevation, whole.elevation[16:], rtol=1e-3, atol=1e-2)
 
 
-def test_matching_counts_partners_among_real_chips_only():
+def test_nothing_depends_on_the_size_of_a_batch(tiny, chips):
+    outputs = []
+    for size in (8, 24):
+        tiny.batch_size = size
+        model = objective.make_model(tiny, (11, 11))
+        variables = model.init(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=True)
+        outputs.append(evaluate.make_predict(tiny, model, sharding.make_mesh())(variables, chips))
+    assert outputs[0].embeddings.shape == (20, 2, 8)
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_contrastive_branch_no_views_are_made_for_it(tiny, chips):
+    tiny.objective.alpha = 1.0
+    keys = jax.random.split(jax.random.key(0), 4)
+    few = [chips[name][:4] for name in ("image", "elevation")]
+    views = objective.make_views(tiny, keys, *few, train=False)
+    assert views.images.shape == (4, 1, 32, 32, 3)
+
+
+def test_a_partner_is_sought_among_all_views(rng):
     pairs = np.eye(4, dtype=np.float32)[:, None].repeat(2, 1)
+    assert evaluate.top1(pairs) == 1
     pairs[1] = [[0, 1, 0, 0], [1, 0.1, 0, 0]]  # its second view looks like chip 0
-    matched = evaluate._matched(jnp.asarray(pairs), jnp.array([True, True, True, False]))
-    np.testing.assert_array_equal(matched[:3], [[True, True], [True, False], [True, True]])
-    duplicated = jnp.asarray(np.concatenate([pairs[:1], pairs[:1]]))
-    assert evaluate._matched(duplicated, jnp.array([True, False]))[0].all()
+    assert evaluate.top1(pairs) == 7 / 8
+    chance = evaluate.top1(rng.normal(size=(300, 2, 8)))
+    assert chance < 0.03
 
 
 def test_rmse_leaves_out_missing_cells():
@@ -42,6 +61,8 @@ def test_feature_std_tells_collapse_from_spread(rng):
 def test_chip_labels_come_from_labels_or_masks():
     mask = np.array([[[1, 1], [1, 0]], [[0, 0], [1, 255]], [[255, 255], [255, 255]]], np.uint8)
     np.testing.assert_array_equal(evaluate.chip_labels({"mask": mask}), [1, 0, -1])
+    several = np.array([[[2, 2], [1, 0]], [[4, 255], [3, 4]], [[0, 2], [2, 0]]], np.uint8)
+    np.testing.assert_array_equal(evaluate.chip_labels({"mask": several}), [2, 4, 0])
     labels = np.array([1, -1, 0])
     np.testing.assert_array_equal(evaluate.chip_labels({"mask": mask, "label": labels}), labels)
 
