@@ -2,11 +2,16 @@
 
 import functools
 import json
+import logging
 import subprocess
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -33,15 +38,18 @@ def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     )
 
 
-def describe(config: Any, *, steps: int, **shapes: tuple[int, ...]) -> dict[str, Any]:
+def describe(
+    config: Any, *, steps: int, data: dict[str, str] | None = None, **shapes: tuple[int, ...]
+) -> dict[str, Any]:
     """What a checkpoint says of its run, so that its weights can be used without anything else.
 
     Args:
       config: The run's configuration.
       steps: Of the whole run.
+      data: Fingerprints of what it learns from and is judged by.
       **shapes: Of what the model takes and gives, as `image_shape`.
     """
-    about = {"config": config.to_dict(), "steps": steps, "commit": commit(), **shapes}
+    about = {"config": config.to_dict(), "steps": steps, "commit": commit(), "data": data, **shapes}
     return json.loads(json.dumps(about))  # as it will come back: JSON has no tuples
 
 
@@ -60,13 +68,36 @@ def commit() -> str:
         return ""
 
 
+def steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints that are whole, in order."""
+    names = [path.name for path in (run / "checkpoints").glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, about: dict[str, Any]) -> None:
     """Saves in the background; a checkpoint has its name only when it is whole."""
+    about = {**about, "checksum": _checksum(state, about)}
     checkpoints.save(int(state.step), args=ocp.args.StandardSave(state, custom_metadata=about))
 
 
-def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: Mesh) -> TrainState:
-    """The newest state, on the devices of `mesh`; `state` itself if there is none.
+def _checksum(state: Any, about: dict[str, Any]) -> int:
+    """Of all numbers of a state and what is said of it, which neither disks nor Orbax guard."""
+    leaves = sorted(
+        zlib.crc32(
+            np.ascontiguousarray(leaf).data, zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode())
+        )
+        for leaf in jax.tree.leaves(jax.device_get(state))
+    )
+    said = {name: value for name, value in about.items() if name != "checksum"}
+    return zlib.crc32(json.dumps([leaves, said], sort_keys=True).encode())
+
+
+def restore_latest(
+    checkpoints: ocp.CheckpointManager, state: TrainState, mesh: Mesh
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest state, on the devices of `mesh`, and what `describe` said of its run.
+
+    `state` itself, and nothing, if there is no checkpoint.
 
     Args:
       checkpoints: From `open_checkpoints`.
@@ -78,8 +109,9 @@ def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: 
     """
     step = checkpoints.latest_step()
     if step is None:
-        return state
-    differing = _differing(checkpoints.item_metadata(step).tree["params"], state.params)
+        return state, {}
+    tree, about = _metadata(checkpoints, step)
+    differing = _differing(tree["params"], state.params)
     if differing:
         raise InputError(
             f"{checkpoints.directory / str(step)} is not of this model ({differing}); use another "
@@ -90,18 +122,45 @@ def restore_latest(checkpoints: ocp.CheckpointManager, state: TrainState, mesh: 
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)),
         state,
     )
-    return _restore(checkpoints, step, target)
+    return _restore(checkpoints, step, target, about), about
 
 
-def _restore(checkpoints: ocp.CheckpointManager, step: int, target: Any) -> Any:
+def _metadata(checkpoints: ocp.CheckpointManager, step: int) -> tuple[Any, dict[str, Any]]:
+    """Shapes and types of a checkpoint's arrays, and what `save` was told of them."""
+    with _damage_told(checkpoints, step):
+        metadata = checkpoints.item_metadata(step)
+        return metadata.tree, metadata.custom_metadata or {}
+
+
+def _restore(
+    checkpoints: ocp.CheckpointManager, step: int, target: Any, about: dict[str, Any]
+) -> Any:
+    with _damage_told(checkpoints, step):
+        state = checkpoints.restore(step, args=ocp.args.StandardRestore(target))
+        if "checksum" in about and about["checksum"] != _checksum(state, about):
+            raise ValueError("its numbers are not those that were saved")
+        return state
+
+
+@contextmanager
+def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Of damaged files Orbax and what lies below it raise whatever comes, and log pages of it."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
     try:
-        return checkpoints.restore(step, args=ocp.args.StandardRestore(target))
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of the reads left under way
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"{checkpoints.directory / str(step)} is damaged ({reason}); delete that folder to go "
             "on from the checkpoint before it"
         ) from error
+    finally:
+        absl.setLevel(level)
 
 
 def _differing(saved: Any, params: Any) -> str | None:
@@ -124,19 +183,19 @@ def load(run: Path) -> Saved:
     Raises:
       InputError: There is none, it is damaged, or it was not saved by `save`.
     """
-    if not any((run / "checkpoints").glob("[0-9]*")):
+    found = steps(run)
+    if not found:
         raise InputError(f"{run} has no checkpoint; name the folder of a run")
+    step = found[-1]
     with open_checkpoints(run, keep=1) as checkpoints:
-        step = checkpoints.latest_step()
-        metadata = checkpoints.item_metadata(step)
-        about = getattr(metadata, "custom_metadata", None)
-        if not about or not {"config", "steps", "image_shape"} <= about.keys():
+        tree, about = _metadata(checkpoints, step)
+        if not {"config", "steps", "image_shape"} <= about.keys():
             raise InputError(f"{run} holds checkpoints of another program; name a run of this one")
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), metadata.tree
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
-        restored = _restore(checkpoints, step, target)
+        restored = _restore(checkpoints, step, target, about)
     return Saved(step, about, {part: restored[part] for part in ("params", "batch_stats")})
 
 

@@ -1,18 +1,36 @@
 """Every field of a run's configuration, and the check that comes before anything is built."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
 from elev_ssl_jax.errors import InputError
 
+# What each task reads, as fields or groups of fields. Another that is not at its default is
+# refused: it would change nothing.
+_OF_ALL = (
+    *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
+    *("model.encoder", "model.width", "model.dtype"),
+    *("data.name", "data.dir", "data.eval_split", "data.value_range", "data.rgb"),
+    *("data.resident_gib", "data.synthetic"),
+)
+_OF_PRETRAINING = (
+    *("augment.contrastive", "augment.elevation", "model.projection", "loss", "log"),
+    *("objective.temperature", "objective.local", "data.elevation_scale", "data.probe_split"),
+)
+_OF_FINETUNING = ("finetune", "augment.finetune")
+TASKS = {
+    "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
+    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
+    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment"),
+}
 # Fields that say where things lie and how often to report; a run may go on with others.
 FREE_TO_CHANGE = (
-    *("epochs", "data.dir", "data.resident_gib", "checkpoint", "log"),
+    *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.labels", "experiment.seeds"),
 )
-TASKS = ("pretrain", "finetune", "experiment")
 
 # What makes a method, of `config.objective` (table 1 of the README).
 METHODS: dict[str, dict[str, Any]] = {
@@ -165,6 +183,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not fine:
             raise InputError(f"config.{name} is {flat[name]!r}; it must be {allowed}")
 
+    need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
+    for name, value in flat.items():
+        if not _belongs(name, TASKS[config.task]) and _plain(value) != _plain(known[name]):
+            raise InputError(
+                f"config.{name} is {value!r}, which the task {config.task} doesn't use; leave it "
+                f"at {known[name]!r}"
+            )
+
     for name in (
         "batch_size",
         "epochs",
@@ -197,13 +223,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         need(name, 0 < flat[name] < math.inf, "above 0")
 
-    micro, pretrains = config.microbatch_size, config.task == "pretrain"
+    micro = config.microbatch_size
     need(
         "microbatch_size",
-        micro == 0 or (pretrains and config.batch_size % micro == 0),
-        f"0 or a divisor of batch_size, {config.batch_size}" if pretrains else "0 but to pre-train",
+        micro == 0 or config.batch_size % micro == 0,
+        f"0 or a divisor of batch_size, {config.batch_size}",
     )
-    need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
     need("finetune.head", flat["finetune.head"] in ("linear", "unet"), "linear or unet")
     need("finetune.num_classes", 2 <= flat["finetune.num_classes"] <= 255, "in 2..255")
     modes = ("inference", "training")
@@ -225,11 +250,18 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     low_high = "two numbers, the first below the second"
     for name in ("data.value_range", "augment.contrastive.crop_scale"):
-        need(name, len(flat[name]) == 2 and flat[name][0] < flat[name][1], low_high)
+        low, high = flat[name] if len(flat[name]) == 2 else (0, 0)
+        need(name, -math.inf < low < high < math.inf, low_high)
     scale, ratio = config.augment.contrastive.crop_scale, config.augment.contrastive.crop_ratio
     need("augment.contrastive.crop_scale", scale[0] > 0 and scale[1] <= 1, "in (0, 1]")
     need("augment.contrastive.crop_ratio", 0 < ratio[0] <= 1 <= ratio[1], "around 1")
     need("data.rgb", len(config.data.rgb) in (0, 3), "empty or three band numbers from 0")
+    synthetic = config.data.synthetic
+    need(
+        "data.synthetic.size",
+        synthetic.chips > 0 or synthetic.size == known["data.synthetic.size"],
+        "left alone without data.synthetic.chips",
+    )
     for branch in ("contrastive", "elevation"):
         for name in ("flip", "jitter_probability", "grayscale", "brightness", "contrast"):
             field = f"augment.{branch}.{name}"
@@ -305,10 +337,12 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
         config.data.synthetic.chips = 1500
         config.data.synthetic.size = 64
         config.model.width = 0.25
-        config.experiment.seeds = 3
-        pretraining = config if config.task == "pretrain" else config.experiment.pretrain
-        pretraining.batch_size = 64
-        pretraining.epochs = 25
+        if config.task == "experiment":
+            config.experiment.seeds = 3
+        if config.task != "finetune":
+            pretraining = config if config.task == "pretrain" else config.experiment.pretrain
+            pretraining.batch_size = 64
+            pretraining.epochs = 25
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config
@@ -318,12 +352,18 @@ def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> lis
     """Fields in which a saved run differs so that the two can't be one run, each as a sentence."""
     # A field that is newer than the saved run had its default value then.
     flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
+    # A run alone may go on for longer. The cells of an experiment are compared with one another.
+    free = FREE_TO_CHANGE if config.task == "experiment" else (*FREE_TO_CHANGE, "epochs")
     return [
         f"{name} was {flat.get(name)!r} and is {value!r}"
         for name, value in _flat(config).items()
-        if not any(name == free or name.startswith(f"{free}.") for free in FREE_TO_CHANGE)
-        and _plain(value) != _plain(flat.get(name))
+        if not _belongs(name, free) and _plain(value) != _plain(flat.get(name))
     ]
+
+
+def _belongs(name: str, fields: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the fields, or in one of the groups."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def config_value(config: ml_collections.ConfigDict, name: str) -> Any:

@@ -80,6 +80,7 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
       InputError: With the message `refusal` while another process is in; or the folder can't be
         made.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock: IO = (folder / _LOCK).open("w")
@@ -92,7 +93,11 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
             raise InputError(refusal) from error
         except OSError:
             pass  # a file system without locks
-        yield
+        try:
+            yield
+        finally:
+            if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
+                shutil.rmtree(folder)  # nothing came of it
 
 
 def check_outputs(

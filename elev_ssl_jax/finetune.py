@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import augment, checkpoint, metrics, pictures, sharding
+from elev_ssl_jax import augment, checkpoint, files, metrics, pictures, run_folder, sharding
 from elev_ssl_jax.data import pipeline
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetune_step import (
@@ -31,7 +31,7 @@ from elev_ssl_jax.finetune_step import (
 from elev_ssl_jax.models.classifier import Classifier
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.objective import ENCODERS, compute_dtype
-from elev_ssl_jax.optimizer import make_optimizer
+from elev_ssl_jax.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.train_state import TrainState
 
 PICTURED = 6  # chips in a picture
@@ -60,11 +60,13 @@ def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
     """The fine-tuning that `config` describes, on `count` chips of images [H, W, C]."""
     make = functools.partial(
         make_optimizer,
-        steps_per_epoch=count // config.batch_size,
+        steps_per_epoch=_steps_per_epoch(count, config.batch_size),
         batch_size=config.batch_size,
     )
+    # Its rate is what it says; scaling, warm-up and decay are the full stage's.
     frozen = config.optimizer.copy_and_resolve_references()
     frozen.learning_rate = config.finetune.frozen_learning_rate
+    frozen.scaling, frozen.warmup_epochs, frozen.schedule = "none", 0.0, "constant"
     return Setup(
         model=make_model(config, (image_shape[0], image_shape[1])),
         frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
@@ -78,6 +80,16 @@ def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
         transpose=config.augment.finetune.transpose,
         cache_bytes=config.data.resident_gib * 2**30,
     )
+
+
+def _steps_per_epoch(count, batch_size):
+    return -(-count // batch_size)
+
+
+def _batches(seed, epoch, count, batch_size):
+    """Chip indices of an epoch's batches; the last has what is left."""
+    order = pipeline.epoch_order(seed, epoch, count)
+    return np.split(order, range(batch_size, count, batch_size))
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
@@ -118,7 +130,7 @@ def fit(
     # All on one device in the same way, or the steps would be compiled again. The steps use their
     # state up, so that it is a copy: the caller's variables outlive it.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
-    chips, steps_per_epoch = put(chips), count // setup.batch_size
+    chips, steps_per_epoch = put(chips), _steps_per_epoch(count, setup.batch_size)
     if start is None:
         encoder = put(variables["params"]["encoder"])
         params = {name: p for name, p in variables["params"].items() if name != "encoder"}
@@ -128,7 +140,7 @@ def fit(
             )
         )
         for epoch in range(setup.frozen_epochs):
-            for indices in pipeline.epoch_plan(seed, epoch, count, setup.batch_size):
+            for indices in _batches(seed, epoch, count, setup.batch_size):
                 state, loss = frozen_step(setup, state, encoder, maps, chips, indices, seed)
             yield Epoch("frozen", epoch + 1, state, loss)
         variables = {
@@ -139,7 +151,7 @@ def fit(
     state = put(start)
     for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
         order = setup.frozen_epochs + epoch
-        for indices in pipeline.epoch_plan(seed, order, count, setup.batch_size):
+        for indices in _batches(seed, order, count, setup.batch_size):
             state, loss = full_step(setup, state, chips, indices, seed)
         yield Epoch("full", epoch + 1, state, loss)
 
@@ -165,6 +177,25 @@ def encode_views(
         for i in range(0, len(images), setup.batch_size)
     ]
     return [jnp.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def fingerprints(train: Chips, test: Chips) -> dict[str, str]:
+    """Of the chips of a fine-tuning, as `run_folder` takes them."""
+    return {
+        role: run_folder.fingerprint({"image": chips.images, "target": chips.targets})
+        for role, chips in (("train", train), ("test", test))
+    }
+
+
+def as_targets(classes: np.ndarray) -> np.ndarray:
+    """Classes of any integer type as `Chips.targets`; negative ones are unlabelled.
+
+    Raises:
+      InputError: A class is above 255.
+    """
+    if classes.max(initial=0) > UNLABELLED:
+        raise InputError(f"class {classes.max()} is above 254; number the classes from 0")
+    return np.where(classes < 0, UNLABELLED, classes).astype(np.uint8)
 
 
 def check_chips(config: Any, train: Chips, test: Chips, labels: int | None = None) -> None:
@@ -222,6 +253,8 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
       InputError: Chips, initial encoder and configuration don't fit one another.
     """
     check_chips(config, train, test)
+    data = fingerprints(train, test)
+    run_folder.claim(workdir, config, data)
     image_shape = train.images.shape[1:]
     setup = make_setup(config, image_shape, len(train.images))
     variables = init(setup, config.seed, image_shape)
@@ -231,7 +264,7 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         mesh = sharding.make_mesh(jax.devices()[:1])
-        state = checkpoint.restore_latest(checkpoints, template, mesh)
+        state, before = checkpoint.restore_latest(checkpoints, template, mesh)
         start = state if int(state.step) else None
         print(
             f"{len(train.images)} labelled chips, {len(test.images)} to judge by; "
@@ -239,9 +272,16 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
             f"({config.init_from or 'random weights'}), {config.epochs} of everything"
             + (f"; going on after step {int(state.step)}" if start else "")
         )
-        steps_per_epoch = len(train.images) // config.batch_size
+        steps_per_epoch = _steps_per_epoch(len(train.images), config.batch_size)
+        if int(state.step) > config.epochs * steps_per_epoch:
+            raise InputError(
+                f"config.epochs is {config.epochs}, but {workdir} has learned for "
+                f"{int(state.step) // steps_per_epoch} already; use another --workdir"
+            )
+        if start and (then := before["config"]["epochs"]) != config.epochs:
+            print(rate_change(config, then, steps_per_epoch, int(state.step)))
         about = checkpoint.describe(
-            config, steps=config.epochs * steps_per_epoch, image_shape=image_shape
+            config, steps=config.epochs * steps_per_epoch, data=data, image_shape=image_shape
         )
         done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs
@@ -268,7 +308,7 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
     scores = metrics.summary(matrix)
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()
-    (workdir / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
     print(_table(scores, len(test.images)))
     if classes.ndim == 3:
         path = workdir / "predictions.png"

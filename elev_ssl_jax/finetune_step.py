@@ -67,7 +67,7 @@ def frozen_step(
 
     `maps` are those of all chips, by `finetune.encode_views`; without them they are computed.
     """
-    which = _draw_views(setup, seed, state.step)
+    which = _draw_views(setup, seed, state.step, len(indices))
     batch_stats = state.batch_stats
     if maps is not None:
         inputs = [m[indices, which] for m in maps]
@@ -102,7 +102,7 @@ def full_step(
 ) -> tuple[TrainState, jax.Array]:
     """One step of everything."""
     # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
-    which = _draw_views(setup, seed, -1 - state.step)
+    which = _draw_views(setup, seed, -1 - state.step, len(indices))
 
     def loss_fn(params):
         logits, updates = setup.model.apply(
@@ -124,8 +124,8 @@ def _update(optimizer, state, loss_fn):
     return TrainState(state.step + 1, params, batch_stats, opt_state), loss
 
 
-def _draw_views(setup, seed, step):
-    keys = augment.sample_keys(seed, step, setup.batch_size)
+def _draw_views(setup, seed, step, count):
+    keys = augment.sample_keys(seed, step, count)
     return augment.draw_dihedral(keys, flip=setup.flip, transpose=setup.transpose)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from elev_ssl_jax.huge_pages import use_huge_pages
@@ -17,14 +18,14 @@ from elev_ssl_jax.huge_pages import use_huge_pages
 if __name__ == "__main__":
     use_huge_pages()  # before the imports, which take a second
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it complains of a missing GPU, which is JAX's
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only writes event files here
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from elev_ssl_jax import config as config_lib
-from elev_ssl_jax import sharding
+from elev_ssl_jax import files, run_folder, sharding
 from elev_ssl_jax.errors import InputError, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -49,17 +50,27 @@ def main(argv: list[str]) -> None:
         config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
         config_lib.check(config)
         _join_processes(config)
-        _check_same_run(config, workdir)
+        run_folder.check_same_run(workdir, config)
         try:
-            if config.data.synthetic.chips:
-                _make_synthetic(config, workdir)
-            {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}[config.task](
-                config, workdir
-            )
-            sharding.wait_for_all("end")  # the first has pictures to draw
+            with _only_run(workdir):
+                sharding.check_shared(workdir)
+                if config.data.synthetic.chips:
+                    _make_synthetic(config, workdir)
+                task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
+                task[config.task](config, workdir)
+                sharding.wait_for_all("end")  # the first has pictures to draw
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on", file=sys.stderr)
             sys.exit(130)
+
+
+def _only_run(workdir: Path):
+    """Keeps other runs out of the folder; the first process does so for all of this one."""
+    if not sharding.is_first():
+        return nullcontext()
+    return files.sole_writer(
+        workdir, f"--workdir={workdir} is in use by another run; wait for it, or name another"
+    )
 
 
 def _join_processes(config) -> None:
@@ -108,7 +119,6 @@ def _pretrain(config, workdir: Path) -> None:
 
     chips = pretrain.Chips(train, heldout, labelled)
     pretrain.check_fit(config, chips)  # before anything is written
-    _save_config(config, workdir)
     pretrain.pretrain(config, workdir, chips, _writer(workdir))
     if config is not _CONFIG.value:  # one of an experiment's
         return
@@ -126,7 +136,6 @@ def _finetune(config, workdir: Path) -> None:
     train = _labelled(config, config.data.split)
     test = _labelled(config, config.data.eval_split)
     finetune.check_chips(config, train, test)
-    _save_config(config, workdir)
     finetune.finetune(config, workdir, train, test, _writer(workdir))
 
 
@@ -138,13 +147,7 @@ def _experiment(config, workdir: Path) -> None:
             config_lib.check(experiment.pretrain_config(config, method))
     train = _labelled(config, f"labeled[:{max(config.experiment.labels)}]")
     test = _labelled(config, config.data.eval_split)
-    _save_config(config, workdir)
-
-    def pretrain(settings, folder):
-        _check_same_run(settings, folder)
-        _pretrain(settings, folder)
-
-    failed = experiment.experiment(config, workdir, train, test, pretrain)
+    failed = experiment.experiment(config, workdir, train, test, _pretrain)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if any((workdir / "cells").glob("*.json")):
@@ -167,7 +170,7 @@ def _labelled(config, split):
             "for a class a pixel"
         )
     arrays = opened.arrays("image", target)
-    return finetune.Chips(arrays["image"], arrays[target].astype("uint8"))  # -1 becomes 255
+    return finetune.Chips(arrays["image"], finetune.as_targets(arrays[target]))
 
 
 def _writer(workdir):
@@ -176,35 +179,6 @@ def _writer(workdir):
     return metric_writers.create_default_writer(
         workdir, just_logging=not sharding.is_first(), asynchronous=False
     )
-
-
-def _check_same_run(config, workdir: Path) -> None:
-    """Refuses a folder whose checkpoints are of another run."""
-    path = workdir / "config.json"
-    results = (*(workdir / "checkpoints").glob("[0-9]*"), *(workdir / "cells").glob("*.json"))
-    if not path.exists() or not results:
-        return
-    try:
-        changes = config_lib.differences(config, json.loads(path.read_text()))
-    except ValueError as error:
-        raise InputError(f"{path} is not readable; use another --workdir") from error
-    if changes:
-        raise InputError(
-            f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir"
-        )
-
-
-def _save_config(config, workdir: Path) -> None:
-    if not sharding.is_first():
-        return
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(config.to_json_best_effort(indent=2) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} can't be written: {error.strerror}") from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -45,5 +45,29 @@ def make_optimizer(
     return optimizer, schedule
 
 
+def rate_change(config: Any, then: int, steps_per_epoch: int, step: int) -> str:
+    """What becomes of the learning rate at `step` where `epochs` has changed from `then`.
+
+    The schedule is that of the new `epochs` throughout, so that a rate which had decayed rises
+    again: the run is not what it would be if it had been asked for so many from the start.
+    """
+    rates = [
+        make_optimizer(
+            config.optimizer,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+        )[1](step)
+        for epochs in (then, config.epochs)
+    ]
+    said = f"epochs was {then} and is {config.epochs}"
+    if rates[0] == rates[1]:
+        return f"{said}; the learning rate stays as it was"
+    return (
+        f"{said}: the learning rate changes here from {rates[0]:.2g} to {rates[1]:.2g}, as in a "
+        f"run of {config.epochs} epochs, which this one will yet not be"
+    )
+
+
 def _kernels(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -12,10 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import augment, checkpoint, evaluate, objective, pictures, sharding
+from elev_ssl_jax import (
+    augment,
+    checkpoint,
+    evaluate,
+    files,
+    objective,
+    pictures,
+    run_folder,
+    sharding,
+)
 from elev_ssl_jax.data import pipeline
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.optimizer import make_optimizer
+from elev_ssl_jax.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.train_state import TrainState
 from elev_ssl_jax.train_step import make_train_step
 
@@ -50,6 +59,10 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     steps_per_epoch = check_fit(config, chips)
     total_steps = config.epochs * steps_per_epoch
     sample = _sample(chips.train)
+    data = _fingerprints(chips, sample)
+    run_folder.check_same_run(workdir, config, data)
+    if sharding.is_first():
+        run_folder.claim(workdir, config, data)
 
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
@@ -75,14 +88,20 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     about = checkpoint.describe(
         config,
         steps=total_steps,
+        data=data,
         image_shape=image_shape,
         elevation_shape=elevation_shape,
     )
 
     # Closing waits for a save under way, also when the loop ends in an error.
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-        state = checkpoint.restore_latest(checkpoints, init(), mesh)
+        state, before = checkpoint.restore_latest(checkpoints, init(), mesh)
         first_step = int(state.step)
+        if first_step > total_steps:
+            raise InputError(
+                f"config.epochs is {config.epochs}, but {workdir} has learned for "
+                f"{first_step // steps_per_epoch} already; use another --workdir"
+            )
         batches, how = pipeline.make_batches(
             chips.train,
             mesh,
@@ -100,6 +119,8 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
         )
         if first_step:
             print(f"going on after step {first_step} of {total_steps}")
+            if (then := before["config"]["epochs"]) != config.epochs:
+                print(rate_change(config, then, steps_per_epoch, first_step))
         else:
             print(_overview(state.params))
             if sharding.is_first():
@@ -135,7 +156,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     writer.flush()
     if not sharding.is_first():
         return scores
-    (workdir / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
     if outputs.elevation is not None:
         few = {k: v[:PICTURED] for k, v in chips.heldout.items()}
         images = _displayable(config, few["image"])
@@ -235,6 +256,15 @@ def _sample(train, count: int = 2048) -> Arrays:
         return {name: train[name][positions] for name in ("image", "elevation")}
     records = [train[i] for i in positions]
     return {name: np.stack([r[name] for r in records]) for name in ("image", "elevation")}
+
+
+def _fingerprints(chips, sample) -> dict[str, str]:
+    """Of the data, for which a sample of the training chips stands: all of them may be too many."""
+    known = {"heldout": chips.heldout, "labelled": chips.labelled}
+    return {
+        "train": run_folder.fingerprint(sample, _length(chips.train)),
+        **{role: run_folder.fingerprint(arrays) for role, arrays in known.items() if arrays},
+    }
 
 
 def _mean_elevation(config, sample) -> float:

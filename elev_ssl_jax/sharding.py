@@ -4,8 +4,10 @@ import hashlib
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -116,6 +118,38 @@ def check_same(what: str, values: Any) -> None:
         raise InputError(
             f"{what} of process(es) {processes} is not that of process 0; start all of them with "
             "the same command, code and data"
+        )
+
+
+def check_shared(folder: Path, patience: float = 20.0) -> None:
+    """Refuses a folder that the first process has made and others don't see.
+
+    Args:
+      folder: It exists where the first process runs.
+      patience: Seconds that a network's file system has to show what is new.
+
+    Raises:
+      InputError: In all processes.
+    """
+    if alone():
+        return
+    token = np.frombuffer(os.urandom(4), np.uint32)
+    token = int(multihost_utils.broadcast_one_to_all(token)[0])
+    path = folder / f".shared-{token}"
+    if is_first():
+        path.touch()
+    wait_for_all("a file to look for")
+    until = time.monotonic() + patience
+    while not (seen := path.exists()) and time.monotonic() < until:
+        time.sleep(0.5)
+    seen_by = multihost_utils.process_allgather(np.array([seen]))
+    if is_first():
+        path.unlink()
+    if not seen_by.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen_by.ravel())))
+        raise InputError(
+            f"--workdir={folder} of process(es) {blind} is not that of process 0; name a folder on "
+            "a file system that all of them share"
         )
 
 

@@ -82,6 +82,65 @@ def test_unknown_fields_are_refused(tiny):
         config_lib.check(tiny)
 
 
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("pretrain", "init_from", "/nowhere"),
+        ("pretrain", "finetune.num_classes", 3),
+        ("pretrain", "augment.finetune.flip", 0.0),
+        ("pretrain", "experiment.seeds", 2),
+        ("finetune", "objective.alpha", 0.3),
+        ("finetune", "augment.contrastive.hue", 0.0),
+        ("finetune", "loss.chunk_size", 8),
+        ("finetune", "log.every_steps", 7),
+        ("finetune", "data.probe_split", ""),
+        ("finetune", "microbatch_size", 4),
+        ("experiment", "objective.alpha", 0.3),
+        ("experiment", "objective.lam", 0.3),
+        ("experiment", "objective.global_features", "style"),
+        ("experiment", "data.split", "unlabeled"),
+        ("experiment", "init_from", "runs/a"),
+        ("experiment", "microbatch_size", 4),
+    ],
+)
+def test_a_field_that_the_task_does_not_use_is_refused(task, field, value):
+    config = config_lib.default()
+    config.task = task
+    config_lib.check(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is .*the task {task} doesn't use"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize("task", config_lib.TASKS)
+def test_every_field_belongs_to_a_task_and_every_entry_is_a_field(task):
+    fields = config_lib._flat(config_lib.default())
+    for entry in config_lib.TASKS[task]:
+        assert any(config_lib._belongs(field, (entry,)) for field in fields), entry
+    used = [entry for entries in config_lib.TASKS.values() for entry in entries]
+    assert all(config_lib._belongs(field, used) for field in fields)
+
+
+@pytest.mark.parametrize("bounds", [(float("nan"), 1.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_ranges_are_finite(tiny, bounds):
+    tiny.data.value_range = bounds
+    with pytest.raises(InputError, match=r"config.data.value_range is"):
+        config_lib.check(tiny)
+
+
+def test_the_size_of_synthetic_chips_needs_synthetic_chips(tiny):
+    tiny.data.synthetic.size = 32
+    with pytest.raises(InputError, match=r"config.data.synthetic.size"):
+        config_lib.check(tiny)
+
+
+def test_cells_of_an_experiment_have_one_protocol(tiny):
+    tiny.task = "experiment"
+    saved = json.loads(tiny.to_json_best_effort())
+    tiny.epochs += 1
+    assert config_lib.differences(tiny, saved) == ["epochs was 2 and is 3"]
+
+
 def test_differences_name_what_makes_another_run(tiny):
     saved = json.loads(tiny.to_json_best_effort())
     assert config_lib.differences(tiny, saved) == []

@@ -18,15 +18,19 @@ from elev_ssl_jax import sharding
 Batch = dict[str, jax.Array]
 
 
+def epoch_order(seed: int, epoch: int, num_chips: int) -> np.ndarray:
+    """Chip indices in the order of an epoch, int32 [num_chips]: a fresh permutation each time."""
+    return np.random.default_rng([seed, epoch]).permutation(num_chips).astype(np.int32)
+
+
 def epoch_plan(seed: int, epoch: int, num_chips: int, batch_size: int) -> np.ndarray:
     """Chip indices of an epoch's batches, int32 [steps, batch_size].
 
-    A fresh permutation each epoch. The `num_chips % batch_size` chips that don't fill a batch are
-    left out, others each time.
+    The `num_chips % batch_size` chips that don't fill a batch are left out, others each time.
     """
-    permutation = np.random.default_rng([seed, epoch]).permutation(num_chips)
     steps = num_chips // batch_size
-    return permutation[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+    order = epoch_order(seed, epoch, num_chips)
+    return order[: steps * batch_size].reshape(steps, batch_size)
 
 
 def resident_batches(
