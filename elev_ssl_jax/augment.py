@@ -66,7 +66,8 @@ def contrastive_view(
       The views [B, H, W, C] and the crops they show.
     """
     geometry_keys, color_keys = _split(keys)
-    crop = draw_crops(geometry_keys, images.shape[1:3], crop_scale, crop_ratio, flip)
+    size = images.shape[1], images.shape[2]
+    crop = draw_crops(geometry_keys, size, crop_scale, crop_ratio, flip)
     return color_jitter(color_keys, resized_crop(images, crop), **color), crop
 
 

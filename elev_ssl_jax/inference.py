@@ -14,7 +14,7 @@ from elev_ssl_jax import augment, checkpoint, finetune, objective
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 
-_BATCH = 32
+_BATCH = 32  # a power of two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,10 @@ class Model:
         if images.ndim != 4 or not len(images):
             raise InputError(f"images have shape {images.shape}; [B, H, W, C] is needed")
         self.check_bands(images.shape[3], "an image")
-        size = min(_BATCH, len(images))  # every batch is filled up to it: one compilation
+        if not np.isfinite(images).all():
+            raise InputError("an image has values that are not finite; leave it out, or fill them")
+        # Batches are filled up to a power of two, so that few programs are compiled in all.
+        size = min(_BATCH, 1 << (len(images) - 1).bit_length())
         parts = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]

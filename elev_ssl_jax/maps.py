@@ -52,11 +52,6 @@ class MapFiles:
         self.table: pq.ParquetWriter | None = None
 
     def __enter__(self):
-        for path in self.paths.values():
-            if not path.absolute().parent.is_dir():
-                raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-            if path.is_dir():
-                raise InputError(f"{path} is a folder; name a file")
         with ExitStack() as stack:
             stack.push(self._tell)
             # On the disk of the finished files, so that a name is all that is missing in the end.

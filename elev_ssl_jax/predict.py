@@ -19,7 +19,7 @@ import rasterio
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from elev_ssl_jax import inference
+from elev_ssl_jax import files, inference
 from elev_ssl_jax.data.scene import Scene, open_scene
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.maps import LOOK, MapFiles
@@ -61,6 +61,7 @@ def predict(
     window: int | None = None,
     overlap: int | None = None,
     batch_size: int = 32,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Counts:
     """Maps a scene of any size. Files get their names only when all of them are whole.
@@ -79,6 +80,7 @@ def predict(
       overlap: Pixels that neighbouring windows share at least, where their predictions are
         blended; by default half a window for maps, and none for features alone.
       batch_size: Windows at a time.
+      overwrite: Whether files that are there may be replaced; the images never are.
       progress: Whether to show a bar.
 
     Raises:
@@ -87,8 +89,8 @@ def predict(
     outputs = [path for path in (out, probabilities, features) if path is not None]
     if not outputs:
         raise InputError("nothing to write; name --out, --probabilities or --features")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError(f"{outputs[0]} is named more than once; each output has its own file")
+    if out is not None:
+        outputs.append(out.with_suffix(".png"))
     if probabilities is not None and model.num_classes is None:
         raise InputError(f"--probabilities is for fine-tuned runs; {model.run} is a pre-training")
     maps = out is not None or probabilities is not None
@@ -104,6 +106,9 @@ def predict(
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
         scene = open_scene(images, stack)
+        # A mosaic names further files.
+        read = [*images, *(Path(name) for raster in scene.rasters for name in raster.files)]
+        files.check_outputs(outputs, read, overwrite=overwrite)
         height, width = scene.grid.shape
         model.check_bands(scene.bands, " + ".join(map(str, images)))
         if min(height, width) < size:
@@ -114,7 +119,7 @@ def predict(
         look = scene.sample(LOOK)
         _check_values(model, images[0], *look)
         functions = _functions(model, size, maps=maps, features=features is not None)
-        files = stack.enter_context(
+        sink = stack.enter_context(
             MapFiles(model, scene.grid, out=out, probabilities=probabilities, features=features)
         )
         bar = tqdm(
@@ -125,8 +130,8 @@ def predict(
             disable=not progress,
         )
         with bar:
-            windows = _write(scene, functions, files, size, overlap, batch_size, bar)
-        files.finish(look)
+            windows = _write(scene, functions, sink, size, overlap, batch_size, bar)
+        sink.finish(look)
     return Counts(height * width, windows, time.monotonic() - start)
 
 
@@ -148,7 +153,7 @@ def _check_window(model, window, maps) -> int:
 
 
 def _check_values(model, path, pixels, valid) -> None:
-    """Refuses a scene that is in other units than the run was trained on, as all but surely."""
+    """Refuses a scene whose values are hardly in the range that the run was trained on."""
     known = pixels[:, valid]
     if not known.size:
         raise InputError(f"{path}: every pixel is nodata; nothing is left to map")
@@ -197,7 +202,7 @@ def _to_pixels(elevation, size):
     return jax.image.resize(elevation, (len(elevation), size, size), "linear")[..., None]
 
 
-def _write(scene, functions, files, size, overlap, batch_size, bar) -> int:
+def _write(scene, functions, sink, size, overlap, batch_size, bar) -> int:
     """All windows, from top to bottom for some columns after others; how many there were."""
     height, width = scene.grid.shape
     rows, all_columns = (window_grid(length, size, overlap) for length in (height, width))
@@ -209,7 +214,7 @@ def _write(scene, functions, files, size, overlap, batch_size, bar) -> int:
         first, last = columns.starts[0], columns.starts[-1] + size
         within = slice(left - first, right - first)
         # Of weighted predictions, for the rows that are not yet written.
-        sums = np.zeros((size, last - first, files.bands), np.float32)
+        sums = np.zeros((size, last - first, sink.bands), np.float32)
         predicted = _predict_rows(scene, functions, rows.starts, columns.starts, size, batch_size)
         for top, after, weights, row in zip(
             rows.starts, [*rows.starts[1:], height], rows.weights, predicted, strict=True
@@ -220,7 +225,7 @@ def _write(scene, functions, files, size, overlap, batch_size, bar) -> int:
             if "features" in row.outputs:
                 lefts = columns.starts[row.seen]
                 shares = np.array([row.valid[:, i : i + size].mean() for i in lefts - first])
-                files.write_features(
+                sink.write_features(
                     top, lefts[own], size, shares[own], row.outputs["features"][own]
                 )
             if "map" in functions:
@@ -229,7 +234,7 @@ def _write(scene, functions, files, size, overlap, batch_size, bar) -> int:
                     at = slice(columns.starts[i] - first, columns.starts[i] - first + size)
                     sums[:, at] += weight[..., None] * values
                 done = after - top  # no window further down touches these rows
-                files.write_map(top, left, sums[:done, within], row.valid[:done, within])
+                sink.write_map(top, left, sums[:done, within], row.valid[:done, within])
                 sums = np.concatenate([sums[done:], np.zeros_like(sums[:done])])
             bar.update((after - top) * (right - left))
     return int(windows)
@@ -291,6 +296,7 @@ def main() -> None:
         "--overlap", type=int, help="pixels windows share (default: half of one; of features, none)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="windows at a time")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = vars(parser.parse_args())
     run, images = args.pop("run"), args.pop("image")
     with reported():

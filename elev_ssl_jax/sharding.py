@@ -133,9 +133,9 @@ def check_shared(folder: Path, patience: float = 20.0) -> None:
     """
     if alone():
         return
-    token = np.frombuffer(os.urandom(4), np.uint32)
-    token = int(multihost_utils.broadcast_one_to_all(token)[0])
-    path = folder / f".shared-{token}"
+    drawn = np.frombuffer(os.urandom(4), np.uint32)
+    token = multihost_utils.broadcast_one_to_all(drawn)
+    path = folder / f".shared-{token[0]}"
     if is_first():
         path.touch()
     wait_for_all("a file to look for")

@@ -10,6 +10,9 @@ from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.train_state import TrainState
 
+# What Orbax leaves behind when a read fails half way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(seed=0):
     rng = np.random.default_rng(seed)

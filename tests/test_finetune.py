@@ -1,3 +1,5 @@
+import collections
+import itertools
 import json
 
 import jax
@@ -15,7 +17,7 @@ from elev_ssl_jax import (
     pretrain,
     sharding,
 )
-from elev_ssl_jax.config import fine_tuning
+from elev_ssl_jax.config import check, fine_tuning
 from elev_ssl_jax.errors import InputError
 from tests.test_pretrain import Writer
 
@@ -92,6 +94,37 @@ def test_the_encoder_that_enters_the_full_stage_is_bit_identical(config, chips):
     setup, variables = start(config, chips)
     *_, last = finetune.fit(setup, variables, chips, seed=0)
     assert equal(last.state.params["encoder"], variables["params"]["encoder"])
+
+
+def test_the_last_chips_of_an_epoch_are_learned_from_too(config, head):
+    chips = make_chips(head, 20)  # two batches of eight and one of four
+    steps = [batch for epoch in (0, 1) for batch in finetune._batches(3, epoch, 20, 8)]
+    assert [len(batch) for batch in steps] == [8, 8, 4] * 2
+    for epoch in (steps[:3], steps[3:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(20))
+    setup, variables = start(config, chips)
+    last = collections.deque(finetune.fit(setup, variables, chips, seed=0), maxlen=1).pop()
+    assert int(last.state.step) == 3 * config.epochs
+
+
+def test_the_frozen_stage_has_a_rate_of_its_own(config, chips):
+    def after_frozen_stage():
+        setup, variables = start(config, chips)
+        epochs = finetune.fit(setup, variables, chips, seed=0)
+        frozen = list(itertools.islice(epochs, config.finetune.frozen_epochs))
+        return jax.device_get(frozen[-1].state.params)
+
+    plain = after_frozen_stage()
+    config.optimizer.schedule, config.optimizer.scaling = "cosine", "linear"
+    config.optimizer.warmup_epochs = 2.5  # longer than the frozen stage
+    check(config)
+    assert equal(after_frozen_stage(), plain)
+
+
+def test_classes_that_eight_bits_do_not_hold_are_refused():
+    np.testing.assert_array_equal(finetune.as_targets(np.array([-1, 0, 254])), [255, 0, 254])
+    with pytest.raises(InputError, match="class 256 is above 254"):
+        finetune.as_targets(np.array([0, 256]))
 
 
 def test_maps_that_are_known_change_nothing(config, chips):

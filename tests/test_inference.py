@@ -61,6 +61,25 @@ def test_a_fine_tuned_model_gives_classes(tmp_path, rng):
             model.elevation(batch)
 
 
+def test_few_programs_serve_any_number_of_images(tmp_path, rng):
+    runs.save_run(tmp_path, runs.settings(), SHAPE)
+    model = inference.load(tmp_path)
+    inference._features.clear_cache()
+    batch = images(rng, 40)
+    whole = model.features(batch)
+    for count in (1, 2, 3, 5, 7, 11, 20, 31, 33, 39):
+        np.testing.assert_allclose(model.features(batch[:count]), whole[:count], atol=1e-5)
+    assert inference._features._cache_size() <= 6
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path, rng):
+    runs.save_run(tmp_path, runs.settings("unet"), SHAPE)
+    batch = images(rng).astype(np.float32)
+    batch[1, 3, 4, 0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        inference.load(tmp_path).predict(batch)
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="nowhere has no checkpoint"):
         inference.load(tmp_path / "nowhere")

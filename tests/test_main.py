@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from elev_ssl_jax import files
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,11 +45,25 @@ def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
 
     more = demo(tmp_path / "run", "--config.epochs=2")
     assert more.returncode == 0, more.stderr
+    bars = ("pre-training", "synthetic", "masks", "unlabeled", "labeled", "test", "reading")
+    for line in (done.stderr + more.stderr).replace("\r", "\n").splitlines():
+        assert not line.strip() or line.strip().startswith(bars), line
     assert "going on after step" in more.stdout
 
     other = demo(tmp_path / "run", "--config.seed=5")
     assert other.returncode == 2
     assert other.stderr.strip().endswith("(seed was 0 and is 5); use another --workdir")
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    run = tmp_path / "run"
+    with files.sole_writer(run, "taken"):
+        second = demo(run)
+        assert second.returncode == 2
+        assert second.stderr == (
+            f"error: --workdir={run} is in use by another run; wait for it, or name another\n"
+        )
+        assert [path.name for path in run.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import hypothesis
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import scipy.ndimage
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
 
 from elev_ssl_jax import inference, predict
 from elev_ssl_jax.errors import InputError
@@ -96,7 +98,9 @@ def test_a_map_has_no_seams(folders, scene, tmp_path):
 
     def jumps(overlap):
         """The mean step between neighbouring pixels at windows' borders, over that elsewhere."""
-        predict.predict(model, images, probabilities=path, overlap=overlap, progress=False)
+        predict.predict(
+            model, images, probabilities=path, overlap=overlap, overwrite=True, progress=False
+        )
         steps = np.abs(np.diff(read(path)[:120, :, 1], axis=0))
         starts = predict.window_grid(150, 32, overlap).starts
         borders = np.unique([starts[1:] - 1, starts[:-1] + 31])
@@ -123,6 +127,7 @@ def test_windows_that_overlap_give_what_one_large_window_gives(
 
     def error(**options):
         path = tmp_path / "probabilities.tif"
+        path.unlink(missing_ok=True)
         predict.predict(model, images, probabilities=path, progress=False, **options)
         return np.abs(read(path)[4:110, 4:86, 0] - whole)
 
@@ -163,7 +168,15 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
 
     model = inference.load(folders / "linear")
     probabilities = tmp_path / "probabilities.tif"
-    predict.predict(model, images, out=out, probabilities=probabilities, overlap=0, progress=False)
+    predict.predict(
+        model,
+        images,
+        out=out,
+        probabilities=probabilities,
+        overlap=0,
+        overwrite=True,
+        progress=False,
+    )
     wanted = model.probabilities(pixels[None, 32:64, 32:64])[0]
     got = read(probabilities)[32:64, 32:58]  # the last window of a row begins at 58
     np.testing.assert_allclose(got, np.broadcast_to(wanted, got.shape), atol=1e-5)
@@ -223,7 +236,8 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
         (unet, images, {"window": 16}, "--window is 16; it must be at least 32"),
         (unet, images, {"overlap": 32}, "--overlap is 32; it must be 0 to 31"),
         (unet, images, {"batch_size": 0}, "--batch-size is 0"),
-        (unet, images, {"features": out}, "map.tif is named more than once"),
+        (unet, images, {"features": out}, "map.tif would be written twice"),
+        (unet, images, {"features": out.with_suffix(".png")}, "map.png would be written twice"),
         (unet, images, {"features": bad / "no" / "f"}, "there is no folder"),
         (unet, images, {"features": tmp_path}, "is a folder; name a file"),
         (elevation, images, {"window": 64}, "--window is 64; .* from 32 x 32"),
@@ -235,6 +249,31 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
         assert set(os.listdir(bad)) == before
     with pytest.raises(InputError, match="nothing to write"):
         predict.predict(unet, images)
+
+
+def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path):
+    images, _ = scene
+    model = inference.load(folders / "unet")
+    mosaic = tmp_path / "mosaic.vrt"
+    with rasterio.open(images[1]) as source, WarpedVRT(source) as warped:
+        rasterio.shutil.copy(warped, mosaic, driver="VRT")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "map.png").write_text("a picture of mine")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    two, one = images
+    for options in (
+        {"out": two},
+        {"out": one},
+        {"probabilities": tmp_path / "a" / ".." / "one.tif"},
+        {"features": two},
+    ):
+        with pytest.raises(InputError, match="is an input"):
+            predict.predict(model, images, overwrite=True, progress=False, **options)
+    with pytest.raises(InputError, match="is an input"):  # which the mosaic only names
+        predict.predict(model, [two, mosaic], out=one, overwrite=True, progress=False)
+    with pytest.raises(InputError, match=r"map.png exists already; .* add --overwrite"):
+        predict.predict(model, images, out=tmp_path / "map.tif", progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(folders, scene, tmp_path):

@@ -74,6 +74,34 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
 
 
+def test_going_on_for_longer_says_what_the_rate_does_and_for_less_is_refused(
+    tiny, data, tmp_path, capsys
+):
+    tiny.objective.alpha = 1.0
+    pretrain.pretrain(tiny, tmp_path, data, Writer())
+    capsys.readouterr()
+    tiny.epochs = 4
+    longer = Writer()
+    pretrain.pretrain(tiny, tmp_path, data, longer)
+    printed = capsys.readouterr().out
+    # Of a cosine that had come to its end, half of one twice as long.
+    assert "epochs was 2 and is 4: the learning rate changes here from 0 to 0.0005" in printed
+    assert longer.scalars[5]["learning_rate"] == pytest.approx(5e-4)
+    tiny.epochs = 1
+    with pytest.raises(InputError, match=r"config.epochs is 1, but .* learned for 4 already"):
+        pretrain.pretrain(tiny, tmp_path, data, Writer())
+
+
+def test_other_data_under_the_same_names_are_refused(tiny, data, tmp_path):
+    tiny.epochs, tiny.objective.alpha = 1, 1.0
+    pretrain.pretrain(tiny, tmp_path, data, Writer())
+    for role in ("train", "heldout"):
+        chips = getattr(data, role)
+        other = data._replace(**{role: {**chips, "image": chips["image"] + 1}})
+        with pytest.raises(InputError, match=f"other data .{role}: "):
+            pretrain.pretrain(tiny, tmp_path, other, Writer())
+
+
 def test_nothing_is_compiled_after_the_first_epoch(tiny, data, tmp_path):
     compiled, after = [], {}
     jax.monitoring.register_event_duration_secs_listener(

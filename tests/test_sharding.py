@@ -142,6 +142,29 @@ def test_processes_with_other_data_are_refused(chips, tmp_path):
         assert "process(es) 1 is not that of process 0" in told
 
 
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path):
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = [
+        start(
+            [
+                "elev_ssl_jax.main",
+                "--config=configs/simclr_elev.py:demo",
+                f"--workdir={tmp_path / str(i)}",
+                f"--coordinator={coordinator}",
+                "--num_processes=2",
+                f"--process_id={i}",
+            ]
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        told, _ = process.communicate()
+        assert process.returncode == 2
+        assert "of process(es) 1 is not that of process 0" in told
+        assert "share" in told
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_processes_that_do_not_meet_end_with_a_line(tmp_path, number):
     process = start(

@@ -5,27 +5,27 @@ python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
 """
 
 import argparse
-import os
+import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from elev_ssl_jax import inference
+from elev_ssl_jax import files, inference
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import exported, imported
 from elev_ssl_jax.errors import InputError, reported
 
 
-def export(run: Path, target: str, out: Path) -> str:
+def export(run: Path, target: str, out: Path, *, overwrite: bool = False) -> str:
     """Writes a run's weights for `target`; the Python that loads them.
 
     Raises:
-      InputError: The run is not finished, doesn't suit the target, or `out` can't be written.
+      InputError: The run is not finished, doesn't suit the target, or `out` can't be written, or
+        exists and `overwrite` is False.
     """
+    files.check_outputs([out], overwrite=overwrite)
     data, usage = exported.TARGETS[target](inference.load(run), out)
     try:
-        with TemporaryDirectory(prefix=".unfinished-", dir=out.absolute().parent) as folder:
-            (Path(folder) / "file").write_bytes(data)
-            os.replace(Path(folder) / "file", out)
+        with files.new_file(out) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise InputError(f"--out={out} can't be written: {error.strerror}") from error
     return usage
@@ -43,10 +43,12 @@ def _import(args) -> str:
         tensors, told = imported.read_tensors(source)
         name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
         if "value_range" in told and value_range is None:  # a file of our own
-            value_range = tuple(map(float, told["value_range"].split()))
-    value_range = value_range or default().data.value_range
-    if value_range[0] >= value_range[1]:
-        raise InputError(f"--value-range is {value_range}; the first must be below the second")
+            value_range = _numbers(told["value_range"], source)
+    value_range = tuple(value_range or default().data.value_range)
+    if not -math.inf < value_range[0] < value_range[1] < math.inf:
+        raise InputError(
+            f"--value-range is {value_range}; two numbers, the first below the second, are needed"
+        )
     if args.bands or args.mean or args.std:
         variables = imported.adapt_stem(
             variables, bands=args.bands, mean=args.mean, std=args.std, source=str(source)
@@ -54,6 +56,14 @@ def _import(args) -> str:
     imported.write_run(args.out, name, width, variables, value_range, size)
     bands = variables["params"]["conv1"]["kernel"].shape[2]
     return f"{name}, width {width:g}, {bands} bands; to start from: --config.init_from={args.out}"
+
+
+def _numbers(text: str, source: Path) -> list[float]:
+    try:
+        low, high = map(float, text.split())
+    except ValueError as error:
+        raise InputError(f"{source} says that its value_range is {text[:40]!r}") from error
+    return [low, high]
 
 
 def main() -> None:
@@ -69,6 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--print-usage", action="store_true", help="print the Python that loads the file"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     group = parser.add_argument_group("with --to run")
     group.add_argument("--prefix", default="", help="of the encoder's names, as encoder.")
     group.add_argument(
@@ -82,13 +93,15 @@ def main() -> None:
     args = parser.parse_args()
     with reported():
         if args.to == "run":
+            if args.overwrite:
+                raise InputError("--overwrite: not for --to=run, whose folder is a new one")
             done = _import(args)
         else:
             only = ("prefix", "bands", "mean", "std", "value_range")
             given = [f"--{name.replace('_', '-')}" for name in only if getattr(args, name)]
             if given:
                 raise InputError(f"{', '.join(given)}: for --to=run only")
-            done = export(args.source, args.to, args.out)
+            done = export(args.source, args.to, args.out, overwrite=args.overwrite)
         print(f"{args.out} written")
         if args.to == "run" or args.print_usage:
             print(done)

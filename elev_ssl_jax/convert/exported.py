@@ -20,7 +20,9 @@ from elev_ssl_jax.inference import Model
 
 def metadata(model: Model) -> dict[str, str]:
     """What a receiver must know to feed the weights, for the head of a safetensors file."""
-    config = model.config
+    config = model.config.copy_and_resolve_references()
+    # Of paths their last parts: where they lie on this machine is nobody's business.
+    config.data.dir, config.init_from = Path(config.data.dir).name, Path(config.init_from).name
     low, high = config.data.value_range
     return {
         "format": "pt",

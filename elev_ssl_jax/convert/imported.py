@@ -39,6 +39,12 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise InputError(f"{path} has an unknown suffix; .safetensors, .pth and .pt are read")
     try:
         import torch
+
+        if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+            raise InputError(
+                f"PyTorch {torch.__version__} may run code that {path} holds (CVE-2025-32434); "
+                "install 2.6 or later, or convert the file to safetensors"
+            )
     except ImportError as error:
         raise InputError(
             f"{path} needs PyTorch, which is not installed; pip install torch, or convert the file "
@@ -85,6 +91,9 @@ def encoder_variables(
         others = [n.removesuffix("conv1.weight") for n in tensors if n.endswith(".conv1.weight")]
         hint = f"; try --prefix={min(others, key=len)}" if others else ""
         raise InputError(f"{source} has no {prefix}conv1.weight [64, bands, 7, 7]{hint}")
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(f"{source}: {name} has values that are not finite")
     width, bands = stem.shape[0] / 64, stem.shape[1]
 
     def shapes(name):
@@ -141,6 +150,8 @@ def adapt_stem(
     kernel = np.asarray(variables["params"]["conv1"]["kernel"], np.float64)
     count = kernel.shape[2]
     for name, values in (("--mean", mean), ("--std", std)):
+        if values is not None and not np.isfinite(values).all():
+            raise InputError(f"{name} is {' '.join(map(str, values))}; numbers are needed")
         if values is not None and len(values) != count:
             raise InputError(f"{name} has {len(values)} numbers; {source} has {count} bands")
     if std is not None and min(std) <= 0:

@@ -133,6 +133,23 @@ def test_flax_variables(convert, tmp_path, suffix):
     assert "must be .safetensors or .msgpack" in printed
 
 
+def test_a_file_is_replaced_only_when_asked_and_says_nothing_of_this_machine(convert, tmp_path):
+    settings = runs.settings("linear")
+    settings.data.dir = settings.init_from = str(tmp_path / "somewhere" / "private")
+    runs.save_run(tmp_path / "run", settings, SHAPE)
+    out = tmp_path / "variables.safetensors"
+    out.write_text("mine")
+    code, printed = convert(tmp_path / "run", "flax", out)
+    assert (code, "exists already; name another file, or add --overwrite" in printed) == (2, True)
+    assert out.read_text() == "mine"
+    assert convert(tmp_path / "run", "flax", out, "--overwrite")[0] == 0
+    with safe_open(out, "np") as file:
+        told = file.metadata()
+    assert json.loads(told["config"])["init_from"] == "private"
+    assert told["method"] == "fine-tuned from private"
+    assert "somewhere" not in str(told)
+
+
 def test_what_does_not_suit_a_library_is_refused(convert, tmp_path, full):
     runs.save_run(tmp_path / "small", runs.settings("unet"), SHAPE)
     runs.save_run(tmp_path / "odd", runs.settings("unet", width=1.0), (40, 40, 3))
@@ -147,7 +164,7 @@ def test_what_does_not_suit_a_library_is_refused(convert, tmp_path, full):
         assert message in printed
         assert not (tmp_path / "x.safetensors").exists()
     code, printed = convert(full / "two", "torchvision", tmp_path / "nowhere" / "x.safetensors")
-    assert (code, "can't be written: No such file" in printed) == (2, True)
+    assert (code, "there is no folder" in printed) == (2, True)
     code, printed = convert(full / "two", "torchvision", tmp_path / "x", "--bands", "0")
     assert (code, "--bands: for --to=run only" in printed) == (2, True)
 
@@ -230,6 +247,9 @@ def test_weights_that_cannot_be_used_are_refused(convert, tmp_path, monkeypatch)
         def __reduce__(self):
             return (exec, ("raise SystemExit('a pickle was run')",))
 
+    nans = np.full(64, np.nan, np.float32)
+    boasting = tmp_path / "boasting.safetensors"
+    save_file(good, boasting, {"value_range": "all of them"})
     torch.save({"conv1.weight": Code()}, tmp_path / "evil.pth")
     torch.save({"conv1.weight": 3}, tmp_path / "number.pth")
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
@@ -242,6 +262,11 @@ def test_weights_that_cannot_be_used_are_refused(convert, tmp_path, monkeypatch)
         (write("e.safetensors", good), "--bands is [0, 3]; ", "--bands", "0", "3"),
         (write("f.safetensors", good), "--mean has 1 numbers; ", "--mean", "0.5"),
         (write("g.safetensors", good), "--value-range is", "--value-range", "9", "3"),
+        (tmp_path / "g.safetensors", "--value-range is", "--value-range", "nan", "3"),
+        (tmp_path / "g.safetensors", "--mean is nan", "--mean", "nan", "0", "0"),
+        (tmp_path / "g.safetensors", "--std is inf", "--std", "inf", "1", "1"),
+        (write("h.safetensors", good | {"bn1.bias": nans}), "bn1.bias has values that are not fin"),
+        (boasting, "says that its value_range is 'all of them'"),
         (tmp_path / "evil.pth", "holds other things than tensors, which are never run"),
         (tmp_path / "number.pth", "is not a state_dict"),
         (tmp_path / "torn.pth", "is damaged"),
@@ -255,6 +280,10 @@ def test_weights_that_cannot_be_used_are_refused(convert, tmp_path, monkeypatch)
     (tmp_path / "run").mkdir()
     code, printed = convert(tmp_path / "g.safetensors", "run", tmp_path / "run")
     assert (code, "exists already" in printed) == (2, True)
+
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    code, printed = convert(tmp_path / "number.pth", "run", tmp_path / "new")
+    assert (code, "PyTorch 2.5.1+cpu may run code" in printed) == (2, True)
 
     monkeypatch.setitem(sys.modules, "torch", None)
     code, printed = convert(tmp_path / "number.pth", "run", tmp_path / "new")
