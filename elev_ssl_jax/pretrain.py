@@ -190,8 +190,10 @@ def check_fit(config: Any, chips: Chips) -> int:
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
     sample = _sample(chips.train)
-    seen = {"count": count, "sample": sample, **chips._asdict(), "train": None}
-    sharding.check_same(f"the data ({data.name} in {data.dir or 'the default data.dir'})", seen)
+    sharding.check_same(
+        f"the data ({data.name} in {data.dir or 'the default data.dir'})",
+        _fingerprints(chips, sample),
+    )
     if config.objective.alpha > 0:
         _mean_elevation(config, sample)
         if np.isnan(chips.heldout["elevation"]).all():
