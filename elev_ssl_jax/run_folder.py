@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from elev_ssl_jax import checkpoint, files
-from elev_ssl_jax.config import differences
 from elev_ssl_jax.errors import InputError
 
 
@@ -44,6 +43,9 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
     path = workdir / "config.json"
     if not path.exists() or not _has_results(workdir):
         return
+    # It brings in ml_collections, which the loops can do without.
+    from elev_ssl_jax.config import differences
+
     try:
         saved = json.loads(path.read_text())
         changes = differences(config, {k: v for k, v in saved.items() if k != "fingerprint"})

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ours = ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL")  # a user's environment has none of them
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         [sys.executable, "-m", "elev_ssl_jax.main", *map(str, arguments)],
         cwd=ROOT,

@@ -143,6 +143,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
     tiny.epochs = 1
     pretrain.pretrain(tiny, tmp_path, data, Writer())
     tiny.model.projection = (32, 8)
+    (tmp_path / "config.json").unlink()  # without it the checkpoint itself must tell
     with pytest.raises(
         InputError, match=r"projection/.* is .* there and .* here.*another --workdir"
     ):
