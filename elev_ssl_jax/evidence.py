@@ -100,7 +100,7 @@ def compare(
         are not taken for free of noise: the variance is at least that of rounding to a step.
     """
     found, p_values = [], []
-    there = np.isfinite(scores).all(axis=-1)  # [M, R, C]
+    there = np.asarray(np.isfinite(scores).all(axis=-1))  # [M, R, C]
     for other, one in itertools.combinations(range(len(scores)), 2):
         shared = there[one] & there[other]
         if not shared.any():
@@ -151,8 +151,9 @@ def resample(
 
 
 def detectable(repetitions: int, comparisons: int) -> float:
-    """The difference that has p = 0.05 after adjustment, in standard deviations of itself from one
-    repetition to the next; test ground aside.
+    """The least difference with p < 0.05 whatever the others say, the test ground aside.
+
+    In standard deviations of itself from one repetition to the next.
     """
     return _quantile(repetitions - 1, comparisons) / math.sqrt(repetitions)
 
