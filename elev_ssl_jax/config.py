@@ -30,7 +30,9 @@ TASKS = {
 FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.labels", "experiment.seeds"),
+    "experiment.pretrain_seeds",
 )
+SEEDS_APART = 1000  # of fine-tuning, in an experiment's repetitions, so that none occurs in two
 
 # What makes a method, of `config.objective` (table 1 of the README).
 METHODS: dict[str, dict[str, Any]] = {
@@ -143,11 +145,16 @@ def default() -> ml_collections.ConfigDict:
     # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.
     finetune.frozen_batchnorm = "inference"
 
-    # Many runs: each method is pre-trained once, and fine-tuned for every label count and seed.
+    # Many runs. A repetition draws anew what is left to chance: it pre-trains each method (random:
+    # draws its initial encoder) and fine-tunes it for every label count, label draw and seed. The
+    # repetitions are what intervals and verdicts are drawn from.
     config.experiment = experiment = ml_collections.ConfigDict()
     experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
     experiment.labels = (80,)
-    experiment.seeds = 10
+    experiment.pretrain_seeds = 3  # repetitions
+    # Sets of labelled chips drawn from all of `labeled`, for each repetition; 0: always the first.
+    experiment.label_draws = 0
+    experiment.seeds = 10  # fine-tunings of each pre-training and set of labels
     experiment.pretrain = pretrain = ml_collections.ConfigDict()
     pretrain.split = "unlabeled+labeled[80:]"
     pretrain.batch_size = 256
@@ -199,6 +206,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "log.every_steps",
         "log.eval_every_epochs",
         "experiment.seeds",
+        "experiment.pretrain_seeds",
         "experiment.pretrain.batch_size",
         "experiment.pretrain.epochs",
     ):
@@ -211,6 +219,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "optimizer.weight_decay",
         "experiment.pretrain.optimizer.weight_decay",
         "finetune.frozen_epochs",
+        "experiment.label_draws",
     ):
         need(name, flat[name] >= 0, "0 or more")
     for name in (
@@ -245,6 +254,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         and set(methods) <= set(known_methods),
         f"different ones of {', '.join(known_methods)}",
     )
+    need("experiment.seeds", config.experiment.seeds <= SEEDS_APART, f"at most {SEEDS_APART}")
     labels = config.experiment.labels
     need("experiment.labels", len(labels) > 0 and min(labels) >= 1, "positive numbers")
 
@@ -326,6 +336,14 @@ def fine_tuning(head: str) -> ml_collections.ConfigDict:
     return config
 
 
+def comparison(head: str) -> ml_collections.ConfigDict:
+    """The settings of an experiment that compares methods by many of `fine_tuning(head)`."""
+    config = fine_tuning(head)
+    config.task = "experiment"
+    config.data.split = default().data.split  # an experiment takes `labeled`, by its label counts
+    return config
+
+
 def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
     """Applies what follows the colon in `--config=FILE:VARIANT`: nothing, or `demo`.
 
@@ -338,11 +356,12 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
         config.data.synthetic.size = 64
         config.model.width = 0.25
         if config.task == "experiment":
+            config.experiment.pretrain_seeds = 1  # so that the report draws no verdict
             config.experiment.seeds = 3
-        if config.task != "finetune":
-            pretraining = config if config.task == "pretrain" else config.experiment.pretrain
-            pretraining.batch_size = 64
-            pretraining.epochs = 25
+        pretraining = {"pretrain": config, "experiment": config.experiment.pretrain}
+        if config.task in pretraining:
+            pretraining[config.task].batch_size = 64
+            pretraining[config.task].epochs = 25
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config

@@ -1,4 +1,9 @@
-"""Many runs: every method pre-trained once, then fine-tuned for each label count and seed.
+"""Many runs: every method pre-trained, then fine-tuned for each label count and seed, repeatedly.
+
+A repetition draws anew what is left to chance: each method's pre-training (for `random` the
+encoder's initial weights) and, if `experiment.label_draws` says so, the labelled chips. Its
+fine-tuning seeds and label draws are the same for every method, and of no other repetition, so that
+methods are compared within a repetition and repetitions are independent.
 
 A cell is one fine-tuning. Its result is a file of its own, and a cell with a file is not run
 again, so that an experiment can be stopped anywhere, and widened later.
@@ -8,6 +13,7 @@ import collections
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import augment, checkpoint, finetune, metrics, pictures
-from elev_ssl_jax.config import METHODS, default
+from elev_ssl_jax import augment, checkpoint, files, finetune, metrics, pictures, run_folder
+from elev_ssl_jax.config import METHODS, SEEDS_APART, default
+from elev_ssl_jax.errors import InputError
 
 
 class Cell(NamedTuple):
@@ -27,15 +34,51 @@ class Cell(NamedTuple):
 
     method: str
     labels: int
-    seed: int
+    repetition: int
+    draw: int  # of the labels, within the repetition; 0 where they are the first
+    seed: int  # what `config.seed` would be to a fine-tuning by itself
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.method}-{self.labels}-{self.seed}"
+        return "-".join(map(str, self))
 
 
-def pretrain_config(config: Any, method: str) -> Any:
+def cells(config: Any) -> list[Cell]:
+    """Every fine-tuning of an experiment, those that share most with each other side by side."""
+    settings = config.experiment
+    repetitions, draws = range(settings.pretrain_seeds), range(max(1, settings.label_draws))
+    found = []
+    for method, r, draw, labels in itertools.product(
+        settings.methods, repetitions, draws, settings.labels
+    ):
+        first = config.seed + r * SEEDS_APART
+        found += [Cell(method, labels, r, draw, first + s) for s in range(settings.seeds)]
+    return found
+
+
+def draw_labels(targets: np.ndarray, seed: int, repetition: int, draw: int) -> np.ndarray:
+    """Positions of the labelled chips [N] in an order drawn from the three numbers alone.
+
+    n labels are its first n. Where each chip has one class, chips change places within their class,
+    so that the classes of the first n are those of the split's first n: as balanced as they are.
+
+    Args:
+      targets: Of all labelled chips, a class for each [N] or each pixel [N, H, W].
+      seed: Of the experiment.
+      repetition: Of the experiment.
+      draw: Of the repetition.
+    """
+    rng = np.random.default_rng([seed, repetition, draw])
+    classes = targets if targets.ndim == 1 else np.zeros(len(targets))
+    order = np.empty(len(targets), np.int64)
+    for value in np.unique(classes):
+        places = np.flatnonzero(classes == value)
+        order[places] = rng.permutation(places)
+    return order
+
+
+def pretrain_config(config: Any, method: str, repetition: int = 0) -> Any:
     """The configuration of a method's pre-training: the experiment's data, model and views."""
     settings = config.experiment.pretrain
     result = default()
@@ -43,7 +86,7 @@ def pretrain_config(config: Any, method: str) -> Any:
         result[name].update(config[name])
     result.data.synthetic.chips = 0  # the experiment has made them
     result.data.split = settings.split
-    result.seed = config.seed
+    result.seed = config.seed + repetition
     result.batch_size, result.epochs = settings.batch_size, settings.epochs
     result.optimizer.update(settings.optimizer)
     result.objective.update(METHODS[method])
@@ -56,41 +99,53 @@ def experiment(
     train: finetune.Chips,
     test: finetune.Chips,
     pretrain: Callable[[Any, Path], None],
+    *,
+    splits: dict[str, int] | None = None,
 ) -> list[str]:
-    """Runs what is missing. The results, `cells/*` and `panel.npz`, are for `report`.
+    """Runs what is missing. The results, `cells/*` and what lies beside, are for `report`.
+
+    A cell's results are NAME.json; NAME.npz, a confusion matrix for each block of test chips where
+    `test.groups` says which they are; and, of one cell a method, NAME.npy, classes to picture.
 
     Args:
       config: The experiment's configuration, checked.
       workdir: Where everything goes.
-      train: Labelled chips; n labels are the first n.
+      train: Labelled chips; n labels are the first n, or drawn from all.
       test: Chips to judge by.
       pretrain: Pre-trains by a configuration into a folder, or goes on there.
+      splits: How many chips each split of the data has, where that is known.
 
     Returns:
       A line for each pre-training and cell that failed.
 
     Raises:
-      InputError: Chips and configuration don't fit each other.
+      InputError: Chips and configuration don't fit each other, or the folder holds cells of an
+        earlier version.
     """
-    settings = config.experiment
-    for labels in settings.labels:
-        finetune.check_chips(config, train, test, labels)
+    _refuse_older(workdir)
+    wanted = cells(config)
+    _check_labels(config, train, test, wanted)
+    data = finetune.fingerprints(train, test)
+    run_folder.claim(workdir, config, data)
+    files.write_text(workdir / "splits.json", json.dumps(splits) + "\n")
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
     _write_panel(config, workdir, test)
 
-    seeds = range(config.seed, config.seed + settings.seeds)
-    cells = [Cell(*c) for c in itertools.product(settings.methods, settings.labels, seeds)]
-    todo = [cell for cell in cells if not _result_path(workdir, cell).exists()]
-    print(f"{len(cells)} fine-tunings, {len(cells) - len(todo)} of them done already")
+    todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
+    print(f"{len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done already")
 
     failed: list[str] = []
-    runs: dict[str, Path | None] = {}
-    for method in dict.fromkeys(cell.method for cell in todo):
+    runs: dict[tuple[str, int], Path | None] = {}
+    # By repetition: stopped early, there are whole ones.
+    for r, method in sorted(
+        {(cell.repetition, cell.method): None for cell in todo}, key=lambda k: k[0]
+    ):
         try:
-            runs[method] = _pretrained(config, workdir, method, pretrain)
-        except Exception as error:  # the other methods go on
-            failed.append(f"pre-training {method}: {_reason(error)}")
-    queue = collections.deque(cell for cell in todo if cell.method in runs)
+            runs[method, r] = _pretrained(config, workdir, method, r, pretrain)
+        except Exception as error:  # the others go on
+            failed.append(f"pre-training {method}-{r}: {_reason(error)}")
+    queue = collections.deque(cell for cell in todo if (cell.method, cell.repetition) in runs)
+    pictured = {(c.method, c.labels): c for c in reversed(wanted)}.values()  # the first of each
 
     def work(device: jax.Device) -> None:
         run = _make_run(config, runs, train, test, device)
@@ -100,7 +155,7 @@ def experiment(
             except IndexError:
                 return
             try:
-                _save(workdir, cell, *run(cell), with_classes=cell.seed == config.seed)
+                _save(workdir, cell, data, test, *run(cell), with_classes=cell in pictured)
             except Exception as error:  # the other cells go on
                 failed.append(f"{cell.name}: {_reason(error)}")
             bar.update()
@@ -119,45 +174,88 @@ def experiment(
     return failed
 
 
-def _pretrained(config, workdir, method, pretrain) -> Path | None:
+def _refuse_older(workdir):
+    """Cells were METHOD-LABELS-SEED, and of a single pre-training."""
+    for path in (workdir / "cells").glob("*.json"):
+        if re.fullmatch(r"\w+-\d+-\d+", path.stem):
+            raise InputError(
+                f"{workdir} holds results of an earlier version ({path.name}); use another "
+                "--workdir"
+            )
+
+
+def _check_labels(config, train, test, wanted):
+    """Refuses, before anything runs, labels that can't be learned from, drawn ones included."""
+    for labels in config.experiment.labels:
+        finetune.check_chips(config, train, test, labels)
+    if config.experiment.label_draws:
+        least = min(config.experiment.labels)
+        for repetition, draw in sorted({(c.repetition, c.draw) for c in wanted}):
+            order = draw_labels(train.targets, config.seed, repetition, draw)
+            drawn = train.take(order[:least])
+            finetune.check_chips(config, drawn, drawn)  # the test chips are fine
+
+
+def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
     """The folder of a method's pre-training, run now if it is not complete."""
     if method == "random":
         return None
-    folder = workdir / "pretrain" / method
+    folder = workdir / "pretrain" / f"{method}-{repetition}"
     if not (folder / "results.json").exists():
-        print(f"\npre-training: {method}")
-        pretrain(pretrain_config(config, method), folder)
+        print(f"\npre-training: {folder.name}")
+        pretrain(pretrain_config(config, method, repetition), folder)
     return folder
 
 
 def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
     """A function that runs a cell: its confusion matrix, and the predicted classes.
 
-    All cells share the compiled steps, and those that start from one encoder its maps of the chips.
+    All cells share the compiled steps, those of one label draw the chips on the device, and those
+    that start from one encoder its maps of the chips.
     """
-    image_shape = train.images.shape[1:]
+    settings, image_shape = config.experiment, train.images.shape[1:]
     setup_of = functools.cache(functools.partial(finetune.make_setup, config, image_shape))
     # Only a learning rate that decays depends on how many steps there are.
     decays = config.optimizer.schedule == "cosine"
 
+    # As many for every label count, so that one program serves them all.
     @functools.lru_cache(maxsize=1)
-    def encoder_of(run, seed):
-        setup = setup_of(config.experiment.labels[0])
-        variables = finetune.init(setup, seed, image_shape)
-        if run is not None:
-            variables = checkpoint.load_encoder(run, variables)
-        encoder = {part: leaves["encoder"] for part, leaves in variables.items()}
-        return encoder, finetune.encode_views(setup, variables, train.images, device)
+    def chips_of(repetition, draw):
+        first: Any = slice(max(settings.labels))
+        if settings.label_draws:
+            first = draw_labels(train.targets, config.seed, repetition, draw)[first]
+        return jax.device_put(train.take(first)._replace(groups=None), device)
+
+    @functools.lru_cache(maxsize=1)
+    def encoder_of(method, repetition):
+        setup = setup_of(settings.labels[0])
+        # The random encoder is the one that a pre-training of this repetition starts from.
+        variables = finetune.init(setup, config.seed + repetition, image_shape)
+        run = runs[method, repetition]
+        return variables if run is None else checkpoint.load_encoder(run, variables)
+
+    @functools.lru_cache(maxsize=1)
+    def maps_of(method, repetition, draw, labels):
+        images = chips_of(repetition, draw).images[:labels]
+        variables = encoder_of(method, repetition)
+        return finetune.encode_views(setup_of(settings.labels[0]), variables, images, device)
 
     def run_cell(cell):
-        run = runs[cell.method]
-        setup = setup_of(cell.labels if decays else config.experiment.labels[0])
+        setup = setup_of(cell.labels if decays else settings.labels[0])
+        encoder = encoder_of(cell.method, cell.repetition)
         variables = finetune.init(setup, cell.seed, image_shape)
-        # A pre-trained encoder is the same for every seed, a random one is not.
-        encoder, maps = encoder_of(run, cell.seed if run is None else config.seed)
-        variables = {p: {**leaves, "encoder": encoder[p]} for p, leaves in variables.items()}
+        variables = {
+            part: {**leaves, "encoder": encoder[part]["encoder"]}
+            for part, leaves in variables.items()
+        }
         epochs = finetune.fit(
-            setup, variables, train, cell.seed, count=cell.labels, maps=maps, device=device
+            setup,
+            variables,
+            chips_of(cell.repetition, cell.draw),
+            cell.seed,
+            count=cell.labels,
+            maps=maps_of(cell.method, cell.repetition, cell.draw, cell.labels),
+            device=device,
         )
         epoch = collections.deque(epochs, maxlen=1).pop()  # the last
         if not np.isfinite(float(epoch.loss)):
@@ -171,32 +269,37 @@ def _result_path(workdir, cell) -> Path:
     return workdir / "cells" / f"{cell.name}.json"
 
 
-def _save(workdir, cell, matrix, classes, *, with_classes) -> None:
-    """Writes a cell's result; the JSON file comes last, and whole."""
+def _save(workdir, cell, data, test, matrix, classes, *, with_classes) -> None:
+    """Writes a cell's results; the JSON file, which says that they are there, comes last."""
     path = _result_path(workdir, cell)
     if with_classes:
         chosen = np.load(workdir / "panel.npz")["chosen"]
-        np.save(path.with_suffix(".npy"), classes[chosen])
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(cell._asdict() | metrics.summary(matrix)) + "\n")
-    partial.replace(path)
+        with files.new_file(path.with_suffix(".npy")) as partial:
+            np.save(partial, classes[chosen])
+    if test.groups is not None:
+        matrices, blocks = metrics.confusion_matrices(
+            test.targets, classes, len(matrix), test.groups
+        )
+        with files.new_file(path.with_suffix(".npz")) as partial:
+            np.savez(partial, matrices=matrices, blocks=blocks)
+    result = cell._asdict() | {"data": data} | metrics.summary(matrix)
+    files.write_text(path, json.dumps(result) + "\n")
 
 
 def _write_panel(config, workdir, test) -> None:
     """Some test chips to picture: those whose classes are mixed most, or just the first."""
     path = workdir / "panel.npz"
-    if path.exists():
-        return
     flat = np.asarray(test.targets).reshape(len(test.targets), -1)
     mixture = np.ma.masked_equal(flat, finetune.UNLABELLED).std(axis=1).filled(0)
     chosen = np.argsort(-mixture, kind="stable")[: finetune.PICTURED]
     images = augment.normalize(jnp.asarray(test.images[chosen]), config.data.value_range)
-    np.savez(
-        path,
-        chosen=chosen,
-        images=pictures.displayable(np.asarray(images), tuple(config.data.rgb)),
-        targets=test.targets[chosen],
-    )
+    with files.new_file(path) as partial:
+        np.savez(
+            partial,
+            chosen=chosen,
+            images=pictures.displayable(np.asarray(images), tuple(config.data.rgb)),
+            targets=test.targets[chosen],
+        )
 
 
 def _reason(error: Exception) -> str:

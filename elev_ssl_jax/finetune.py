@@ -128,9 +128,10 @@ def fit(
     device = device or jax.local_devices()[0]
     count = len(chips.images) if count is None else count
     # All on one device in the same way, or the steps would be compiled again. The steps use their
-    # state up, so that it is a copy: the caller's variables outlive it.
+    # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
-    chips, steps_per_epoch = put(chips), _steps_per_epoch(count, setup.batch_size)
+    chips = jax.device_put(chips._replace(groups=None), device)
+    steps_per_epoch = _steps_per_epoch(count, setup.batch_size)
     if start is None:
         encoder = put(variables["params"]["encoder"])
         params = {name: p for name, p in variables["params"].items() if name != "encoder"}
@@ -208,7 +209,7 @@ def check_chips(config: Any, train: Chips, test: Chips, labels: int | None = Non
     data, classes, count = config.data, config.finetune.num_classes, len(train.images)
     if labels is not None and labels > count:
         raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
-    train = Chips(*(array[:labels] for array in train))
+    train = train.take(slice(labels))
     if config.batch_size > len(train.images):
         raise InputError(
             f"config.batch_size is {config.batch_size}, but there are only {len(train.images)} "

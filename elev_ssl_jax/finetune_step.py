@@ -22,6 +22,11 @@ class Chips(NamedTuple):
 
     images: Any  # [N, H, W, C] in sensor units
     targets: Any  # uint8, a class for each chip [N] or each pixel [N, H, W]; 255 is unlabelled
+    groups: Any = None  # str [N], the block of ground that each lies in, if that is known
+
+    def take(self, index: Any) -> "Chips":
+        """Those at `index`, a slice or an array of positions."""
+        return Chips(*(None if array is None else array[index] for array in self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,13 +141,17 @@ def _finetune(config, workdir: Path) -> None:
 
 def _experiment(config, workdir: Path) -> None:
     from elev_ssl_jax import experiment, report
+    from elev_ssl_jax.data import source
 
     for method in config.experiment.methods:
         if method != "random":
             config_lib.check(experiment.pretrain_config(config, method))
-    train = _labelled(config, f"labeled[:{max(config.experiment.labels)}]")
-    test = _labelled(config, config.data.eval_split)
-    failed = experiment.experiment(config, workdir, train, test, _pretrain)
+    train = _labelled(config, "labeled")  # whatever the label counts: the same data
+    test_split = source.open_split(config.data, config.data.eval_split)
+    test = _labelled(config, config.data.eval_split)._replace(groups=_blocks(test_split))
+    failed = experiment.experiment(
+        config, workdir, train, test, _pretrain, splits=test_split.counts
+    )
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if any((workdir / "cells").glob("*.json")):
@@ -171,6 +175,17 @@ def _labelled(config, split):
         )
     arrays = opened.arrays("image", target)
     return finetune.Chips(arrays["image"], finetune.as_targets(arrays[target]))
+
+
+def _blocks(split):
+    """The block of ground that each chip lies in, or its tile; None where the data don't say."""
+    import numpy as np
+
+    name = next((name for name in ("block", "tile") if name in split.features), None)
+    if name is None:
+        return None
+    texts = (split[i][name] for i in range(len(split)))
+    return np.array([t.decode() if isinstance(t, bytes) else str(t) for t in texts])
 
 
 def _writer(workdir):

@@ -28,31 +28,62 @@ def confusion_matrix(
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def confusion_matrices(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int, groups: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Counts [G, num_classes, num_classes], a matrix for each group, and the groups' names [G].
+
+    Args:
+      labels: Integers [N, ...].
+      predictions: Integers of the same shape.
+      num_classes: How many classes there are.
+      groups: The group of each of the N.
+    """
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    matrices = [
+        confusion_matrix(labels[group == i], predictions[group == i], num_classes)
+        for i in range(len(names))
+    ]
+    return np.stack(matrices), names
+
+
 def accuracy(matrix: ArrayLike) -> float:
     """Share of predictions that are right; NaN for an empty matrix."""
-    matrix = np.asarray(matrix, np.float64)
-    total = matrix.sum()
-    return float(np.trace(matrix) / total) if total else math.nan
+    return float(scores(matrix)["accuracy"])
 
 
 def macro_f1(matrix: ArrayLike) -> float:
     """F1 averaged over the classes that occur among the labels or the predictions."""
-    return _mean(per_class(matrix)["f1"])
+    return float(scores(matrix)["macro_f1"])
 
 
 def mean_iou(matrix: ArrayLike) -> float:
     """Intersection over union, averaged over classes that occur as label or prediction."""
-    return _mean(per_class(matrix)["iou"])
+    return float(scores(matrix)["mean_iou"])
 
 
-def per_class(matrix: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """Precision, recall, F1 and intersection over union of each class [num_classes].
+def scores(matrices: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, macro F1 and mean IoU of each matrix of [..., K, K]: [...] each."""
+    counts = np.asarray(matrices, np.float64)
+    total, classes = counts.sum(axis=(-2, -1)), per_class(counts)
+    correct = np.trace(counts, axis1=-2, axis2=-1)
+    return {
+        "accuracy": np.where(total > 0, correct / np.maximum(total, 1), math.nan),
+        "macro_f1": _mean(classes["f1"]),
+        "mean_iou": _mean(classes["iou"]),
+    }
+
+
+def per_class(matrices: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall, F1 and intersection over union of each class: [..., K] of [..., K, K].
 
     NaN for a class that is neither label nor prediction; precision is 0 for one that is never
     predicted, recall for one that is never the label, as in scikit-learn.
     """
-    counts = np.asarray(matrix, np.float64)  # products of counts leave the integers
-    correct, labelled, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    counts = np.asarray(matrices, np.float64)  # products of counts leave the integers
+    correct = np.diagonal(counts, axis1=-2, axis2=-1)
+    labelled, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
 
     def ratio(numerator, denominator):
         return np.where(labelled + predicted > 0, numerator / np.maximum(denominator, 1), math.nan)
@@ -66,8 +97,11 @@ def per_class(matrix: ArrayLike) -> dict[str, NDArray[np.float64]]:
 
 
 def _mean(values):
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    """Over the last axis, without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=-1)
+    total = np.where(known, values, 0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
 def summary(matrix: NDArray[np.int64]) -> dict[str, Any]:

@@ -95,6 +95,46 @@ def draw_classes(
     _save(figure, path)
 
 
+def draw_curves(
+    path: Path, curves: dict[str, dict[str, dict[int, tuple[float, float]]]], across: str
+) -> None:
+    """A panel for each metric, a line for each method, on a logarithmic axis.
+
+    Args:
+      path: The PNG to write.
+      curves: By metric and method: by place on the axis, the mean and half its interval, or NaN.
+      across: What the axis is.
+    """
+    figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), layout="tight")
+    for axis, (title, methods) in zip(np.atleast_1d(axes), curves.items(), strict=True):
+        for name, points in methods.items():
+            means, halves = zip(*points.values(), strict=True)
+            axis.errorbar(list(points), means, np.nan_to_num(halves), label=name, capsize=3)
+        axis.set(xscale="log", xlabel=across, ylabel=title)
+        ticks = sorted({place for points in methods.values() for place in points})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+    np.atleast_1d(axes)[0].legend()
+    _save(figure, path)
+
+
+def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
+    """Confusion matrices [K, K] by title, each row in per cent of the true class."""
+    side = 0.6 * max(4, len(next(iter(matrices.values())))) + 0.2
+    figure, axes = plt.subplots(
+        1, len(matrices), figsize=(side * len(matrices), side + 0.2), squeeze=False, layout="tight"
+    )
+    for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
+        share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, vmin=0, vmax=100, cmap="Blues")
+        for i, j in np.ndindex(share.shape):
+            color = "white" if share[i, j] > 50 else "black"
+            axis.text(j, i, f"{share[i, j]:.1f}", ha="center", va="center", color=color)
+        ticks = range(len(share))
+        axis.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+    _save(figure, path)
+
+
 def draw_map(path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: int | None) -> None:
     """A scene beside its map, with a legend.
 

@@ -8,22 +8,16 @@ Writes `report.md`, `report.html` (one file, pictures included), `results.csv` a
 import argparse
 import base64
 import html
-import itertools
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from scipy import stats
 
-from elev_ssl_jax import metrics, pictures
+from elev_ssl_jax import evidence, files, metrics, pictures
 from elev_ssl_jax.errors import InputError, reported
 
 NAMES = {
@@ -38,7 +32,9 @@ METRICS = {
     "linear": {"accuracy": "accuracy", "macro_f1": "macro F1"},
     "unet": {"macro_f1": "F1", "mean_iou": "mIoU"},
 }
-# Tables 1 and 2 of arXiv 2304.06857: 80 labels, on the NWRC data, one run a method; per cent.
+# Tables 1 and 2 of arXiv 2304.06857: 80 labels, on the NWRC data, one run a method; per cent. The
+# data are taken for those if their splits have these sizes.
+PAPER_LABELS, PAPER_SPLITS = 80, {"unlabeled": 36_800, "labeled": 3_000, "test": 2_944}
 PAPER = {
     "linear": {
         "random": (87.73, 86.85),
@@ -53,6 +49,7 @@ PAPER = {
         "glcnet_elev": (75.33, 61.01),
     },
 }
+_CELL = ("method", "labels", "repetition", "draw", "seed")
 _SCALARS = ("accuracy", "macro_f1", "mean_iou")
 
 
@@ -60,205 +57,329 @@ def write(run: Path) -> str:
     """Writes the report of an experiment's folder; returns its main table and where it is.
 
     Raises:
-      InputError: The folder holds no finished fine-tuning.
+      InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
     """
-    config, results = _read(run)
+    config, results, splits = _read(run)
     head = config["finetune"]["head"]
-    results[["method", "labels", "seed", *_SCALARS]].to_csv(run / "results.csv", index=False)
+    files.write_text(run / "results.csv", results[[*_CELL, *_SCALARS]].to_csv(index=False))
     methods = [m for m in config["experiment"]["methods"] if m in set(results["method"])]
+    results = results[results["method"].isin(methods)]
+    if results.empty:
+        raise InputError(f"{run} holds no finished fine-tuning of config.experiment.methods")
 
     title = f"{config['data']['name']}: {len(results)} fine-tunings"
     blocks: list[tuple[str, Any]] = [("title", title), ("text", _setting(config, results))]
-    main_table = pd.DataFrame()
-    for labels, some in results.groupby("labels"):
-        table = _summary(some, methods, head, with_paper=labels == 80)
-        main_table = table if main_table.empty else main_table
-        blocks += [("heading", f"{labels} labels"), ("table", table)]
-        blocks.append(("text", _verdict(some, methods, head)))
-        differences = _differences(some, methods, head)
-        if not differences.empty:
-            blocks.append(("table", differences))
+    main_table, main_verdict = pd.DataFrame(), ""
+    for labels in sorted(results["labels"].unique().tolist()):
+        some = results[results["labels"] == labels]
+        beside_paper = labels == PAPER_LABELS and splits == PAPER_SPLITS
+        table = _summary(some, methods, head, with_paper=beside_paper)
+        differences, ground = _compare(run, some, methods, head)
+        verdict = _verdict(some, methods, head, differences)
+        if main_table.empty:
+            main_table, main_verdict = table, verdict
+        blocks += [("heading", f"{labels} labels"), ("table", table), ("text", verdict)]
+        if config["experiment"]["label_draws"] and splits and labels >= splits.get("labeled", 0):
+            blocks.append(("text", "These are all labelled chips there are, in every draw."))
+        if any(d.repetitions > 1 for d in differences):
+            blocks.append(("table", _differences(differences, methods, head)))
+            blocks.append(("text", _reading(differences, ground)))
     if results["labels"].nunique() > 1:
-        _draw_curves(run / "curves.png", results, methods, head)
+        pictures.draw_curves(run / "curves.png", _curves(results, methods, head), "labelled chips")
         blocks += [("heading", "Label efficiency"), ("image", run / "curves.png")]
     largest = results[results["labels"] == results["labels"].max()]
-    _draw_confusion(run / "confusion.png", largest, methods)
-    blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all seeds together")]
-    blocks += [("image", run / "confusion.png"), ("table", _per_class(largest, methods))]
-    if _draw_panel(run, methods, config):
+    pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
+    pooled = {NAMES[m]: pooled[m] for m in methods if m in pooled}
+    pictures.draw_confusion(run / "confusion.png", pooled)
+    blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
+    blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled))]
+    if _draw_panel(run, methods, largest):
         blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
-    (run / "report.md").write_text(_markdown(blocks))
-    (run / "report.html").write_text(_html(title, blocks))
-    return f"{main_table.to_string(index=False)}\n{blocks[4][1]}\nreport: {run / 'report.html'}"
+    files.write_text(run / "report.md", _markdown(blocks))
+    files.write_text(run / "report.html", _html(title, blocks))
+    return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {run / 'report.html'}"
 
 
-def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    files = sorted((run / "cells").glob("*.json"))
-    if not files:
+def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None]:
+    """Configuration, a row for each cell, and the chips in each split, if that is known."""
+    paths = sorted((run / "cells").glob("*.json"))
+    if not paths:
         raise InputError(f"{run} holds no finished fine-tuning; is it an experiment's --workdir?")
     try:
         config = json.loads((run / "config.json").read_text())
-        results = pd.DataFrame([json.loads(file.read_text()) for file in files])
+        results = pd.DataFrame([json.loads(path.read_text()) for path in paths])
+        splits = run / "splits.json"
+        counts = json.loads(splits.read_text()) if splits.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{run} can't be read ({error}); run the experiment again") from error
-    return config, results.sort_values(["labels", "method", "seed"], ignore_index=True)
+    if not {*_CELL} <= set(results) or results[[*_CELL]].isna().any(axis=None):
+        raise InputError(
+            f"{run} holds results of an earlier version; run the experiment in another --workdir"
+        )
+    if "data" in results and results["data"].map(str).nunique() > 1:
+        raise InputError(
+            f"{run} holds results on different data; run the experiment in another --workdir"
+        )
+    results["file"] = [path.stem for path in paths]
+    return config, results.sort_values([*_CELL], ignore_index=True), counts
 
 
 def _setting(config, results):
-    pretrain = config["experiment"]["pretrain"]
+    """What was done, what is repeated and what isn't."""
+    settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
     matrix = np.asarray(results["confusion_matrix"].iloc[0])
     pixels = "pixels" if config["finetune"]["head"] == "unet" else "chips"
-    return (
-        f"Each method is pre-trained once ({pretrain['epochs']} epochs, batch "
-        f"{pretrain['batch_size']}, {pretrain['split']}), then fine-tuned on the first labelled "
-        f"chips ({config['finetune']['frozen_epochs']} epochs with a frozen encoder, "
-        f"{config['epochs']} of everything) and judged by {matrix.sum():,} labelled {pixels} of "
+    repetitions = results["repetition"].nunique()
+    most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
+    draws = settings["label_draws"]
+    chosen = f"on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
+    sentences = [
+        f"A method is pre-trained {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
+        f"{pretrain['split']}), then fine-tuned on labelled chips "
+        f"({config['finetune']['frozen_epochs']} epochs with a frozen encoder, {config['epochs']} "
+        f"of everything) and judged by {matrix.sum():,} labelled {pixels} of "
         f"{config['data']['eval_split']}. Encoder: {config['model']['encoder']}, width "
-        f"{config['model']['width']:g}. Numbers are per cent. Intervals hold the mean over seeds "
-        "with 95 % confidence (Student's t); seeds differ in the new layers' initial weights, the "
-        "order and the flips of the chips, and, for random, in the encoder. They share the "
-        "labelled chips and the pre-training, whose own luck is not in the intervals."
-    )
+        f"{config['model']['width']:g}. Numbers are per cent.",
+        f"Repeated: {_count(repetitions, 'pre-training')} of each method (for random, initial "
+        f"encoders){', ' + chosen if chosen else ''}, and for each of those "
+        f"{_count(most, 'fine-tuning')} (the new layers' initial weights, order and flips of the "
+        "chips)."
+        + ("" if draws else " Not repeated: the labelled chips, which are always the first."),
+    ]
+    if repetitions > 1:
+        sentences.append(
+            "A method's interval holds its mean with 95 % confidence (Student's t) over "
+            "pre-trainings, each the mean of its fine-tunings; the test chips are the same for "
+            "all, and their luck is not in it."
+        )
+    if draws:
+        sentences.append(
+            "Labelled chips are drawn from all of `labeled`, so that pre-training may have seen "
+            "images (never labels) of some."
+        )
+    return " ".join(sentences)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval; NaN for a single value."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, math.nan
-    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
-    return mean, float(half)
+def _count(number, noun):
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _scores(some, methods, head):
+    """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
+    repetitions = sorted(some["repetition"].unique())
+    places: dict[int, dict[tuple[int, int], int]] = {}
+    for r in repetitions:
+        mine = some[some["repetition"] == r]
+        keys = sorted(set(zip(mine["draw"], mine["seed"], strict=True)))
+        places[r] = {key: i for i, key in enumerate(keys)}
+    rows = np.full((len(methods), len(repetitions), max(map(len, places.values()))), -1)
+    for row, cell in enumerate(zip(*(some[name] for name in _CELL), strict=True)):
+        method, _, r, draw, seed = cell
+        rows[methods.index(method), repetitions.index(r), places[r][draw, seed]] = row
+    values = 100 * some[list(METRICS[head])].to_numpy(float)
+    return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
+
+
+def _compare(run, some, methods, head):
+    """All differences, and whether the test ground's luck is in them: its blocks, or why not."""
+    scores, rows = _scores(some, methods, head)
+    chips = int(np.sum(some["confusion_matrix"].iloc[0]))
+    counts, ground = _block_counts(run, some, rows)
+    resampled = None
+    if counts is not None:
+        resampled = evidence.resample(counts, tuple(METRICS[head]))
+        resampled = resampled._replace(scores=100 * resampled.scores)
+    return evidence.compare(scores, resampled, resolution=100 / max(chips, 1)), ground
+
+
+def _block_counts(run, some, rows):
+    """Confusion matrices of the test blocks [M, R, C, G, K, K], or None, and what to say of it."""
+    known: dict[int, np.ndarray] = {}
+    names: list[str] = []
+    for row, file in enumerate(some["file"]):
+        path = run / "cells" / f"{file}.npz"
+        if not path.exists():
+            return None, "Which chips of the test lie together isn't known"
+        try:
+            with np.load(path) as cell:
+                known[row], blocks = cell["matrices"], cell["blocks"].tolist()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} can't be read; delete it and {path.with_suffix('.json').name}, and run "
+                "the experiment again"
+            ) from error
+        if names and names != blocks:
+            raise InputError(f"{path} is of other test blocks than the rest; use another --workdir")
+        names = blocks
+    if len(names) < evidence.MIN_BLOCKS:
+        return None, f"The test chips lie in {_count(len(names), 'block')} only"
+    missing = np.zeros_like(known[0])
+    counts = np.stack([known.get(row, missing) for row in rows.ravel()])
+    counts = counts.reshape(*rows.shape, *missing.shape)
+    return counts, f"The {len(names)} blocks of test chips are drawn again and again,"
 
 
 def _summary(some, methods, head, *, with_paper):
     rows = []
     for method in methods:
         mine = some[some["method"] == method]
-        row: dict[str, Any] = {"method": NAMES[method], "seeds": len(mine)}
+        if mine.empty:
+            continue
+        row: dict[str, Any] = {
+            "method": NAMES[method],
+            "pre-trainings": mine["repetition"].nunique(),
+            "fine-tunings": len(mine),
+        }
         for i, (name, title) in enumerate(METRICS[head].items()):
-            row[title] = _plus_minus(*interval(100 * mine[name].to_numpy()))
+            row[title] = _plus_minus(*evidence.interval(100 * _repetition_means(mine, name)))
             if with_paper:
                 paper = PAPER[head].get(method)
                 row[f"{title}, paper"] = "" if paper is None else f"{paper[i]:.2f}"
         rows.append(row)
-    return pd.DataFrame([row for row in rows if row["seeds"]])
+    return pd.DataFrame(rows)
+
+
+def _repetition_means(mine, name):
+    return mine.groupby("repetition")[name].mean().to_numpy()
 
 
 def _plus_minus(mean, half):
     return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
-def _paired(some, one, other, metric):
-    """Differences between two methods, seed by seed, in per cent."""
-    table = some.pivot(index="seed", columns="method", values=metric)
-    if one not in table or other not in table:
-        return np.array([])
-    return 100 * (table[one] - table[other]).dropna().to_numpy()
-
-
-def _differences(some, methods, head):
+def _differences(differences, methods, head):
+    titles = list(METRICS[head].values())
+    with_blocks = any(d.blocks for d in differences)
     rows = []
-    for other, one in itertools.combinations(methods, 2):
-        row = {"difference": f"{NAMES[one]} - {NAMES[other]}"}
-        for name, title in METRICS[head].items():
-            values = _paired(some, one, other, name)
-            if len(values) < 2:
-                return pd.DataFrame()
-            mean, half = interval(values)
-            zero = abs(mean) <= half
-            row[title] = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-            row[f"{title}: noise?"] = "contains zero" if zero else "more than noise"
+    for d in differences:
+        row: dict[str, Any] = {
+            "difference": f"{NAMES[methods[d.one]]} - {NAMES[methods[d.other]]}",
+            "in": titles[d.metric],
+            "points": f"{d.mean:+.2f}",
+            "over pre-trainings": _between(d.mean - d.half, d.mean + d.half),
+        }
+        if with_blocks:
+            row["over test blocks"] = _between(*d.blocks) if d.blocks else ""
+        row["p, adjusted"] = "" if math.isnan(d.p) else _p_value(d.p)
+        row["noise?"] = _judged(d)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _verdict(some, methods, head):
+def _between(low, high):
+    return "" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+
+
+def _p_value(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _judged(difference):
+    if math.isnan(difference.p):
+        return "not known: one pre-training"
+    return "more than noise" if difference.more_than_noise else "could be noise"
+
+
+def _reading(differences, ground):
+    """How to read the table of differences."""
+    tested = [d for d in differences if not math.isnan(d.p)]
+    fewest = min(d.repetitions for d in tested)
+    within = any(d.blocks for d in differences)
+    return (
+        "Differences are taken within a pre-training's repetition, over the fine-tunings that both "
+        "methods have. Intervals hold 95 % and are of one comparison by itself; p-values are "
+        f"adjusted (Holm) for all {len(tested)}"
+        + (
+            f", and hold both kinds of luck. {ground} with replacement (expanded percentiles)."
+            if within
+            else f". {ground}, so that the luck of the test ground is in none of the intervals and "
+            "p-values."
+        )
+        + " More than noise: p below 0.05"
+        + (", and the interval over test blocks without zero." if within else ".")
+        + f" With {_count(fewest, 'pre-training')} a method that takes a difference of at least "
+        f"{evidence.detectable(fewest, len(tested)):.1f} times its standard deviation between "
+        "pre-trainings; more of them (experiment.pretrain_seeds) show smaller ones."
+    )
+
+
+def _verdict(some, methods, head, differences):
     """Which method is first, by how much, and whether that is noise, in words."""
     name, title = next(iter(METRICS[head].items()))
-    means = some.groupby("method")[name].mean().reindex(methods).dropna()
+    means = {
+        m: _repetition_means(some[some["method"] == m], name).mean()
+        for m in methods
+        if (some["method"] == m).any()
+    }
     if len(means) < 2:
         return "Only one method is finished."
-    first, second = means.sort_values(ascending=False).index[:2]
-    values = _paired(some, first, second, name)
-    if len(values) < 2:
-        return f"{NAMES[first]} has the highest {title}; one seed says nothing about noise."
+    first, second = sorted(means, key=lambda m: -means[m])[:2]
+    says = f"{NAMES[first]} has the highest {title}"
+    if not any(d.repetitions > 1 for d in differences):
+        return f"{says}; one pre-training a method says nothing about noise."
+    found = {(methods[d.one], methods[d.other]): d for d in differences if d.metric == 0}
     sentences = []
     for rival in dict.fromkeys((second, "random")):
-        if rival == first or rival not in means:
+        pair, sign = found.get((first, rival)), 1
+        if pair is None:
+            pair, sign = found.get((rival, first)), -1
+        if rival == first or pair is None:
             continue
-        mean, half = interval(_paired(some, first, rival, name))
-        noise = "could be noise: the interval of the difference contains zero"
-        judged = noise if abs(mean) <= half else "is more than noise"
-        sentences.append(
-            f"{mean:.2f} points above {NAMES[rival]} ({mean - half:+.2f} to {mean + half:+.2f}), "
-            f"which {judged}"
-        )
-    return f"{NAMES[first]} has the highest {title}: " + "; ".join(sentences) + "."
+        judged = "of which one pre-training in common says nothing"
+        if not math.isnan(pair.p):
+            verb = "is " if pair.more_than_noise else ""
+            judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
+        sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {NAMES[rival]}, {judged}")
+    return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."
 
 
-def _per_class(some, methods):
+def _per_class(pooled):
     rows = []
-    for method in methods:
-        mine = some[some["method"] == method]
-        if mine.empty:
-            continue
-        summary = metrics.summary(np.sum(mine["confusion_matrix"].tolist(), axis=0))
-        for i in range(len(summary["f1"])):
-            values = (summary[name][i] for name in metrics.PER_CLASS)
+    for name, matrix in pooled.items():
+        summary = metrics.summary(matrix)
+        for i in range(len(matrix)):
+            values = (summary[key][i] for key in metrics.PER_CLASS)
             cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
             titles = ("precision", "recall", "F1", "IoU")
-            rows.append(
-                {"method": NAMES[method], "class": i, **dict(zip(titles, cells, strict=True))}
-            )
+            rows.append({"method": name, "class": i, **dict(zip(titles, cells, strict=True))})
     return pd.DataFrame(rows)
 
 
-def _draw_curves(path, results, methods, head):
-    """Each metric against the number of labels (figures 4 and 5)."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="tight")
-    for axis, (name, title) in zip(axes, METRICS[head].items(), strict=True):
-        for method in methods:
-            groups = results[results["method"] == method].groupby("labels")[name]
-            means, halves = zip(*(interval(100 * v.to_numpy()) for _, v in groups), strict=True)
-            axis.errorbar(
-                list(groups.groups), means, np.nan_to_num(halves), label=NAMES[method], capsize=3
-            )
-        axis.set(xscale="log", xlabel="labelled chips", ylabel=f"{title} (%)")
-        ticks = sorted(results["labels"].unique())
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-    axes[0].legend()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def _pooled(mine):
+    """The cells' counts together."""
+    return np.sum([np.asarray(m, np.int64) for m in mine["confusion_matrix"]], axis=0)
 
 
-def _draw_confusion(path, some, methods):
-    """Confusion matrices over all seeds, each row in per cent of the true class."""
-    methods = [m for m in methods if (some["method"] == m).any()]
-    figure, axes = plt.subplots(
-        1, len(methods), figsize=(2.6 * len(methods), 2.8), squeeze=False, layout="tight"
-    )
-    for axis, method in zip(axes[0], methods, strict=True):
-        matrix = np.sum(some[some["method"] == method]["confusion_matrix"].tolist(), axis=0)
-        share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        axis.imshow(share, vmin=0, vmax=100, cmap="Blues")
-        for i, j in np.ndindex(share.shape):
-            color = "white" if share[i, j] > 50 else "black"
-            axis.text(j, i, f"{share[i, j]:.1f}", ha="center", va="center", color=color)
-        ticks = range(len(share))
-        axis.set(title=NAMES[method], xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def _curves(results, methods, head):
+    """Of each metric, each method's mean and interval by the number of labels (figures 4 and 5)."""
+    curves: dict[str, dict[str, Any]] = {}
+    for name, title in METRICS[head].items():
+        curves[f"{title} (%)"] = {
+            NAMES[method]: {
+                labels: evidence.interval(100 * _repetition_means(some, name))
+                for labels, some in results[results["method"] == method].groupby("labels")
+            }
+            for method in methods
+        }
+    return curves
 
 
-def _draw_panel(run, methods, config) -> bool:
+def _draw_panel(run, methods, some) -> bool:
     """Image, truth and every method's prediction for some test chips (figure 3)."""
-    labels, seed = max(config["experiment"]["labels"]), config["seed"]
-    files = {m: run / "cells" / f"{m}-{labels}-{seed}.npy" for m in methods}
-    classes = {NAMES[m]: np.load(file) for m, file in files.items() if file.exists()}
-    if classes:
-        panel = np.load(run / "panel.npz")
-        pictures.draw_classes(run / "panel.png", panel["images"], panel["targets"], classes)
+    classes = {}
+    try:
+        for method in methods:
+            stems = some[some["method"] == method]["file"]
+            paths = [run / "cells" / f"{stem}.npy" for stem in stems]
+            for path in [path for path in paths if path.exists()][:1]:
+                classes[NAMES[method]] = np.load(path)
+        if classes:
+            panel = np.load(run / "panel.npz")
+            pictures.draw_classes(run / "panel.png", panel["images"], panel["targets"], classes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"the examples in {run} can't be read ({error}); run the experiment's command again"
+        ) from error
     return bool(classes)
 
 

@@ -46,6 +46,9 @@ def test_every_config_and_its_demo_are_valid(path):
         ("optimizer.warmup_epochs", 2.0),
         ("microbatch_size", 3),
         ("experiment.pretrain.optimizer.warmup_epochs", -1.0),
+        ("experiment.pretrain_seeds", 0),
+        ("experiment.label_draws", -1),
+        ("experiment.seeds", 1001),
         ("data.value_range", (10.0, 10.0)),
         ("data.elevation_scale", 0.0),
         ("data.rgb", (0, 1)),
@@ -150,3 +153,22 @@ def test_differences_name_what_makes_another_run(tiny):
     assert config_lib.differences(tiny, saved) == []
     tiny.objective.alpha = 0.25
     assert config_lib.differences(tiny, saved) == ["objective.alpha was 0.5 and is 0.25"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_variant_sets_only_what_its_task_uses(path):
+    config, plain = load(path)("demo"), config_lib.default()
+    if config.task != "experiment":
+        assert config.experiment.to_dict() == plain.experiment.to_dict()
+    else:
+        assert config.data.split == plain.data.split
+        assert config.experiment.pretrain_seeds == 1
+        assert load(path)().experiment.pretrain_seeds == 3
+
+
+def test_an_experiment_may_be_widened(tiny):
+    saved = json.loads(tiny.to_json_best_effort())
+    tiny.experiment.pretrain_seeds = 5
+    assert config_lib.differences(tiny, saved) == []
+    tiny.experiment.label_draws = 1  # the first labels are another experiment
+    assert config_lib.differences(tiny, saved) == ["experiment.label_draws was 0 and is 1"]

@@ -157,7 +157,7 @@ def test_it_learns_and_counts_like_scikit_learn(config, chips, head):
 def test_fewer_labels_are_the_first_ones(config, chips):
     config.epochs = 1
     setup, variables = start(config, chips)
-    few = finetune.Chips(*(array[:16] for array in chips))
+    few = chips.take(slice(16))
     *_, whole = finetune.fit(setup, variables, chips, seed=0, count=16)
     *_, part = finetune.fit(setup, variables, few, seed=0)
     np.testing.assert_allclose(whole.loss, part.loss, rtol=1e-4)
@@ -248,6 +248,6 @@ def test_chips_that_cannot_be_learned_from_are_refused(config, chips):
     ):
         with pytest.raises(InputError, match=message):
             finetune.check_chips(config, train, test, labels)
-    tall = finetune.Chips(*(array[:, : SIZE // 2] for array in chips))
+    tall = finetune.Chips(chips.images[:, : SIZE // 2], chips.targets[:, : SIZE // 2])
     with pytest.raises(InputError, match=r"augment.finetune.transpose is 0.5; it must be 0"):
         finetune.check_chips(config, tall, tall)

@@ -35,3 +35,18 @@ def test_counts_are_right_at_a_million_million_pixels():
     # Counted, too: batches add up beyond what 32 bits hold.
     batch = metrics.confusion_matrix(np.zeros(10, np.uint8), np.zeros(10, np.uint8), 2)
     assert (batch * 3 * 10**8)[0, 0] == 3 * 10**9
+
+
+def test_many_matrices_at_once_and_one_a_group(rng):
+    labels, predictions = rng.integers(0, 3, (2, 40, 5, 5))
+    groups = rng.choice(["a", "b", "cc"], 40)
+    matrices, names = metrics.confusion_matrices(labels, predictions, 4, groups)
+    np.testing.assert_array_equal(
+        matrices.sum(axis=0), metrics.confusion_matrix(labels, predictions, 4)
+    )
+    scores = metrics.scores(np.stack([matrices, 2 * matrices]))
+    for i, name in enumerate(names):
+        alone = metrics.confusion_matrix(labels[groups == name], predictions[groups == name], 4)
+        np.testing.assert_array_equal(matrices[i], alone)
+        for key, value in scores.items():
+            np.testing.assert_allclose(value[:, i], metrics.summary(alone)[key])

@@ -21,10 +21,13 @@ class Split(Sequence):
     missing, and the other features of `tfds_nwrc.Nwrc` that the data have.
     """
 
-    def __init__(self, records: Any, features: Any, name: str):
+    def __init__(
+        self, records: Any, features: Any, name: str, counts: dict[str, int] | None = None
+    ):
         self._records = records
         self.features = features
         self.name = name
+        self.counts = counts or {}  # chips in every split of the data
 
     def __len__(self) -> int:
         return len(self._records)
@@ -97,7 +100,7 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise InputError(f"split {split!r} of {data.name} won't do; it has {counts}") from error
-    return Split(records, builder.info.features, split)
+    return Split(records, builder.info.features, split, counts)
 
 
 def _within(split: str, counts: dict[str, int]) -> str:

@@ -1,0 +1,192 @@
+"""What repeated measurements say: intervals, and which differences are more than noise.
+
+Plain functions on arrays. Scores have the axes
+
+  M methods, R repetitions, C fine-tunings within a repetition, Q metrics,
+
+with NaN where a fine-tuning is missing. A repetition draws anew what is left to chance. The
+fine-tunings within one share its pre-training, so that they are no evidence of their own: they are
+averaged, and the repetitions are what is counted. A repetition's fine-tunings are the same ones for
+every method (label draw, seed), so that methods are compared within a repetition. All repetitions
+are judged by the same G blocks of test chips, whose own luck is seen by drawing blocks again.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from elev_ssl_jax import metrics
+
+MIN_BLOCKS = 5  # fewer say next to nothing about their spread
+_RESAMPLES = 4000
+_LEVEL = 0.05
+
+Floats = NDArray[np.float64]
+
+
+class Resampled(NamedTuple):
+    """Scores as they would have been on other test ground."""
+
+    scores: Floats  # [M, R, C, Q, B]
+    blocks: int
+
+
+class Difference(NamedTuple):
+    """How far one method is above another in one metric; methods and metrics are counted from 0."""
+
+    one: int
+    other: int
+    metric: int
+    repetitions: int  # that both methods have
+    mean: float
+    half: float  # of the 95 % interval over repetitions; NaN if there is one
+    blocks: tuple[float, float] | None  # the 95 % interval over test blocks
+    p: float  # adjusted for all comparisons of the table; NaN with a single repetition
+
+    @property
+    def more_than_noise(self) -> bool:
+        """False, too, where nothing is known of the noise."""
+        beyond_blocks = self.blocks is None or self.blocks[0] > 0 or self.blocks[1] < 0
+        return bool(self.p < _LEVEL) and beyond_blocks
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval (Student's t); NaN for a single value."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, math.nan
+    return mean, _quantile(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+
+
+def holm(p_values: np.ndarray) -> Floats:
+    """P-values adjusted for their number (Holm 1979), whatever their dependence; NaN stays.
+
+    Rejecting those below 5 % then rejects any true hypothesis with a probability of 5 % at most.
+    """
+    p = np.asarray(p_values, np.float64)
+    adjusted = np.full(p.shape, math.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1)
+    return adjusted
+
+
+def repetition_means(scores: Floats) -> Floats:
+    """Scores [R, C, ...] averaged over the fine-tunings that are there: [R', ...], R' <= R."""
+    return np.stack([rows[there].mean(axis=0) for rows in scores if (there := _there(rows)).any()])
+
+
+def compare(
+    scores: Floats, resampled: Resampled | None = None, *, resolution: float = 0.0
+) -> list[Difference]:
+    """Every pair of methods in every metric, by the fine-tunings that both have.
+
+    P-values are of Student's t over the repetitions' mean differences. With `resampled`, what the
+    test blocks add to the variance is added, and the degrees of freedom are the fewer of the two:
+    a difference then has to stand out from both kinds of luck at once, while a test against each
+    by itself passes too often when they are alike in size. A sum of two such variances with the
+    fewer degrees is never too bold (Mickey and Brown 1966). P-values are adjusted by Holm's method
+    for all pairs and metrics.
+
+    Args:
+      scores: [M, R, C, Q].
+      resampled: From `resample`, for the same fine-tunings.
+      resolution: A score's smallest step, one test chip. Repetitions that agree to the last chip
+        are not taken for free of noise: the variance is at least that of rounding to a step.
+    """
+    found, p_values = [], []
+    there = np.asarray(np.isfinite(scores).all(axis=-1))  # [M, R, C]
+    for other, one in itertools.combinations(range(len(scores)), 2):
+        shared = there[one] & there[other]
+        if not shared.any():
+            continue
+        gaps = _shared_means(scores[one] - scores[other], shared)  # [R', Q]
+        count = len(gaps)
+        if resampled is not None:
+            moved = _shared_means(resampled.scores[one] - resampled.scores[other], shared)
+            moved = moved.mean(axis=0)  # [Q, B]
+        for metric, values in enumerate(gaps.T):
+            mean, half = interval(values)
+            blocks, p = None, math.nan
+            error, freedom = 0.0, count - 1
+            if resampled is not None:
+                blocks, block_error = _block_interval(moved[metric], resampled.blocks)
+                error, freedom = block_error**2, min(freedom, resampled.blocks - 1)
+            if count > 1:
+                # A difference of two scores, each rounded: twice a step's square over 12.
+                error += max(values.var(ddof=1), resolution**2 / 6) / count
+                p = _two_sided(mean, math.sqrt(error), freedom)
+            p_values.append(p)
+            found.append(Difference(one, other, metric, count, mean, half, blocks, p))
+    adjusted = holm(np.array(p_values))
+    return [d._replace(p=float(p)) for d, p in zip(found, adjusted, strict=True)]
+
+
+def resample(
+    matrices: NDArray[np.int64], names: tuple[str, ...], *, draws: int = _RESAMPLES, seed: int = 0
+) -> Resampled:
+    """Scores on test blocks drawn with replacement, the same draws for every fine-tuning.
+
+    Args:
+      matrices: Confusion matrices [M, R, C, G, K, K] of the G blocks; zeros where a fine-tuning is
+        missing.
+      names: Of the Q metrics, keys of `metrics.scores`.
+      draws: B, how often.
+      seed: The same seed draws the same blocks.
+    """
+    *cells, blocks, classes, _ = matrices.shape
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=draws)  # [B, G]
+    out = np.empty((*cells, len(names), draws))
+    for cell in np.ndindex(*cells):  # one at a time: [B, K, K] of many classes is large
+        flat = matrices[cell].reshape(blocks, -1).astype(np.float64)  # BLAS; exact below 2^53
+        scores = metrics.scores((times @ flat).reshape(draws, classes, classes))
+        out[cell] = [scores[name] for name in names]
+    return Resampled(out, blocks)
+
+
+def detectable(repetitions: int, comparisons: int) -> float:
+    """The least difference with p < 0.05 whatever the others say, the test ground aside.
+
+    In standard deviations of itself from one repetition to the next.
+    """
+    return _quantile(repetitions - 1, comparisons) / math.sqrt(repetitions)
+
+
+def _there(rows):
+    """Which fine-tunings of [C, ...] are there: [C]."""
+    return ~np.isnan(rows.reshape(len(rows), -1)).any(axis=1)
+
+
+def _shared_means(gaps, shared):
+    """Over the shared fine-tunings of each repetition that has any: [R, C, ...] to [R', ...]."""
+    return np.stack([gaps[r, shared[r]].mean(axis=0) for r in np.flatnonzero(shared.any(axis=1))])
+
+
+def _quantile(freedom, comparisons=1):
+    """Student's t beyond which 5 %, shared among so many comparisons, lie on the two sides."""
+    return float(special.stdtrit(freedom, 1 - _LEVEL / (2 * comparisons)))
+
+
+def _two_sided(mean, error, freedom):
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * special.stdtr(freedom, -abs(mean) / error))
+
+
+def _block_interval(values, blocks):
+    """The expanded percentile interval (Hesterberg 2015), and the standard error.
+
+    A bootstrap of G blocks is too narrow, by sqrt(1 - 1 / G), and knows nothing of Student's t.
+    Percentiles further out make up for both.
+    """
+    widening = math.sqrt(blocks / (blocks - 1))
+    tail = special.ndtr(-widening * _quantile(blocks - 1))
+    values = values[~np.isnan(values)]
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return (float(low), float(high)), widening * float(values.std())
