@@ -131,8 +131,7 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
 
     def _example(self, folder, chip, split) -> dict[str, Any]:
         path = folder / layout.IMAGES / chip["Image"]
-        image = layout.read_image(path, self.bands)
-        layout.check_size(path, image, self.size)
+        image = layout.read_image(path, self.bands, self.size)
         elevation = folder / layout.ELEVATIONS / chip["Elevation"]
         example = {
             "image": image,
