@@ -298,7 +298,7 @@ def test_black_ground_is_dropped_if_it_is_said_to_be_nodata(scene, capsys):
     _, _, counts = cut(scene)
     assert counts.dropped == 0
     assert "image.tif: 33% of the pixels are 0" in capsys.readouterr().err
-    _, _, counts = chips.cut(
+    _, counts = chips.cut(
         [scene["image"]], scene["dem"], None, scene["folder"] / "again", nodata=0, **SMALL
     )
     assert counts == (6, 3, 3)
