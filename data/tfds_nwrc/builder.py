@@ -2,17 +2,19 @@
 
 import contextlib
 import io
+import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 from tqdm import tqdm
 
-from elev_ssl_jax.data import layout
+from elev_ssl_jax.data import layout, source
 from tfds_nwrc import splits
 
 RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
@@ -28,10 +30,12 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
       elevation: float32 [h, w], metres, NaN where missing.
       mask: uint8 [H, W], 1 agricultural frontier, 0 the rest, 255 unlabelled.
       label: int64, the chip's class; -1 in `unlabeled` (`classification` only).
-      id, tile: text.
+      id, tile, block: text; a block is a part of a tile.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    SUPPORTED_VERSIONS: Sequence[tfds.core.Version] = [tfds.core.Version("1.0.0")]
+    RELEASE_NOTES: Mapping[str, str] = {"1.1.0": "With `block`.", "1.0.0": "The first."}
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
         tfds.core.BuilderConfig(name="segmentation", description="A class for each pixel."),
         tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
@@ -48,21 +52,26 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         elevation_size: tuple[int, int] = (33, 33),
         bands: Sequence[int] = (0, 1, 2),
         purity: float = 1.0,
-        split_by: str = "random",
+        split_by: str | None = None,
+        allow_overlap: bool = False,
         num_labeled: int | None = None,
         num_test: int | None = None,
         **builder_args: Any,
     ):
-        """Sizes are rows and columns; `bands` count from 0; the rest is `splits.assign`'s."""
+        """Sizes are rows and columns; `bands` count from 0.
+
+        The rest is of `splits.choose` and `splits.assign`.
+        """
         self.size = size
         self.elevation_size = elevation_size
         self.bands = tuple(bands)
         self.split_settings: dict[str, Any] = {
             "purity": purity,
-            "split_by": split_by,
             "num_labeled": num_labeled,
             "num_test": num_test,
         }
+        self.split_by, self.allow_overlap = split_by, allow_overlap
+        self.shared_ground = ""  # what `splits.shared_ground` says of the splits just made
         super().__init__(**builder_args)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -77,6 +86,7 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
 
     def _features(self) -> tfds.features.FeatureConnector:
         if (self.data_path / "features.json").exists():  # data that are there know their sizes
+            source.check_prepared(Path(self.data_dir))
             return tfds.features.FeatureConnector.from_config(self.data_dir)
         raw = tfds.features.Encoding.BYTES
         tensor = tfds.features.Tensor
@@ -86,6 +96,7 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
             "mask": tensor(shape=self.size, dtype=np.uint8, encoding=raw),
             "id": tfds.features.Text(),
             "tile": tfds.features.Text(),
+            "block": tfds.features.Text(),
         }
         if self._is_classification:
             features["label"] = tfds.features.ClassLabel(names=CLASSES)
@@ -116,9 +127,14 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
         chips["label"] = (share > 0.5).astype(int)
         chips["share"] = np.maximum(share, 1 - share)
         chips["labelled"] = labelled
+        split_by, _ = splits.choose(chips, self.split_by, allow_overlap=self.allow_overlap)
         positions = splits.assign(
-            chips, classification=self._is_classification, **self.split_settings
+            chips,
+            classification=self._is_classification,
+            split_by=split_by,
+            **self.split_settings,
         )
+        self.shared_ground = splits.shared_ground(chips, positions)
         return {
             name: self._generate_examples(folder, chips.iloc[rows], name)
             for name, rows in positions.items()
@@ -131,8 +147,7 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
 
     def _example(self, folder, chip, split) -> dict[str, Any]:
         path = folder / layout.IMAGES / chip["Image"]
-        image = layout.read_image(path, self.bands)
-        layout.check_size(path, image, self.size)
+        image = layout.read_image(path, self.bands, self.size)
         elevation = folder / layout.ELEVATIONS / chip["Elevation"]
         example = {
             "image": image,
@@ -140,23 +155,29 @@ class Nwrc(tfds.core.GeneratorBasedBuilder):
             "mask": layout.read_mask(folder / layout.MASKS / chip["Mask"], self.size),
             "id": chip["Id"],
             "tile": chip["tile"],
+            "block": chip["block"],
         }
         if self._is_classification:
             example["label"] = -1 if split == "unlabeled" else chip["label"]
         return example
 
 
-def build(chips: Path, data_dir: Path, **settings: Any) -> dict[str, int]:
+class Built(NamedTuple):
+    """The number of chips in each split, and what `splits.shared_ground` says of them."""
+
+    counts: dict[str, int]
+    shared_ground: str
+
+
+def build(chips: Path, data_dir: Path, **settings: Any) -> Built:
     """Builds `nwrc/<config>` from a folder of chips, without apache_beam and without a network.
 
     Args:
       chips: The folder.
       data_dir: TFDS' folder.
       **settings: `config` and the arguments of `Nwrc`.
-
-    Returns:
-      The number of chips in each split.
     """
+    _import_tensorflow()
     tfds.disable_progress_bar()  # ours know how many chips there are
     with (
         tempfile.TemporaryDirectory() as nothing_is_downloaded,
@@ -169,4 +190,26 @@ def build(chips: Path, data_dir: Path, **settings: Any) -> dict[str, int]:
                 manual_dir=chips, try_download_gcs=False, compute_stats="skip"
             ),
         )
-    return {name: split.num_examples for name, split in builder.info.splits.items()}
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    return Built(counts, builder.shared_ground)
+
+
+def _import_tensorflow():
+    """TensorFlow, with which TFDS writes: in silence, and without a GPU, which is JAX's."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:  # its libraries greet before that setting is read
+        os.dup2(said.fileno(), 2)
+        try:
+            import tensorflow
+
+            with contextlib.suppress(RuntimeError):  # it has its devices already
+                tensorflow.config.set_visible_devices([], "GPU")
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

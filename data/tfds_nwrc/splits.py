@@ -9,13 +9,68 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import shapely
-from rasterio.warp import transform_bounds
 
-from elev_ssl_jax.data import layout
 from elev_ssl_jax.errors import InputError
+from tfds_nwrc import ground
 
 FULL, LABELED, TEST = 42_744, 3_000, 2_944
+
+
+def choose(
+    chips: pd.DataFrame, split_by: str | None, *, allow_overlap: bool = False
+) -> tuple[str, str]:
+    """How to split, and why: no ground in test and training both, unless that is asked for.
+
+    Args:
+      chips: As in `assign`.
+      split_by: What was asked for; None leaves it to the chips: "random" if they share no ground,
+        or nothing is known of it, "block" if they do.
+      allow_overlap: Whether "random" will do though chips share ground.
+
+    Raises:
+      InputError: "random" was asked for, chips share ground, and that was not allowed.
+    """
+    if allow_overlap and split_by != "random":
+        raise InputError("--allow-overlap is for --split-by random, which must be given too")
+    if split_by not in (None, "random"):
+        return str(split_by), ""
+    if not ground.is_known(chips):
+        return "random", "metadata.csv has no bounds, so which chips share ground can't be told"
+    every = np.arange(len(chips))
+    overlapping = int(ground.shared(chips, every, every).sum())
+    if not overlapping:
+        return "random", "no chips share ground"
+    share = f"{overlapping} of {len(chips)} chips share ground with another"
+    if split_by is None:
+        return "block", f"{share}; whole blocks are kept for the test"
+    if not allow_overlap:
+        raise InputError(
+            f"--split-by random: {share}, so that the test would show ground of the training; "
+            "leave --split-by out, or add --allow-overlap"
+        )
+    return "random", f"{share}, as allowed"
+
+
+def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> str:
+    """A line on how many test chips share ground with the others.
+
+    Args:
+      chips: As in `assign`.
+      positions: What `assign` returned.
+    """
+    test, labeled = positions["test"], positions["labeled"]
+    if not ground.is_known(chips):
+        return (
+            f"whether the {len(test)} test chips share ground with training chips can't be told: "
+            "metadata.csv has no bounds"
+        )
+    train = np.concatenate([positions["unlabeled"], labeled])
+    with_train, with_labeled = (ground.shared(chips, test, others) for others in (train, labeled))
+    return (
+        f"{with_train.sum()} of {len(test)} test chips share ground with a training chip "
+        f"({with_train.mean():.1%}), {with_labeled.sum()} with a labeled one "
+        f"({with_labeled.mean():.1%})"
+    )
 
 
 def assign(
@@ -39,8 +94,9 @@ def assign(
         `bottom`, `right`, `top`, `crs` if known.
       classification: Whether `labeled` and `test` take only chips of (nearly) one class.
       purity: The least `share` of such a chip.
-      split_by: "random", or "tile" or "block": then whole tiles or blocks go to `test`, what is
-        left of them is left out, and so is every other chip that overlaps a test chip.
+      split_by: What `choose` says: "random", or "tile" or "block": then whole tiles or blocks go
+        to `test`, what is left of them is left out, and so is every other chip that overlaps a
+        test chip.
       num_labeled: Chips in `labeled`; in proportion by default.
       num_test: Chips in `test`; in proportion by default.
 
@@ -135,25 +191,8 @@ def _split_groups(chips, group, order, eligible, num_test, split_by):
     inside = group.isin(chosen).to_numpy()
     test = order[(eligible & inside)[order]][:num_test]
     train = order[~inside[order]]
-    if {*layout.BOUNDS, "crs"} <= set(chips):
-        boxes = _boxes(chips)
-        near, _ = shapely.STRtree(boxes[test]).query(boxes[train], predicate="intersects")
-        train = np.delete(train, np.unique(near))
+    if ground.is_known(chips):
+        train = train[~ground.shared(chips, train, test)]
     if not len(train):
         raise InputError(f"--split-by {split_by} leaves no chip for training; use smaller groups")
     return test, train
-
-
-def _boxes(chips):
-    """The chips' ground as boxes in one CRS, shrunk by a hair so that neighbours don't touch."""
-    bounds = chips[layout.BOUNDS].to_numpy(float)
-    if chips["crs"].nunique() > 1:
-        bounds = np.array(
-            [
-                transform_bounds(crs, "EPSG:4326", *row)
-                for crs, row in zip(chips["crs"], bounds, strict=True)
-            ]
-        )
-    left, bottom, right, top = bounds.T
-    dx, dy = 1e-3 * (right - left), 1e-3 * (top - bottom)
-    return shapely.box(left + dx, bottom + dy, right - dx, top - dy)

@@ -12,23 +12,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import geopandas
 import numpy as np
 import rasterio
+from rasterio import warp
 from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.transform import Affine
-from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 from shapely.geometry import box
 from tqdm import tqdm
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import layout
-from elev_ssl_jax.data.scene import open_raster, open_scene
+from elev_ssl_jax.data import layout, vectors
+from elev_ssl_jax.data.rasters import LARGEST, check_unscaled, open_raster, read_heights
+from elev_ssl_jax.data.scene import open_scene
 from elev_ssl_jax.errors import InputError, reported
 
-VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb"}
+LARGEST_BLOCK = 500  # pixels, of the default
 
 
 class Counts(NamedTuple):
@@ -49,8 +49,9 @@ def cut(
     size: int = 100,
     stride: int | None = None,
     elevation_size: int = 33,
-    block: int = 500,
+    block: int | None = None,
     tile: str | None = None,
+    nodata: float | None = None,
     progress: bool = True,
 ) -> tuple[list[dict], Counts]:
     """Cuts one scene into `folder`, in the reference layout, and returns its metadata rows.
@@ -64,8 +65,10 @@ def cut(
       size: Side of a chip in pixels.
       stride: Pixels from chip to chip; `size` by default, so that chips don't overlap.
       elevation_size: Cells along the side of a chip's elevation, over the same ground.
-      block: Side in pixels of the spatial blocks, the second part of a chip's path.
+      block: Side in pixels of the spatial blocks, the second part of a chip's path; by default a
+        fifth of the scene's shorter side, but at least a chip and at most `LARGEST_BLOCK`.
       tile: First part of the path; the first image's name by default.
+      nodata: The value of the images that means "no data", whatever they say of it.
       progress: Whether to show a bar.
 
     Raises:
@@ -78,14 +81,18 @@ def cut(
         ("--elevation-size", elevation_size),
         ("--block", block),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
+    if max(size, elevation_size) > LARGEST:
+        raise InputError(f"--size and --elevation-size are at most {LARGEST}")
     tile = re.sub(r"[^\w-]+", "_", tile or images[0].stem)
     with ExitStack() as stack:
-        rasters = open_scene(images, stack)
+        rasters = open_scene(images, stack, nodata)
         scene = rasters.grid
         if min(scene.shape) < size:
             raise InputError(f"{images[0]} is {scene.shape}, smaller than one chip (--size {size})")
+        if block is None:
+            block = max(size, min(LARGEST_BLOCK, min(scene.shape) // 5))
         dem = open_raster(elevation, stack)
         _check_overlap(elevation, dem.crs, dem.bounds, scene, images[0])
         classes = _open_labels(labels, label_values, scene, images[0], stack)
@@ -122,26 +129,79 @@ def cut(
 
 def _check_overlap(path, crs, bounds, scene, scene_path):
     # The scene goes to the other's CRS: a DEM of the whole globe has no place in the scene's.
-    if not box(*transform_bounds(scene.crs, crs, *scene.bounds)).intersects(box(*bounds)):
+    left, bottom, right, top = warp.transform_bounds(scene.crs, crs, *scene.bounds)
+    turns = (-360, 0, 360) if crs.is_geographic else (0,)
+    if left > right and crs.is_geographic:  # across 180 degrees
+        right += 360
+    ground = box(*bounds)
+    if not any(box(left + turn, bottom, right + turn, top).intersects(ground) for turn in turns):
         raise InputError(f"{path} doesn't overlap {scene_path}; check both files' CRS and extent")
 
 
 def _elevation(path, dem, grid, size, elevation_size, crs):
-    """The DEM over a chip's ground: float32 [elevation_size, elevation_size], NaN outside it."""
-    heights = np.full((elevation_size, elevation_size), np.nan, np.float32)
+    """The DEM over a chip's ground: float32 [elevation_size, elevation_size], NaN where missing."""
+    elevation = np.full((elevation_size, elevation_size), np.nan, np.float32)
+    cells = grid @ Affine.scale(size / elevation_size)
     try:
-        reproject(
-            rasterio.band(dem, 1),
-            heights,
-            dst_transform=grid @ Affine.scale(size / elevation_size),
-            dst_crs=crs,
-            src_nodata=dem.nodata,
-            dst_nodata=math.nan,
-            resampling=Resampling.bilinear,
-        )
+        for window in _windows(dem, cells, elevation_size, crs):
+            # Of a far finer DEM a part of the cells will do: 8 along the side of one of ours.
+            step = max(1, int(min(window.width, window.height) / elevation_size / 8)) | 1
+            # Voids are taken out first: warping would blend those that aren't declared.
+            heights = read_heights(path, dem, window, step)
+            if np.isnan(heights).all():
+                continue
+            part = np.full_like(elevation, np.nan)
+            warp.reproject(
+                heights,
+                part,
+                src_transform=dem.transform
+                @ Affine.translation(window.col_off, window.row_off)
+                @ Affine.scale(step),
+                src_crs=dem.crs,
+                src_nodata=math.nan,
+                dst_transform=cells,
+                dst_crs=crs,
+                dst_nodata=math.nan,
+                resampling=Resampling.bilinear,
+            )
+            elevation = np.where(np.isnan(elevation), part, elevation)
     except rasterio.errors.RasterioError as error:
         raise InputError(f"{path} can't be read; is it truncated?") from error
-    return heights
+    return elevation
+
+
+def _windows(dem, cells, count, crs):
+    """The windows of a DEM that hold a chip's ground of `count` x `count` cells, and some around.
+
+    There are several where the chip lies across a meridian at which the DEM begins and ends.
+    """
+    places = np.linspace(0, count, 17)
+    xs, ys = cells @ tuple(part.ravel() for part in np.meshgrid(places, places))
+    xs, ys = map(np.array, warp.transform(crs, dem.crs, xs.tolist(), ys.tolist()))
+    found = np.isfinite(xs) & np.isfinite(ys)
+    if not found.any():
+        return
+    xs, ys = xs[found], ys[found]
+    turns = [0]
+    if dem.crs.is_geographic:
+        middle = xs[len(xs) // 2]
+        xs = middle + (xs - middle + 180) % 360 - 180
+        if np.ptp(xs) > 180:  # around a pole
+            xs = np.append(xs, [middle - 180, middle + 180])
+            ys = np.append(ys, [math.copysign(90, ys[0])] * 2)
+        turns = [-720, -360, 0, 360, 720]
+    for turn in turns:
+        columns, rows = ~dem.transform @ (xs + turn, ys)
+        ends = []
+        for values, length in ((columns, dem.width), (rows, dem.height)):
+            extent = np.ptp(values)
+            # What bilinear weights reach, and the bend between the places above.
+            margin = 2 + 2 * extent / count + extent / 16
+            first = max(0, math.floor(values.min() - margin))
+            ends += [first, min(length, math.ceil(values.max() + margin)) - first]
+        column, width, row, height = ends
+        if width > 0 and height > 0:
+            yield Window(column, row, width, height)
 
 
 def _open_labels(path, values, scene, scene_path, stack):
@@ -149,18 +209,8 @@ def _open_labels(path, values, scene, scene_path, stack):
     if path is None:
         return lambda grid, size: np.full((size, size), layout.UNLABELLED, np.uint8)
 
-    if path.suffix.lower() in VECTOR_SUFFIXES:
-        if not path.is_file():
-            raise InputError(f"{path} not found")
-        try:
-            polygons = geopandas.read_file(path)
-        except Exception as error:  # pyogrio and fiona each have their own
-            raise InputError(f"{path} can't be read as polygons: {error}") from error
-        if polygons.crs is None:
-            raise InputError(f"{path} has no CRS; assign one")
-        polygons = polygons[polygons.geometry.notna()].to_crs(scene.crs)
-        if polygons.empty or not polygons.geom_type.isin(["Polygon", "MultiPolygon"]).all():
-            raise InputError(f"{path} must hold polygons and nothing else")
+    if path.suffix.lower() in vectors.SUFFIXES:
+        polygons = vectors.read_polygons(path).to_crs(scene.crs)
         _check_overlap(path, scene.crs, polygons.total_bounds, scene, scene_path)
 
         def from_polygons(grid, size):
@@ -177,6 +227,7 @@ def _open_labels(path, values, scene, scene_path, stack):
 
     source = open_raster(path, stack)
     _check_overlap(path, source.crs, source.bounds, scene, scene_path)
+    check_unscaled(path, source)
     if np.dtype(source.dtypes[0]).kind not in "ui":
         raise InputError(f"{path} has type {source.dtypes[0]}; a label raster holds integers")
 
@@ -185,7 +236,7 @@ def _open_labels(path, values, scene, scene_path, stack):
         outside = np.iinfo(np.int32).min
         cover = np.full((size, size), outside, np.int32)
         try:
-            reproject(
+            warp.reproject(
                 rasterio.band(source, 1),
                 cover,
                 dst_transform=grid,
@@ -253,7 +304,7 @@ def _row(chip_id, path, mask, grid, crs):
         "Image": f"{path}/chip.npy",
         "Mask": f"{path}/mask.tif",
         **dict(zip(layout.BOUNDS, bounds, strict=True)),
-        "crs": crs.to_string(),
+        "crs": name if (name := crs.to_string()).startswith("EPSG:") else crs.to_wkt(),
     }
     for name, value in (
         ("non_agricultural", layout.NON_AGRICULTURAL),
@@ -279,7 +330,13 @@ def main() -> None:
     parser.add_argument("--stride", type=int, help="pixels from chip to chip (default: --size)")
     parser.add_argument("--elevation-size", type=int, default=33, help="elevation cells a side")
     parser.add_argument(
-        "--block", type=int, default=500, help="pixels along a spatial block's side"
+        "--block",
+        type=int,
+        help="pixels along a spatial block's side (default: a fifth of the scene's shorter side, "
+        f"at least --size, at most {LARGEST_BLOCK})",
+    )
+    parser.add_argument(
+        "--nodata", type=float, help="image value that means no data, whatever the files say"
     )
     parser.add_argument("--tile", help="name of the scene (default: the first image's)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")

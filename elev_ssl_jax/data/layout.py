@@ -8,17 +8,22 @@
 The first part of a chip's path is its tile, the second the spatial block within the tile.
 """
 
+import math
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
-from rasterio.enums import Resampling
 
+from elev_ssl_jax.data.rasters import (
+    LARGEST,
+    check_regular,
+    check_unscaled,
+    open_chip,
+    parse_crs,
+    read_heights,
+)
 from elev_ssl_jax.errors import InputError
 
 IMAGES, ELEVATIONS, MASKS = "Dataset", "Elevations", "LabelsGeoTiffv2"
@@ -59,7 +64,8 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     them.
 
     Raises:
-      InputError: The file is missing, malformed, empty, or names a path outside the folder.
+      InputError: The file is missing, malformed, empty, names a path outside the folder, or has
+        bounds that are no place's.
     """
     path = folder / "metadata.csv"
     if not path.is_file():
@@ -78,7 +84,6 @@ def read_metadata(folder: Path) -> pd.DataFrame:
         rows = rows[rows["legal_exclusions"] != 1]
     if rows.empty:
         raise InputError(f"{path} lists no chips")
-    rows = rows.reset_index(drop=True)
     if rows[["Id", "Elevation", "Image", "Mask"]].isna().any(axis=None):
         raise InputError(f"{path} has a row without Id, Elevation, Image or Mask")
     if not rows["Id"].is_unique:
@@ -92,45 +97,70 @@ def read_metadata(folder: Path) -> pd.DataFrame:
                 raise InputError(
                     f"{path}: {column} {value!r} leaves the folder {top}; paths must lie inside it"
                 )
+    _check_bounds(rows, path)
+    rows = rows.reset_index(drop=True)
     parts = rows["Image"].str.split("/")
     rows["tile"] = parts.str[0]
     rows["block"] = parts.str[:2].str.join("/")
     return rows
 
 
-def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
+def _check_bounds(rows, path):
+    """Refuses bounds and coordinate systems by which chips can't be compared."""
+    if not {*BOUNDS, "crs"} <= set(rows):
+        return
+    systems: dict[str, bool] = {}
+    left, bottom, right, top = (
+        pd.to_numeric(rows[name], errors="coerce").to_numpy(float) for name in BOUNDS
+    )
+    for i, text in enumerate(rows["crs"]):
+        # The header is line 1; rows that are left out count.
+        where = f"{path}: row {rows.index[i] + 2} (Id {rows['Id'].iloc[i]})"
+        if not isinstance(text, str):
+            raise InputError(f"{where} has no crs; write EPSG:n or WKT")
+        if text not in systems:
+            systems[text] = parse_crs(text, where).is_geographic
+        box = left[i], bottom[i], right[i], top[i]
+        if not np.isfinite(box).all():
+            raise InputError(f"{where} has bounds that are no finite numbers")
+        # Degrees may go on at -180, to the right of 180.
+        if top[i] <= bottom[i] or (right[i] <= left[i] and not systems[text]):
+            raise InputError(f"{where} has bounds {box}; left, bottom, right, top are needed")
+
+
+def read_image(
+    path: Path, bands: Sequence[int] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """A chip as uint16 [H, W, C]; of a leading time axis the first date.
+
+    Only what is asked for is read.
 
     Args:
       path: The .npy file.
       bands: Which bands to take, in this order; all by default.
+      size: The rows and columns that it must have; any by default.
 
     Raises:
       InputError: The file is missing, broken or pickled, or its shape, type or values won't do.
     """
-    try:
-        with path.open("rb") as file:
-            chip = np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} not found, though metadata.csv lists it") from error
-    except (ValueError, OSError, EOFError) as error:
-        # NumPy says of anything that is not an array that pickles aren't allowed.
-        raise InputError(
-            f"{path} is truncated or not a plain .npy array; write it again"
-        ) from error
-    if not isinstance(chip, np.ndarray) or chip.ndim not in (3, 4) or chip.size == 0:
-        shape = getattr(chip, "shape", "an archive")
+    check_regular(path, ", though metadata.csv lists it")
+    shape, dtype, order, offset = _npy_header(path)
+    if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"{path} has shape {shape}; [C, H, W] or [T, C, H, W] is needed")
-    if chip.ndim == 4:
-        chip = chip[0]
-    if bands is not None:
-        if max(bands) >= len(chip):
-            raise InputError(
-                f"{path} has {len(chip)} bands; band {max(bands)} (from 0) is asked for"
-            )
-        chip = chip[list(bands)]
-    if chip.dtype.kind not in "uif":
-        raise InputError(f"{path} has type {chip.dtype}; integers or floats are needed")
+    if max(shape[-2:]) > LARGEST:
+        raise InputError(f"{path} is {shape[-2]} x {shape[-1]} pixels; {LARGEST} a side is most")
+    check_size(path, shape[-2:], size)
+    if bands is not None and max(bands) >= shape[-3]:
+        raise InputError(f"{path} has {shape[-3]} bands; band {max(bands)} (from 0) is asked for")
+    if dtype.kind not in "uif":
+        raise InputError(f"{path} has type {dtype}; integers or floats are needed")
+    values = math.prod(shape[-2:]) * (shape[-3] if bands is None else len(bands))
+    if values * dtype.itemsize > 2**30:
+        raise InputError(f"{path} has shape {shape}, more than a GiB; cut smaller chips")
+    stored = np.memmap(path, dtype, "r", offset, shape, order)
+    if stored.ndim == 4:
+        stored = stored[0]
+    chip: np.ndarray = np.array(stored if bands is None else stored[list(bands)])
     if not (np.isfinite(chip).all() and chip.min() >= 0 and chip.max() <= 65535):
         raise InputError(f"{path} has values outside 0..65535, or that are not finite")
     if chip.dtype.kind == "f":
@@ -143,12 +173,36 @@ def read_image(path: Path, bands: Sequence[int] | None = None) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(chip, 0, -1).astype(np.uint16))
 
 
-def check_size(path: Path, image: np.ndarray, size: tuple[int, int]) -> None:
-    """Raises `InputError` if an image [H, W, C] is not of `size`."""
-    if image.shape[:2] != size:
-        height, width = image.shape[:2]
+def _npy_header(path):
+    """Shape, type, order ("C" or "F") and start of a .npy file's numbers, all of which are there.
+
+    Nothing else is read, and a pickle is refused.
+    """
+    cause: Exception | None = None
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, by_column, dtype = read(file)
+            offset = file.tell()
+            missing = offset + math.prod(shape) * dtype.itemsize - path.stat().st_size
+    except (ValueError, OSError, EOFError, KeyError, TypeError) as error:
+        missing, cause = 1, error
+    if missing > 0 or dtype.hasobject or min(shape, default=0) < 0:
         raise InputError(
-            f"{path} is {height} x {width} pixels; the first chip is {size[0]} x {size[1]}"
+            f"{path} is truncated or not a plain .npy array; write it again"
+        ) from cause
+    return shape, dtype, "F" if by_column else "C", offset
+
+
+def check_size(path: Path, shape: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """Raises `InputError` if a chip's rows and columns are not those of the first."""
+    if size is not None and tuple(shape) != tuple(size):
+        raise InputError(
+            f"{path} is {shape[0]} x {shape[1]} pixels; the first chip is {size[0]} x {size[1]}"
         )
 
 
@@ -156,7 +210,12 @@ def elevation_size(folder: Path, rows: pd.DataFrame) -> tuple[int, int]:
     """The commonest size of the first elevation files (some are a pixel off)."""
     sizes = []
     for path in rows["Elevation"].head(64):
-        with _opened(folder / ELEVATIONS / path) as source:
+        with open_chip(folder / ELEVATIONS / path) as source:
+            if max(source.shape) > LARGEST:
+                raise InputError(
+                    f"{folder / ELEVATIONS / path} is {source.height} x {source.width} cells; "
+                    f"{LARGEST} a side is most"
+                )
             sizes.append(source.shape)
     return max(set(sizes), key=sizes.count)
 
@@ -164,21 +223,36 @@ def elevation_size(folder: Path, rows: pd.DataFrame) -> tuple[int, int]:
 def read_elevation(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Elevation in metres, float32 [*size], NaN where missing.
 
-    A file a pixel or two off `size` is resampled to it (bilinear).
+    A file a pixel or two off `size` is resampled to it (bilinear, of what is not missing).
 
     Raises:
       InputError: The file is missing or broken, or its size is another altogether.
     """
-    with _opened(path) as source:
+    with open_chip(path) as source:
         if max(abs(source.height - size[0]), abs(source.width - size[1])) > 2:
             raise InputError(
                 f"{path} is {source.height} x {source.width} cells; {size[0]} x {size[1]} "
                 "(give or take 2) is expected"
             )
-        band = source.read(1, out_shape=size, resampling=Resampling.bilinear, masked=True)
-    elevation = band.astype(np.float32).filled(np.nan)
-    # The voids of SRTM tiles without a nodata tag, and anything no place on Earth has.
-    return np.where((elevation > -1000) & (elevation < 9000), elevation, np.float32(np.nan))
+        return _resized(read_heights(path, source), size)
+
+
+def _resized(heights, size):
+    """Heights [h, w] at other places, [*size]: bilinear, and missing where most is."""
+    if heights.shape == tuple(size):
+        return heights
+    down, across = (_weights(*lengths) for lengths in zip(heights.shape, size, strict=True))
+    known = ~np.isnan(heights)
+    weight = down @ known.astype(np.float32) @ across.T
+    total = down @ np.where(known, heights, 0) @ across.T
+    return np.where(weight > 0.499, total / np.maximum(weight, 1e-6), np.float32(np.nan))
+
+
+def _weights(length, wanted):
+    """Bilinear weights float32 [wanted, length] of cells whose outer borders coincide."""
+    places = np.clip((np.arange(wanted) + 0.5) * length / wanted - 0.5, 0, length - 1)
+    distance = np.abs(places[:, None] - np.arange(length))
+    return np.maximum(1 - distance, 0).astype(np.float32)
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -189,12 +263,13 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
       InputError: The file is missing or broken, or has another size or other values.
     """
-    with _opened(path) as source:
+    with open_chip(path) as source:
+        if source.shape != tuple(size):
+            raise InputError(
+                f"{path} is {source.height} x {source.width}; its chip {size[0]} x {size[1]}"
+            )
+        check_unscaled(path, source)
         mask = source.read(1)
-    if mask.shape != size:
-        raise InputError(
-            f"{path} is {mask.shape[0]} x {mask.shape[1]}; its chip {size[0]} x {size[1]}"
-        )
     unknown = np.setdiff1d(
         mask, (NON_AGRICULTURAL, LEGAL_EXCLUSIONS, AGRICULTURAL_FRONTIER, UNLABELLED)
     )
@@ -203,19 +278,3 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     classes = np.array(mask == AGRICULTURAL_FRONTIER, np.uint8)
     classes[mask == UNLABELLED] = UNLABELLED
     return classes
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
-    """A raster whose open and read errors are told as ours."""
-    if not path.is_file():
-        raise InputError(f"{path} not found, though metadata.csv lists it")
-    try:
-        with warnings.catch_warnings():
-            # The reference files lie by their folders' names, not all by a geotransform.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            source = rasterio.open(path)
-        with source:
-            yield source
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path} is truncated or not a readable raster; write it again") from error

@@ -1,6 +1,7 @@
 """A scene: rasters on one grid, read as one image."""
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,11 @@ import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from elev_ssl_jax.data.rasters import check_unscaled, open_raster
 from elev_ssl_jax.errors import InputError
 
 _ROWS, _COLUMNS = 512, 8192  # of a block, which bounds the memory
+_BLANK = 0.01  # the share of pixels that are 0 without meaning no data, above which there is a word
 
 
 class Scene(NamedTuple):
@@ -21,6 +24,7 @@ class Scene(NamedTuple):
 
     paths: Sequence[Path]
     rasters: Sequence[rasterio.DatasetReader]
+    nodata: float | None = None  # instead of what the files declare
 
     @property
     def grid(self) -> rasterio.DatasetReader:
@@ -42,7 +46,7 @@ class Scene(NamedTuple):
         for path, raster in zip(self.paths, self.rasters, strict=True):
             try:
                 parts.append(raster.read(window=window))
-                valid.append(_valid(raster, parts[-1], window))
+                valid.append(_valid(raster, parts[-1], window, self.nodata))
             except rasterio.errors.RasterioError as error:
                 raise InputError(
                     f"{path} can't be read at row {window.row_off}; is it truncated?"
@@ -52,6 +56,26 @@ class Scene(NamedTuple):
                     f"{path} has type {parts[-1].dtype}; integers or floats are needed"
                 )
         return np.concatenate(parts), np.logical_and.reduce(valid)
+
+    def blank_share(self) -> float:
+        """Which share of the pixels is 0 in all bands, where nothing says what means no data.
+
+        Of a large scene 64 places are looked at.
+        """
+        if self.nodata is not None or any(
+            MaskFlags.all_valid not in flags
+            for raster in self.rasters
+            for flags in raster.mask_flag_enums
+        ):
+            return 0.0
+        blank = seen = 0
+        for top in _places(self.grid.height):
+            for left in _places(self.grid.width):
+                size = min(_ROWS, self.grid.width - left), min(_ROWS, self.grid.height - top)
+                pixels, _ = self.read(Window(left, top, *size))
+                blank += (pixels == 0).all(axis=0).sum()
+                seen += pixels[0].size
+        return float(blank / seen)
 
     def sample(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
         """As `read`, of every so many-th pixel, so that no side has more than `longest`."""
@@ -71,9 +95,17 @@ class Scene(NamedTuple):
         return np.concatenate(pixels, axis=1), np.concatenate(valid)
 
 
-def _valid(raster, pixels, window):
+def _places(length, count=8):
+    """Where at most `count` blocks of `_ROWS` pixels begin, evenly over a length."""
+    blocks = -(-length // _ROWS)
+    return [i * _ROWS for i in sorted({j * (blocks - 1) // (count - 1) for j in range(count)})]
+
+
+def _valid(raster, pixels, window, nodata):
     """Where bands [C, H, W] have values: bool [H, W]."""
     valid = np.isfinite(pixels)
+    if nodata is not None:
+        return (valid & (pixels != nodata)).all(axis=0)
     only_nodata = all(flags == [MaskFlags.nodata] for flags in raster.mask_flag_enums)
     if only_nodata and pixels.dtype.kind in "ui":
         # As `read_masks` has it, which would read the pixels again.
@@ -84,32 +116,47 @@ def _valid(raster, pixels, window):
     return valid.all(axis=0)
 
 
-def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
-    """Opens a raster until `stack` closes.
-
-    Raises:
-      InputError: It is missing, not a raster, or has no CRS.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} not found")
-    try:
-        source = stack.enter_context(rasterio.open(path))
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path} is not a readable raster: {error}") from error
-    if source.crs is None:
-        raise InputError(f"{path} has no CRS; assign one (gdal_edit.py -a_srs EPSG:... {path})")
-    return source
-
-
-def open_scene(paths: Sequence[Path], stack: ExitStack) -> Scene:
+def open_scene(paths: Sequence[Path], stack: ExitStack, nodata: float | None = None) -> Scene:
     """Opens the rasters of a scene until `stack` closes.
 
+    Args:
+      paths: The files.
+      stack: Closes them.
+      nodata: The value that means "no data", whatever the files say of it.
+
     Raises:
-      InputError: As in `open_raster`, or the files are not on one grid.
+      InputError: As in `open_raster`, the files are not on one grid, their numbers have a scale or
+        an offset, or they can't hold `nodata`.
     """
-    scene = Scene(paths, [open_raster(path, stack) for path in paths])
-    for path, other in zip(paths[1:], scene.rasters[1:], strict=True):
-        grids = [(d.crs, d.transform, d.shape) for d in (scene.grid, other)]
-        if grids[0] != grids[1]:
+    scene = Scene(paths, [open_raster(path, stack) for path in paths], nodata)
+    for path, raster in zip(paths, scene.rasters, strict=True):
+        if not _same_grid(scene.grid, raster):
             raise InputError(f"{path} is not on the grid of {paths[0]}; resample it first")
+        check_unscaled(path, raster)
+        if nodata is not None:
+            _check_nodata(path, raster, nodata)
+    blank = scene.blank_share()
+    if blank > _BLANK:
+        print(
+            f"warning: {paths[0]}: {blank:.0%} of the pixels are 0 in all bands, and the file says "
+            "of no value that it means no data; if 0 does, add --nodata 0",
+            file=sys.stderr,
+        )
     return scene
+
+
+def _same_grid(grid, other):
+    """Whether two rasters have one CRS and size, and corners within a thousandth of a pixel."""
+    if grid.crs != other.crs or grid.shape != other.shape:
+        return False
+    columns, rows = np.array([0, grid.width] * 2), np.array([0, 0, grid.height, grid.height])
+    apart = ~grid.transform @ (other.transform @ (columns, rows))
+    return bool(np.allclose(apart, (columns, rows), rtol=0, atol=1e-3))
+
+
+def _check_nodata(path, raster, nodata):
+    for name in raster.dtypes:
+        if np.dtype(name).kind in "ui":
+            limits = np.iinfo(name)
+            if not (limits.min <= nodata <= limits.max and nodata == math.floor(nodata)):
+                raise InputError(f"--nodata is {nodata:g}, which {path} ({name}) can't hold")

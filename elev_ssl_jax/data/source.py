@@ -1,5 +1,6 @@
 """Prepared TFDS data, at random access or all in memory. The one module that reads TFDS."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,19 @@ from tqdm import tqdm
 from elev_ssl_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
+
+_AGAIN = "prepare it again (--overwrite)"
+_FEATURES = "tensorflow_datasets.core.features."
+_CLASSES = {
+    _FEATURES + name
+    for name in (
+        "class_label_feature.ClassLabel",
+        "features_dict.FeaturesDict",
+        "scalar.Scalar",
+        "tensor_feature.Tensor",
+        "text_feature.Text",
+    )
+}
 
 
 class Split(Sequence):
@@ -46,18 +60,32 @@ class Split(Sequence):
         return len(self) * (record["image"].nbytes + record["elevation"].nbytes)
 
     def arrays(self, *names: str) -> Arrays:
-        """The named features in memory, each stacked to [N, ...]; by default all but texts."""
+        """The named features in memory, each stacked to [N, ...]; by default all but texts.
+
+        Texts become an array of str.
+
+        Raises:
+          InputError: The data have no such feature.
+        """
         first = self[0]
+        for name in names:
+            if name not in first:
+                raise InputError(f"the prepared data have no {name}; prepare them again")
         names = names or tuple(n for n in first if not isinstance(first[n], bytes | str))
+        texts: dict[str, list[str]] = {n: [] for n in names if isinstance(first[n], bytes | str)}
         out = {
             name: np.empty((len(self), *np.shape(first[name])), np.asarray(first[name]).dtype)
             for name in names
+            if name not in texts
         }
         for i in tqdm(range(len(self)), f"reading {self.name}", unit=" chips", leave=False):
             record = self[i]
-            for name in names:
+            for name in out:
                 out[name][i] = record[name]
-        return out
+            for name, values in texts.items():
+                value = record[name]
+                values.append(value.decode() if isinstance(value, bytes) else value)
+        return out | {name: np.array(values) for name, values in texts.items()}
 
 
 def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
@@ -67,28 +95,31 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
     it should be `exact`.
 
     Raises:
-      InputError: There are no such data, no such split, or the split is empty or too small.
+      InputError: There are no such data, they are damaged, there is no such split, or the split
+        is empty or too small.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow_datasets as tfds
-
     folder = Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
-    versions = sorted((folder / data.name).glob("[0-9]*.*.*"))
-    if not versions:
+    version = newest(folder / data.name)
+    if version is None:
         raise InputError(
             f"data.dir={folder} has no {data.name}; build it with "
             f"`python -m elev_ssl_jax.data.prepare --chips CHIPS --data-dir {folder}`, or name "
             "other data with --config.data.dir and --config.data.name"
         )
+    check_prepared(version)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+
     try:
-        builder = tfds.builder_from_directory(versions[-1])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{versions[-1]} is not a prepared dataset; prepare it again") from error
-    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+        builder = tfds.builder_from_directory(version)
+        counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+    except Exception as error:  # of TFDS, protobuf, JSON: each part has its own
+        raise InputError(f"{version} is not a prepared dataset; {_AGAIN}") from error
     within = _within(split, counts)
     if exact and within != split.replace(" ", ""):
         raise InputError(
-            f"split {split!r} asks for more than {data.name} in {folder} has: {counts}"
+            f"split {split!r} asks for more than {data.name} in {folder} has: {counts}; "
+            + _remedy(data, split, within)
         )
     if not within:
         raise InputError(f"split {split!r} of {data.name} in {folder} is empty; it has {counts}")
@@ -96,11 +127,103 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
         records = builder.as_data_source(split=within)
     except NotImplementedError as error:
         raise InputError(
-            f"{versions[-1]} has no random access; prepare it again (array_record files)"
+            f"{version} has no random access; {_AGAIN} (array_record files)"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise InputError(f"split {split!r} of {data.name} won't do; it has {counts}") from error
     return Split(records, builder.info.features, split, counts)
+
+
+def _remedy(data, split, within):
+    """What to do about a split that asks for too much."""
+    fields = [f for f in ("split", "eval_split", "probe_split") if getattr(data, f, None) == split]
+    smaller = f"--config.data.{fields[0]}={within!r}" if fields else repr(within)
+    needed = {"labeled": 0, "test": 0}  # chips, for the slices to be full
+    for name, *ends in re.findall(r"(\w+)\[(-?\d*):(-?\d*)\]", split):
+        if name in needed:
+            needed[name] = max(needed[name], *(abs(int(end or 0)) for end in ends))
+    flags = " ".join(f"--{name} {count}" for name, count in needed.items() if count)
+    again = f"prepare again with {flags or 'more chips'}"
+    return f"ask for {smaller}, or {again}" if within else again
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole version of prepared data, in `folder`/N.N.N; None if there is none.
+
+    Where a stop in the middle of `prepare --overwrite` has left no version, it is the one that was
+    to be replaced.
+    """
+    versions = {}
+    for pattern in (r"\.(\d+)\.(\d+)\.(\d+)\.old", r"(\d+)\.(\d+)\.(\d+)"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if (match := re.fullmatch(pattern, path.name)) and is_whole(path):
+                versions[tuple(map(int, match.groups()))] = path
+    return versions[max(versions)] if versions else None
+
+
+def is_whole(version: Path) -> bool:
+    """Whether a folder has what TFDS writes last."""
+    return all((version / name).is_file() for name in ("dataset_info.json", "features.json"))
+
+
+def check_prepared(version: Path) -> None:
+    """Refuses prepared data that are damaged, or that TFDS would take code or files elsewhere from.
+
+    Raises:
+      InputError: A file is missing or no JSON, names a class that we don't write (TFDS imports
+        what it is told to), or a path.
+    """
+    for name in ("dataset_info.json", "features.json"):
+        path = version / name
+        try:
+            if not path.is_file():
+                raise InputError(f"{path} not found; {_AGAIN}")
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise InputError(f"{path} is damaged; {_AGAIN}")
+            if name == "features.json":
+                _check_classes(content, path)
+            else:
+                _check_files(content, path)
+        except InputError:
+            raise
+        except Exception as error:  # JSON of any other shape
+            raise InputError(f"{path} is damaged; {_AGAIN}") from error
+
+
+def _check_classes(content, path):
+    if isinstance(content, list):
+        for value in content:
+            _check_classes(value, path)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            # Both spellings that protobuf reads, that of older TFDS, and JSON within a string.
+            names = ("pythonClassName", "python_class_name", "type", "json")
+            if key in names and isinstance(value, str):
+                if value not in _CLASSES:
+                    raise InputError(
+                        f"{path} names the class {value!r}, which this program doesn't write; "
+                        f"don't open data whose origin you don't know, or {_AGAIN}"
+                    )
+            else:
+                _check_classes(value, path)
+
+
+def _check_files(content, path):
+    names = [content.get("name", ""), content.get("configName", "")]
+    for split in content.get("splits", ()):
+        names += [split.get("name", ""), split.get("filepathTemplate", "")]
+    for name in names:
+        if not isinstance(name, str) or "/" in name or name in ("..", "."):
+            raise InputError(f"{path} names {name!r}, which leaves the folder; {_AGAIN}")
+    if "array_record" not in content.get("alternativeFileFormats", ()):
+        return
+    for split in content.get("splits", ()):
+        shards = len(split.get("shardLengths", ()))
+        for i in range(shards):
+            name = f"{content['name']}-{split['name']}.array_record-{i:05d}-of-{shards:05d}"
+            if not (path.parent / name).is_file():
+                raise InputError(f"{path.parent / name} not found; {_AGAIN}")
 
 
 def _within(split: str, counts: dict[str, int]) -> str:
@@ -114,6 +237,6 @@ def _within(split: str, counts: dict[str, int]) -> str:
             if start >= stop:
                 continue
             if any(end and abs(int(end)) > counts[match[1]] for end in match.groups()[1:]):
-                part = f"{match[1]}[{start}:{stop}]"
+                part = f"{match[1]}[{start or ''}:{stop}]"
         parts.append(part)
     return "+".join(parts)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from elev_ssl_jax import files
 from elev_ssl_jax.data import chips, layout
 from elev_ssl_jax.data.prepare import prepare as prepare_tfds
+from elev_ssl_jax.data.source import newest
 from elev_ssl_jax.errors import reported
 
 CHIPS_PER_SIDE = 3
@@ -163,17 +164,20 @@ def write_chips(
 
 
 def prepare(data: Any, workdir: Path) -> None:
-    """Makes the demo's data in `workdir`, unless they are there, and points `config.data` to them.
+    """Makes the demo's data in `workdir`, unless they are whole, and points `config.data` to them.
 
     Whole scenes are held out, so that no test chip has a neighbour among the others.
 
     Args:
       data: `config.data`, whose `name` is nwrc/classification or nwrc/segmentation.
       workdir: The run's folder.
+
+    Raises:
+      InputError: Another process is making them.
     """
     folder = workdir / "synthetic"
     data.dir = str(folder / "tfds")
-    if (folder / "tfds" / data.name).exists():
+    if newest(folder / "tfds" / data.name):
         return
     chips_folder, count = folder / "chips", data.synthetic.chips
     if not chips_folder.exists():

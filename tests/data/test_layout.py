@@ -1,4 +1,7 @@
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -162,3 +165,139 @@ def test_masks_become_two_classes_and_unlabelled(tmp_path):
     write_tif(path, np.array([[0, 9]], np.uint8))
     with pytest.raises(InputError, match="has the value 9"):
         layout.read_mask(path, (1, 2))
+
+
+def test_resampling_blends_no_void_that_is_not_declared(tmp_path):
+    path = tmp_path / "elevation.tif"
+    plain = np.full((34, 33), 1500, np.int16)
+    plain[10:20, 10:20] = -32768
+    plain[30, 5] = -9999
+    write_tif(path, plain)
+    elevation = layout.read_elevation(path, (33, 33))
+    known = elevation[~np.isnan(elevation)]
+    np.testing.assert_allclose(known, 1500, atol=0.01)
+    assert 85 <= np.isnan(elevation).sum() <= 115
+
+
+def test_resampling_is_bilinear(tmp_path):
+    path = tmp_path / "elevation.tif"
+    rows, columns = np.mgrid[:35, :32]
+    write_tif(path, (10 * rows + 3 * columns).astype(np.float32))
+    elevation = layout.read_elevation(path, (33, 33))
+    rows, columns = np.mgrid[:33, :33] + 0.5
+    expected = 10 * (rows * 35 / 33 - 0.5) + 3 * (columns * 32 / 33 - 0.5)
+    np.testing.assert_allclose(elevation[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("left", "nan", "no finite numbers"),
+        ("top", "inf", "no finite numbers"),
+        ("right", "", "no finite numbers"),
+        ("bottom", "x", "no finite numbers"),
+        ("right", "-5", "left, bottom, right, top are needed"),
+        ("top", "0", "left, bottom, right, top are needed"),
+        ("crs", "", "has no crs"),
+        ("crs", "http://127.0.0.1:9/crs", "has the crs 'http"),
+        ("crs", "/etc/passwd", "has the crs '/etc/passwd'"),
+        ("crs", "EPSG:99999999", "unknown crs"),
+    ],
+)
+def test_bounds_that_are_no_places_are_named_with_their_row(folder, column, value, message):
+    rows = pd.read_csv(folder / "metadata.csv", dtype=str)
+    for i, name in enumerate(layout.BOUNDS):
+        rows[name] = str(i)
+    rows["crs"] = "EPSG:32618"
+    rows.to_csv(folder / "metadata.csv", index=False)
+    assert len(layout.read_metadata(folder)) == 6
+    rows.loc[3, column] = value
+    rows.to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(InputError, match=rf"metadata.csv: row 5 \(Id 3\) .*{message}"):
+        layout.read_metadata(folder)
+
+
+def memory_of(code, *args):
+    """Peak memory of a Python program in MiB, over that of its imports, and its message."""
+    program = """
+import resource, sys
+from pathlib import Path
+from elev_ssl_jax.data import layout
+from elev_ssl_jax.errors import InputError
+import rasterio
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+try:
+    %s
+except InputError as error:
+    print(error)
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program % code, *args], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *message, mib = done.stdout.splitlines()
+    return "\n".join(message), float(mib)
+
+
+@pytest.mark.parametrize("kind", ["size", "blocks"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, kind):
+    path = tmp_path / "mask.tif"
+    side = 40_000 if kind == "size" else 20
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "compress": "deflate"}
+    profile |= {"tiled": True, "sparse_ok": True}
+    profile |= {"blockxsize": 512, "blockysize": 512} if kind == "size" else {
+        "blockxsize": 40_000, "blockysize": 32_000}  # fmt: skip
+    with rasterio.open(path, "w", width=side, height=side, **profile):
+        pass
+    assert path.stat().st_size < 200_000
+    message, mib = memory_of("layout.read_mask(Path(sys.argv[1]), (20, 20))", path)
+    assert "mask.tif" in message
+    assert mib < 50
+    message, mib = memory_of("layout.read_elevation(Path(sys.argv[1]), (20, 20))", path)
+    assert "mask.tif" in message
+    assert mib < 50
+
+
+def test_a_header_that_promises_more_than_the_file_holds_takes_no_memory(tmp_path):
+    path = tmp_path / "chip.npy"
+    for shape, size in (((3, 40_000, 40_000), 128), ((3, 40_000, 40_000), 10 * 2**30),
+                        ((100_000, 100, 100), 4 * 2**30), ((-3, 10, 10), 128)):  # fmt: skip
+        with path.open("wb") as file:
+            header = {"descr": "<u2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(size)  # the file's end is a hole
+        message, mib = memory_of("layout.read_image(Path(sys.argv[1]))", path)
+        assert "chip.npy" in message
+        assert mib < 50
+    # Of many bands and dates those asked for are read.
+    with path.open("wb") as file:
+        shape = (20, 10_000, 100, 100)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+        file.truncate(4 * 10**9 + 128)
+    message, mib = memory_of("print(layout.read_image(Path(sys.argv[1]), (2, 1)).shape)", path)
+    assert message == "(100, 100, 2)"
+    assert mib < 50
+
+
+def test_an_image_of_another_size_is_refused_before_it_is_read(tmp_path):
+    np.save(tmp_path / "chip.npy", np.zeros((3, 8, 9), np.uint16))
+    with pytest.raises(InputError, match=r"chip.npy is 8 x 9 pixels; the first chip is 8 x 8"):
+        layout.read_image(tmp_path / "chip.npy", None, (8, 8))
+
+
+@pytest.mark.parametrize("name", ["chip.npy", "elevation.tif", "mask.tif"])
+def test_pipes_and_devices_are_no_chips(tmp_path, name):
+    read = {
+        "chip.npy": lambda path: layout.read_image(path),
+        "elevation.tif": lambda path: layout.read_elevation(path, (3, 3)),
+        "mask.tif": lambda path: layout.read_mask(path, (3, 3)),
+    }[name]
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} is not a regular file"):
+        read(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=f"{name} is not a regular file"):
+        read(tmp_path / name)

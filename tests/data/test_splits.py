@@ -115,3 +115,116 @@ def test_too_few_pure_chips_say_how_pure_they_are():
     chips = table(400, pure=0.0)
     with pytest.raises(InputError, match=r"the purest chips: class 0: 9\d%, class 1: 9\d%"):
         splits.assign(chips, classification=True)
+
+
+def apart(count, **changes):
+    """Chips side by side."""
+    chips = table(count, **changes)
+    for name in ("left", "right"):
+        chips[name] = chips[name] * 2 + (100 if name == "left" else 0)
+    for name in ("top", "bottom"):
+        chips[name] = chips[name] * 2 + (100 if name == "bottom" else 0)
+    chips["left"], chips["right"] = chips["left"] - 100, chips["left"]
+    chips["bottom"] = chips["top"] - 100
+    return chips
+
+
+def test_how_to_split_follows_from_the_ground():
+    unknown = table(100).drop(columns="crs")
+    assert splits.choose(unknown, None)[0] == "random"
+    assert "can't be told" in splits.choose(unknown, None)[1]
+    assert splits.choose(unknown, "random")[0] == "random"
+
+    assert splits.choose(apart(100), None) == ("random", "no chips share ground")
+    assert splits.choose(apart(100), "random")[0] == "random"
+
+    split_by, why = splits.choose(table(100), None)
+    assert split_by == "block"
+    assert "100 of 100 chips share ground" in why
+    assert splits.choose(table(100), "tile") == ("tile", "")
+    with pytest.raises(InputError, match=r"100 of 100 chips share .*--allow-overlap"):
+        splits.choose(table(100), "random")
+    assert splits.choose(table(100), "random", allow_overlap=True)[0] == "random"
+    for other in (None, "block"):
+        with pytest.raises(InputError, match="--allow-overlap is for --split-by random"):
+            splits.choose(table(100), other, allow_overlap=True)
+
+
+def test_the_share_of_seen_ground_is_told():
+    chips = table(400)
+    seen = splits.assign(chips, classification=False, num_labeled=40, num_test=30)
+    line = splits.shared_ground(chips, seen)
+    assert line.startswith("30 of 30 test chips share ground with a training chip (100.0%), ")
+    assert not line.endswith(" 0 with a labeled one (0.0%)")
+    kept = splits.assign(chips, classification=False, split_by="block", num_labeled=40, num_test=30)
+    assert splits.shared_ground(chips, kept) == (
+        "0 of 30 test chips share ground with a training chip (0.0%), 0 with a labeled one (0.0%)"
+    )
+    assert "can't be told" in splits.shared_ground(chips.drop(columns="left"), kept)
+
+
+def test_a_test_chip_across_180_degrees_leaves_its_latitude_in_training():
+    count = 60
+    left = np.concatenate([[179.95], np.linspace(-170, 170, count - 1)])
+    chips = pd.DataFrame(
+        {
+            "Image": [f"t/{i}/chip.npy" for i in range(count)],
+            "tile": ["east", *["rest"] * (count - 1)],
+            "block": "b",
+            "label": 0,
+            "share": 1.0,
+            "labelled": 1.0,
+            "left": left,
+            "right": left + 0.1,
+            "bottom": 10.0,
+            "top": 10.1,
+            "crs": "EPSG:4326",
+        }
+    )
+    chips.loc[1, ["left", "right", "crs"]] = -179.97, -179.9, "EPSG:4326"  # shows the same ground
+    # Two systems, so that all are compared in degrees.
+    from pyproj import Transformer
+
+    x, y = Transformer.from_crs(4326, 32630, always_xy=True).transform(-3, 10.0)
+    bounds = ["left", "right", "bottom", "top", "crs"]
+    chips.loc[2, bounds] = x, x + 10_000, y, y + 10_000, "EPSG:32630"
+    chips = chips.sort_values("tile", kind="stable").reset_index(drop=True)
+    positions = {"test": np.array([0]), "labeled": np.array([5]), "unlabeled": np.arange(1, 60)}
+    assert splits.shared_ground(chips, positions).startswith("1 of 1 test chips share")
+    train = np.arange(1, 60)
+    from tfds_nwrc import ground
+
+    assert list(train[ground.shared(chips, train, np.array([0]))]) == [1]
+
+
+@pytest.mark.parametrize("stride", [64, 32])
+@pytest.mark.parametrize("counts", [{}, {"num_labeled": 20, "num_test": 20}])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_small_scene_splits_by_block_as_it_comes(stride, counts, flip):
+    height, width, size = (485, 373, 64) if flip else (373, 485, 64)
+    if stride == 64 and counts:
+        counts = {"num_labeled": 10, "num_test": 10}  # there are 35 chips
+    block = max(size, min(height, width) // 5)  # as `chips` has it
+    rows = []
+    for top in range(0, height - size + 1, stride):
+        for left in range(0, width - size + 1, stride):
+            rows.append(
+                {
+                    "Image": f"s/s_{top // block}_{left // block}/({top}, {left})/chip.npy",
+                    "tile": "s",
+                    "block": f"s/s_{top // block}_{left // block}",
+                    "label": 0,
+                    "share": 1.0,
+                    "labelled": 1.0,
+                    "left": left * 10.0,
+                    "right": (left + size) * 10.0,
+                    "bottom": -(top + size) * 10.0,
+                    "top": -top * 10.0,
+                    "crs": "EPSG:32618",
+                }
+            )
+    chips = pd.DataFrame(rows)
+    positions = splits.assign(chips, classification=False, split_by="block", **counts)
+    assert len(positions["test"]) == counts.get("num_test", round(len(chips) * 2944 / 42744))
+    assert len(positions["unlabeled"]) > len(chips) / 5
+    assert splits.shared_ground(chips, positions).startswith("0 of")

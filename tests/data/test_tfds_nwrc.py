@@ -120,7 +120,7 @@ def test_a_failed_rebuild_keeps_what_was_there(prepared, tmp_path):
     with pytest.raises(InputError, match=r"chip.npy is 20 x 21 pixels|first chip is 20 x 21"):
         prepare.prepare(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
     assert len(source.open_split(Data(tmp_path / "tfds", "nwrc/segmentation"), "unlabeled")) == 13
-    assert [p.name for p in target.parent.iterdir()] == ["1.0.0"]
+    assert [p.name for p in target.parent.iterdir()] == ["1.1.0"]
 
     bad.write_bytes(whole)
     settings["num_test"] = 5

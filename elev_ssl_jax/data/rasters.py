@@ -1,0 +1,209 @@
+"""Rasters, opened by named drivers, so that no file can make the program read another.
+
+Left to itself, GDAL takes a text file for a list of other files and of addresses in the network,
+whatever the file is called.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from elev_ssl_jax.errors import InputError
+
+# Each reads the file, and headers of the same name beside it. HDF5 and netCDF are not among them:
+# such a file may keep its numbers in any other file.
+DRIVERS = (
+    "GTiff",
+    "JP2OpenJPEG",
+    "HFA",
+    "ENVI",
+    "EHdr",
+    "AAIGrid",
+    "SRTMHGT",
+    "DTED",
+    "USGSDEM",
+    "PNG",
+    "JPEG",
+)
+LARGEST = 4096  # pixels or cells along a chip's side
+_BLOCK = 2**26  # bytes that GDAL may unpack at once for a chip's raster
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_VOIDS = (-9999, -32768)  # what SRTM and its kin hold where they know nothing
+_WKT = re.compile(
+    r"(PROJ|GEOG|GEOD|GEOC|COMPD_|COMPOUND|LOCAL_|ENG|VERT_?)"
+    r"(ETIC|RAPHIC|INEERING)?(CRS|CS)\s*\[",
+    re.IGNORECASE,
+)
+
+
+def check_regular(path: Path, why: str = "") -> None:
+    """Raises `InputError` if there is no such file, or it is a folder, a pipe or a device."""
+    if not path.exists():
+        raise InputError(f"{path} not found{why}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file{why}")
+
+
+def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
+    """Opens a raster of the user's own until `stack` closes.
+
+    A file named .vrt may refer to others: the user's own scene may be a mosaic.
+
+    Raises:
+      InputError: It is missing, no raster of one of `DRIVERS`, refers to other folders, or has no
+        CRS.
+    """
+    check_regular(path)
+    vrt = path.suffix.lower() == ".vrt"
+    _check_beside(path)
+    source = stack.enter_context(_open(path, ("VRT",) if vrt else DRIVERS))
+    if not vrt:
+        folder = path.absolute().parent
+        if "OVERVIEW_FILE" in source.tags(ns="OVERVIEWS") or any(
+            Path(file).parent != folder for file in source.files
+        ):
+            raise InputError(f"{path} refers to files elsewhere; write it as one GeoTIFF")
+    if source.crs is None:
+        raise InputError(f"{path} has no CRS; assign one (gdal_edit.py -a_srs EPSG:... {path})")
+    _check_grids(source.crs.to_wkt(), str(path))
+    return source
+
+
+def _open(path, drivers):
+    """The raster, by the first driver that takes it."""
+    first = None
+    for driver in drivers:
+        try:
+            # An absolute path: a name may begin with what GDAL takes for an instruction.
+            return rasterio.open(path.absolute(), driver=driver)
+        except rasterio.errors.RasterioError as error:
+            first = first or error
+    raise InputError(f"{path} is not a readable raster: {first}") from first
+
+
+def _check_beside(path):
+    """Overviews and masks in files of their own, which GDAL opens by any driver."""
+    for suffix in (".ovr", ".msk"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            check_regular(beside)
+            with beside.open("rb") as file:
+                if file.read(4) not in _TIFF:
+                    raise InputError(f"{beside} is not a TIFF file; delete it or write it again")
+
+
+@contextmanager
+def open_chip(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """A GeoTIFF of a folder of chips, whose open and read errors are told as ours.
+
+    Nothing beside the file is looked at.
+
+    Raises:
+      InputError: The file is missing, no GeoTIFF, broken, or would take much memory.
+    """
+    check_regular(path, ", though metadata.csv lists it")
+    try:
+        with (
+            warnings.catch_warnings(),
+            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
+        ):
+            # The reference files lie by their folders' names, not all by a geotransform.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path.absolute(), driver="GTiff") as source:
+                block = max(map(np.prod, source.block_shapes)) * source.count
+                if block * np.dtype(source.dtypes[0]).itemsize > _BLOCK:
+                    raise InputError(f"{path} has blocks too large for a chip; write it again")
+                yield source
+    except rasterio.errors.RasterioError as error:
+        raise InputError(
+            f"{path} is truncated or not a readable GeoTIFF; write it again"
+        ) from error
+
+
+def check_unscaled(path: Path, source: rasterio.DatasetReader) -> None:
+    """Raises `InputError` if the numbers in the file aren't what they stand for."""
+    for scale, offset in zip(source.scales, source.offsets, strict=True):
+        if (scale, offset) != (1, 0):
+            raise InputError(
+                f"{path} has a scale and an offset ({scale:g}, {offset:g}): apply them with "
+                f"`gdal_translate -unscale -ot Float32 {path} OUT.tif`, or, if the numbers as "
+                f"stored are meant, remove them with `gdal_edit.py -unsetscale -unsetoffset {path}`"
+            )
+
+
+def read_heights(
+    path: Path, source: rasterio.DatasetReader, window: Window | None = None, step: int = 1
+) -> np.ndarray:
+    """Heights in metres of a raster's first band: float32 [H, W], NaN where missing.
+
+    Scale and offset are applied. Missing is nodata, what isn't finite, and what no place on Earth
+    has: voids are often stored as -32768 or -9999 without being declared.
+
+    Args:
+      path: The file, for messages.
+      source: The raster.
+      window: What to read; everything by default.
+      step: Take the middle of each `step` x `step` cells alone; odd.
+
+    Raises:
+      InputError: The raster holds other than numbers.
+    """
+    if np.dtype(source.dtypes[0]).kind not in "uif":
+        raise InputError(f"{path} has type {source.dtypes[0]}; heights are integers or floats")
+    scale, offset = source.scales[0], source.offsets[0]
+    if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
+        raise InputError(f"{path} has a scale of {scale:g} and an offset of {offset:g}")
+    window = Window(0, 0, source.width, source.height) if window is None else window
+    column, row, width, height = (int(value) for value in window.flatten())
+    lines = max(step, 2**22 // max(width, 1) // step * step)  # read at a time
+    parts = []
+    for top in range(0, height, lines):
+        part = Window(column, row + top, width, min(lines, height - top))
+        every = slice(step // 2, None, step)
+        stored = source.read(1, window=part)[every, every]
+        missing = source.read_masks(1, window=part)[every, every] == 0
+        heights = stored.astype(np.float64)
+        if (scale, offset) != (1, 0):
+            missing |= np.isin(heights, _VOIDS)
+            heights = heights * scale + offset
+        with np.errstate(invalid="ignore"):
+            missing |= ~((heights > -1000) & (heights < 9000))
+        heights[missing] = np.nan
+        parts.append(heights.astype(np.float32))
+    return np.concatenate(parts)
+
+
+def parse_crs(text: str, where: str) -> CRS:
+    """The coordinate system that a text names: EPSG:n or WKT, nothing that would be opened.
+
+    Args:
+      text: The name.
+      where: The file and the row, for messages.
+
+    Raises:
+      InputError: It is something else (a URL, a path, a PROJ string), or there is no such system.
+    """
+    text = text.strip()
+    try:
+        with rasterio.Env():  # else GDAL prints its errors
+            if match := re.fullmatch(r"(EPSG|ESRI|OGC):(\w+)", text, re.IGNORECASE):
+                return CRS.from_string(f"{match[1].upper()}:{match[2]}")
+            if _WKT.match(text):
+                _check_grids(text, where)
+                return CRS.from_wkt(text)
+    except rasterio.errors.CRSError as error:
+        raise InputError(f"{where} has an unknown crs: {text[:80]!r}") from error
+    raise InputError(f"{where} has the crs {text[:80]!r}; write EPSG:n or WKT")
+
+
+def _check_grids(wkt, where):
+    """Refuses coordinate systems that have PROJ open a file of their choice."""
+    if re.search(r"grids=(?!@null)|PARAMETERFILE", wkt, re.IGNORECASE):
+        raise InputError(f"{where} has a coordinate system with grid files; use a plain one")
