@@ -53,6 +53,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
+    mean_elevation = _mean_elevation(config, sample)
     optimizer, schedule = make_optimizer(
         config.optimizer,
         epochs=config.epochs,
@@ -66,11 +67,16 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
         arrays = (jnp.zeros((2, *shape)) for shape in (image_shape, elevation_shape))
         views = objective.make_views(config, keys, *arrays)
         variables = model.init(jax.random.key(config.seed), views.images, views.patches, train=True)
+        if config.objective.alpha > 0:
+            # At zero metres a network of mountains would first learn their mean, for long.
+            head = variables["params"]["elevation_decoder"]["head"]
+            start = mean_elevation / config.data.elevation_scale
+            head["bias"] = jnp.full_like(head["bias"], start)
         return TrainState.create(variables, optimizer)
 
     train_step = make_train_step(config, model, optimizer, schedule, mesh)
     predict = evaluate.make_predict(config, model, mesh)
-    score = functools.partial(_score, config, predict, chips, _mean_elevation(config, sample))
+    score = functools.partial(_score, config, predict, chips, mean_elevation)
 
     about = checkpoint.describe(
         config,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from elev_ssl_jax import checkpoint, evaluate, inference, pretrain, sharding
+from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
 
 
@@ -99,6 +100,26 @@ def test_one_branch_alone_is_scored_by_what_it_learns(tiny, data, tmp_path, alph
     assert scored in scores
     assert len({"contrastive_top1", "elevation_rmse_m"} & set(scores)) == 1
     assert (tmp_path / "elevation.png").exists() == (alpha == 1)
+
+
+def test_few_steps_on_high_mountains_beat_their_mean(tiny, batch_mesh, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: batch_mesh(1))
+    images, elevation = [], []
+    for seed in range(17):
+        image, dem, _ = synthetic.make_scene(seed, 99)
+        image = np.moveaxis(image, 0, -1)
+        for row, column in np.ndindex(3, 3):
+            top, left = 33 * row, 33 * column
+            images.append(image[top : top + 33, left : left + 33])
+            elevation.append(dem[top // 3 : top // 3 + 11, left // 3 : left // 3 + 11])
+    arrays = {"image": np.stack(images), "elevation": np.stack(elevation) + 1900}  # 2,000-4,300 m
+    train, heldout = (
+        {k: v[part] for k, v in arrays.items()} for part in (slice(118), slice(118, 153))
+    )
+    train["elevation"][7, :4] = np.nan
+    tiny.batch_size, tiny.epochs, tiny.objective.alpha = 24, 15, 1.0  # 60 steps
+    scores = pretrain.pretrain(tiny, tmp_path, pretrain.Chips(train, heldout), Writer())
+    assert scores["elevation_rmse_m"] < scores["elevation_rmse_of_train_mean_m"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny, data, tmp_path):
