@@ -49,13 +49,22 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     for picture in ("views.png", "elevation.png"):
         assert (whole / picture).stat().st_size > 10_000
     model = inference.load(whole)
-    error = evaluate.rmse(model.elevation(data.heldout["image"]), data.heldout["elevation"])
+    predicted, true = model.elevation(data.heldout["image"]), data.heldout["elevation"]
+    error = evaluate.rmse(predicted, true)
     assert error == pytest.approx(scores["elevation_rmse_m"], rel=1e-4)
+    parts = [scores[f"elevation_{part}_rmse_m"] for part in ("level", "relief")]
+    assert np.hypot(*parts) == pytest.approx(scores["elevation_rmse_m"])
+    none = evaluate.relief_rmse(np.zeros_like(true), true)
+    assert scores["elevation_relief_rmse_of_none_m"] == pytest.approx(none)
+    correlation = evaluate.relief_correlation(predicted, true)
+    assert scores["elevation_relief_correlation"] == pytest.approx(correlation, abs=1e-4)
+    assert writer.scalars[6]["elevation_relief_rmse_m"] == scores["elevation_relief_rmse_m"]
     spread = evaluate.feature_std(model.features(data.heldout["image"]))
     assert spread == pytest.approx(scores["feature_std"], rel=1e-3)
     printed = capsys.readouterr().out
     assert "leaves out 4 chips" in printed
     assert "elevation RMSE" in printed
+    assert "no relief" in printed
 
     # Stopped within the second epoch, so that the last checkpoint is of the first.
     class Stop(Exception):
