@@ -17,7 +17,8 @@ _OF_ALL = (
     *("data.resident_gib", "data.synthetic"),
 )
 _OF_PRETRAINING = (
-    *("augment.contrastive", "augment.elevation", "model.projection", "loss", "log"),
+    *("augment.contrastive", "augment.elevation", "loss", "log"),
+    *("model.projection", "model.elevation_padding"),
     *("objective.temperature", "objective.local", "data.elevation_scale", "data.probe_split"),
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
@@ -103,6 +104,9 @@ def default() -> ml_collections.ConfigDict:
     model.width = 1.0  # multiplies the channels, for small machines
     model.dtype = "auto"  # of the computation: bfloat16, or float32 on a CPU
     model.projection = (512, 128)  # hidden units and embedding
+    # What the elevation decoder's convolutions see around a map: "zeros", or "edge", its own border
+    # again, without which a frame shows in the elevation.
+    model.elevation_padding = "zeros"
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.alpha = 0.5  # L = alpha L_E + (1 - alpha) (lam L_G + (1 - lam) L_L)
@@ -121,6 +125,10 @@ def default() -> ml_collections.ConfigDict:
     # Equation 5 sums over pixels, the text says root mean square; "mean" is what the reference
     # code computes and what keeps the two terms of one size.
     loss.elevation_reduction = "mean"
+    # The squared error on elevation is that of a chip's mean, its level, and that of what is left,
+    # its relief, which is so much the smaller that it is hardly learned. Its weight beside the
+    # level's; 1 is the paper's plain sum.
+    loss.relief_weight = 1.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 1e-3
@@ -215,6 +223,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "seed",
         "microbatch_size",
         "loss.chunk_size",
+        "loss.relief_weight",
         "data.synthetic.chips",
         "optimizer.weight_decay",
         "experiment.pretrain.optimizer.weight_decay",
@@ -288,6 +297,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     need("model.dtype", config.model.dtype in dtypes, f"one of {', '.join(dtypes)}")
     for name in ("model.projection", "objective.local.projection"):
         need(name, len(flat[name]) == 2 and min(flat[name]) >= 1, "two positive numbers")
+    paddings = ("zeros", "edge")
+    need("model.elevation_padding", flat["model.elevation_padding"] in paddings, "zeros or edge")
     need("objective.alpha", 0 <= config.objective.alpha <= 1, "in [0, 1]")
     need("objective.lam", 0 <= config.objective.lam <= 1, "in [0, 1]")
     features = ("mean", "style")
@@ -362,6 +373,12 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
         if config.task in pretraining:
             pretraining[config.task].batch_size = 64
             pretraining[config.task].epochs = 25
+        if config.task == "pretrain" and config.objective.alpha > 0:
+            # Not the paper's: in so few steps its settings teach how high a chip lies, and nothing
+            # of the shape of its ground (README, "Relief").
+            config.optimizer.learning_rate = 3e-3
+            config.loss.relief_weight = 20.0
+            config.model.elevation_padding = "edge"
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config

@@ -85,6 +85,57 @@ def rmse(predicted: np.ndarray | float, elevation: np.ndarray) -> float:
     return float(np.sqrt(np.nanmean((predicted - elevation.astype(np.float64)) ** 2)))
 
 
+def level_and_relief(field: np.ndarray | float, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What of an elevation is how high a chip lies, and what is the shape of its ground.
+
+    Args:
+      field: [N, h, w], or one number for all cells.
+      known: bool [N, h, w], the cells to judge by.
+
+    Returns:
+      The level, each chip's mean over its known cells, float64 [N] (0 if it has none), and the
+      relief, what is left without it, float64 [N, h, w].
+    """
+    field = np.broadcast_to(np.asarray(field, np.float64), known.shape)
+    count = np.maximum(known.sum(axis=(1, 2)), 1)
+    level = np.where(known, field, 0).sum(axis=(1, 2)) / count
+    return level, field - level[:, None, None]
+
+
+def level_rmse(predicted: np.ndarray | float, elevation: np.ndarray) -> float:
+    """Root mean square error in metres of the chips' levels, each weighed by its known cells.
+
+    With `relief_rmse` it makes up `rmse`: the squares of the two add up to its square.
+
+    Args:
+      predicted: [N, h, w] in metres, or one number for all cells.
+      elevation: [N, h, w] in metres, NaN where missing.
+    """
+    known = ~np.isnan(elevation)
+    error = level_and_relief(predicted, known)[0] - level_and_relief(elevation, known)[0]
+    return float(np.sqrt(np.average(error**2, weights=known.sum(axis=(1, 2)))))
+
+
+def relief_rmse(predicted: np.ndarray | float, elevation: np.ndarray) -> float:
+    """Root mean square error in metres of the relief; of a number, that of saying "no relief"."""
+    predicted_relief, relief = _reliefs(predicted, elevation)
+    return float(np.sqrt(np.mean((predicted_relief - relief) ** 2)))
+
+
+def relief_correlation(predicted: np.ndarray, elevation: np.ndarray) -> float:
+    """Correlation of predicted and true relief over all known cells; 0 if either has none."""
+    predicted_relief, relief = _reliefs(predicted, elevation)
+    # Each chip's relief has mean 0, and so has all of it.
+    size = np.sqrt(np.sum(predicted_relief**2) * np.sum(relief**2))
+    return float(np.sum(predicted_relief * relief) / size) if size > 0 else 0.0
+
+
+def _reliefs(predicted, elevation):
+    """Predicted and true relief of the known cells, each [cells]."""
+    known = ~np.isnan(elevation)
+    return tuple(level_and_relief(field, known)[1][known] for field in (predicted, elevation))
+
+
 def feature_std(features: np.ndarray) -> float:
     """How far unit-length features [N, C] differ between chips: 0 is collapse, 1 uncorrelated.
 

@@ -132,13 +132,35 @@ def elevation_mse(predicted: jax.Array, target: jax.Array, *, reduction: str = "
     Raises:
       ValueError: The shapes differ, or the reduction is unknown.
     """
+    error, known = _elevation_error(predicted, target)
+    return _reduced(error, known, reduction)
+
+
+def relief_mse(predicted: jax.Array, target: jax.Array, *, reduction: str = "mean") -> jax.Array:
+    """The part of `elevation_mse` that is left once each sample's mean error is taken away.
+
+    How high a sample lies as a whole does not matter to it, only the shape of its ground. Takes,
+    returns and raises what `elevation_mse` does, and is never larger.
+    """
+    error, known = _elevation_error(predicted, target)
+    count = jnp.maximum(jnp.sum(known, axis=(1, 2), keepdims=True), 1)
+    level = jnp.sum(error, axis=(1, 2), keepdims=True) / count
+    return _reduced(jnp.where(known, error - level, 0), known, reduction)
+
+
+def _elevation_error(predicted, target):
+    """Predicted less true elevation, 0 where that is missing, and where it is known."""
     if predicted.shape != target.shape:
         raise ValueError(f"prediction {predicted.shape} and target {target.shape} differ")
     known = ~jnp.isnan(target)
     error = jnp.where(known, predicted.astype(jnp.float32) - jnp.where(known, target, 0), 0)
+    return error, known
+
+
+def _reduced(error, known, reduction):
     total = jnp.sum(error**2)
     if reduction == "mean":
         return total / jnp.maximum(jnp.sum(known), 1)
     if reduction == "sum":
-        return total / len(target)
+        return total / len(error)
     raise ValueError(f'reduction is {reduction!r}; it must be "mean" or "sum"')

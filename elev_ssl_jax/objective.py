@@ -45,6 +45,7 @@ class PretrainModel(nn.Module):
       elevation_size: Cells of the elevation map, or None without the elevation term.
       width: Multiplies the channels of encoder and decoders.
       dtype: Type of the computation.
+      elevation_padding: What the elevation decoder's convolutions see around a map, see `Decoder`.
     """
 
     encoder: Any
@@ -54,6 +55,7 @@ class PretrainModel(nn.Module):
     elevation_size: tuple[int, int] | None
     width: float = 1.0
     dtype: Any = jnp.float32
+    elevation_padding: str = "zeros"
 
     @nn.compact
     def __call__(
@@ -99,6 +101,7 @@ class PretrainModel(nn.Module):
             local_head = LocalHead(self.local_projection, self.dtype, name="local_head")
             outputs["local_embeddings"] = local_head(means)
         if self.elevation_size is not None:
+            common["padding"] = self.elevation_padding
             decoder = Decoder(1, self.elevation_size, **common, name="elevation_decoder")
             outputs["elevation"] = decoder([m[:, -1] for m in maps], train=train)[..., 0]
         return outputs
@@ -149,6 +152,7 @@ def make_model(config: Any, elevation_size: tuple[int, int]) -> PretrainModel:
         elevation_size=elevation_size if weight["elevation"] else None,
         width=config.model.width,
         dtype=compute_dtype(config),
+        elevation_padding=config.model.elevation_padding,
     )
 
 
@@ -215,6 +219,12 @@ def weighted_loss(
             outputs["elevation"], views.elevation, reduction=config.loss.elevation_reduction
         )
         loss += weight["elevation"] * terms["elevation_loss"]
+        if config.loss.relief_weight != 1:
+            terms["relief_loss"] = losses.relief_mse(
+                outputs["elevation"], views.elevation, reduction=config.loss.elevation_reduction
+            )
+            more = config.loss.relief_weight - 1  # the elevation loss has it once
+            loss += weight["elevation"] * more * terms["relief_loss"]
     if weight["global"]:
         z = outputs["embeddings"]
         terms["global_loss"] = nt_xent(z[:, 0], z[:, 1])

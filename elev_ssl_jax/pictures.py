@@ -46,28 +46,37 @@ def draw_views(
     _save(figure, path)
 
 
-def draw_elevation(path: Path, images: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
-    """A row for each chip: image, true and predicted elevation on one scale, their difference.
+def draw_elevation(
+    path: Path,
+    images: np.ndarray,
+    true: np.ndarray,
+    predicted: np.ndarray,
+    true_relief: np.ndarray,
+    predicted_relief: np.ndarray,
+) -> None:
+    """A row for each chip: image, true and predicted elevation, true and predicted relief.
+
+    The two of a kind have one scale in a row, that of the relief around zero.
 
     Args:
       path: The PNG to write.
       images: float [B, H, W, 3] in 0..1.
       true: [B, h, w] in metres, NaN where missing.
       predicted: [B, h, w] in metres.
+      true_relief: [B, h, w] in metres, without the chip's mean; NaN where missing.
+      predicted_relief: The same of the prediction.
     """
-    columns = ["image", "true elevation (m)", "predicted (m)", "predicted - true (m)"]
-    figure, axes = _grid(len(images), columns)
+    titles = ["true elevation (m)", "predicted (m)", "true relief (m)", "predicted relief (m)"]
+    figure, axes = _grid(len(images), ["image", *titles])
     for i, row in enumerate(axes):
-        both = np.concatenate([true[i].ravel(), predicted[i].ravel()])
-        scale = {"vmin": np.nanmin(both), "vmax": np.nanmax(both), "cmap": "terrain"}
-        error = predicted[i] - true[i]
-        worst = np.nanmax(np.abs(error)) if np.isfinite(error).any() else 1.0
         row[0].imshow(images[i])
-        for axis, field, kwargs in (
-            (row[1], true[i], scale),
-            (row[2], predicted[i], scale),
-            (row[3], error, {"vmin": -worst, "vmax": worst, "cmap": "RdBu_r"}),
-        ):
+        fields = [field[i] for field in (true, predicted, true_relief, predicted_relief)]
+        low, high = np.nanmin(fields[:2]), np.nanmax(fields[:2])
+        largest = np.nanmax(np.abs(fields[2:]))
+        scale = {"vmin": low, "vmax": high, "cmap": "terrain"}
+        around_zero = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"}
+        scales = [scale, scale, around_zero, around_zero]
+        for axis, field, kwargs in zip(row[1:], fields, scales, strict=True):
             figure.colorbar(axis.imshow(field, **kwargs), ax=axis)
     _save(figure, path)
 

@@ -66,6 +66,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
+    mean_elevation = _mean_elevation(config, sample)
     optimizer, schedule = make_optimizer(
         config.optimizer,
         epochs=config.epochs,
@@ -79,11 +80,16 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
         arrays = (jnp.zeros((2, *shape)) for shape in (image_shape, elevation_shape))
         views = objective.make_views(config, keys, *arrays)
         variables = model.init(jax.random.key(config.seed), views.images, views.patches, train=True)
+        if config.objective.alpha > 0:
+            # At zero metres a network of mountains would first learn their mean, for long.
+            head = variables["params"]["elevation_decoder"]["head"]
+            start = mean_elevation / config.data.elevation_scale
+            head["bias"] = jnp.full_like(head["bias"], start)
         return TrainState.create(variables, optimizer)
 
     train_step = make_train_step(config, model, optimizer, schedule, mesh)
     predict = evaluate.make_predict(config, model, mesh)
-    score = functools.partial(_score, config, predict, chips, _mean_elevation(config, sample))
+    score = functools.partial(_score, config, predict, chips, mean_elevation)
 
     about = checkpoint.describe(
         config,
@@ -160,8 +166,10 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     if outputs.elevation is not None:
         few = {k: v[:PICTURED] for k, v in chips.heldout.items()}
         images = _displayable(config, few["image"])
-        path = workdir / "elevation.png"
-        pictures.draw_elevation(path, images, few["elevation"], outputs.elevation[:PICTURED])
+        fields = few["elevation"], outputs.elevation[:PICTURED]
+        known = ~np.isnan(few["elevation"])
+        reliefs = (evaluate.level_and_relief(field, known)[1] for field in fields)
+        pictures.draw_elevation(workdir / "elevation.png", images, *fields, *reliefs)
     print(_table(config, scores, len(chips.heldout["image"])))
     print("pictures: " + ", ".join(str(p) for p in sorted(workdir.glob("*.png"))))
     return scores
@@ -288,10 +296,15 @@ def _score(config, predict, chips, train_mean, variables):
     scores = {"feature_std": evaluate.feature_std(outputs.features)}
     true = chips.heldout["elevation"]
     if outputs.elevation is not None:
-        scores["elevation_rmse_m"] = evaluate.rmse(outputs.elevation, true)
-        scores["elevation_rmse_of_train_mean_m"] = evaluate.rmse(train_mean, true)
         own_mean = float(np.nanmean(true, dtype=np.float64))
-        scores["elevation_rmse_of_heldout_mean_m"] = evaluate.rmse(own_mean, true)
+        for name, rmse in (("", evaluate.rmse), ("level_", evaluate.level_rmse)):
+            scores[f"elevation_{name}rmse_m"] = rmse(outputs.elevation, true)
+            scores[f"elevation_{name}rmse_of_train_mean_m"] = rmse(train_mean, true)
+            scores[f"elevation_{name}rmse_of_heldout_mean_m"] = rmse(own_mean, true)
+        scores["elevation_relief_rmse_m"] = evaluate.relief_rmse(outputs.elevation, true)
+        scores["elevation_relief_rmse_of_none_m"] = evaluate.relief_rmse(0.0, true)
+        correlation = evaluate.relief_correlation(outputs.elevation, true)
+        scores["elevation_relief_correlation"] = correlation
     if outputs.embeddings is not None:
         scores["contrastive_top1"] = evaluate.top1(outputs.embeddings)
     if chips.labelled is not None:
@@ -371,10 +384,21 @@ def _table(config, scores, heldout) -> str:
     pool = 2 * min(evaluate.TOP1_POOL, heldout) - 1
     lines = [("", "this run", "to beat", "")]
     if "elevation_rmse_m" in scores:
-        value = f"{scores['elevation_rmse_m']:.1f} m"
-        for name, what in (("train", "training"), ("heldout", "held-out")):
-            rival = f"{scores[f'elevation_rmse_of_{name}_mean_m']:.1f} m"
-            lines.append(("elevation RMSE", value, rival, f"the mean of the {what} chips"))
+        means = [
+            ("train_mean", "the mean of the training chips"),
+            ("heldout_mean", "the mean of the held-out chips"),
+        ]
+        for part, what, rivals in (
+            ("", "elevation RMSE", means),
+            ("level_", "  of a chip's mean", means),
+            ("relief_", "  of what is left", [("none", "no relief")]),
+        ):
+            value = f"{scores[f'elevation_{part}rmse_m']:.1f} m"
+            for rival, whose in rivals:
+                rival = f"{scores[f'elevation_{part}rmse_of_{rival}_m']:.1f} m"
+                lines.append((what, value, rival, whose))
+        value = f"{scores['elevation_relief_correlation']:.3f}"
+        lines.append(("  its correlation", value, "0", "no relief"))
     for name, what in (("probe_accuracy", "accuracy"), ("probe_macro_f1", "macro F1")):
         if name in scores:
             rival = f"{scores[f'random_{name}']:.3f}"

@@ -26,6 +26,14 @@ def test_every_config_and_its_demo_are_valid(path):
         get_config("nope")
 
 
+def test_relief_is_the_demos_and_the_papers_settings_stay():
+    settings = "optimizer.learning_rate", "loss.relief_weight", "model.elevation_padding"
+    for name, demo in (("simclr_elev", (3e-3, 20.0, "edge")), ("simclr", (1e-3, 1.0, "zeros"))):
+        get_config = load(next(path for path in CONFIGS if path.stem == name))
+        for config, values in ((get_config(), (1e-3, 1.0, "zeros")), (get_config("demo"), demo)):
+            assert tuple(config_lib.config_value(config, s) for s in settings) == values
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -35,6 +43,8 @@ def test_every_config_and_its_demo_are_valid(path):
         ("objective.alpha", 1.5),
         ("objective.alpha", float("nan")),
         ("objective.temperature", 0.0),
+        ("loss.relief_weight", -1.0),
+        ("model.elevation_padding", "wrap"),
         ("objective.lam", 1.5),
         ("objective.lam", -0.1),
         ("objective.global_features", "median"),

@@ -52,6 +52,43 @@ def test_rmse_leaves_out_missing_cells():
     assert evaluate.rmse(3.0, true) == pytest.approx(np.sqrt((4 + 0 + 4) / 3))
 
 
+def test_level_and_relief_agree_with_a_loop_over_the_known_cells(rng):
+    true = rng.normal(500, 300, (9, 5, 4)).astype(np.float32)
+    predicted = rng.normal(400, 200, true.shape).astype(np.float32)
+    true[rng.random(true.shape) < 0.3] = np.nan
+    true[2], true[5, :4] = np.nan, np.nan  # a chip without, and one with few
+    level_error, relief_error, none, products, squares = [], [], [], [], []
+    for truth, said in zip(true.astype(float), predicted.astype(float), strict=True):
+        cells = [(r, c) for r, c in np.ndindex(truth.shape) if not np.isnan(truth[r, c])]
+        truth_mean = sum(truth[cell] for cell in cells) / max(len(cells), 1)
+        said_mean = sum(said[cell] for cell in cells) / max(len(cells), 1)
+        for cell in cells:
+            a, b = said[cell] - said_mean, truth[cell] - truth_mean
+            level_error.append((said_mean - truth_mean) ** 2)
+            relief_error.append((a - b) ** 2)
+            none.append(b**2)
+            products.append(a * b)
+            squares.append(a**2)
+    level, relief = evaluate.level_rmse(predicted, true), evaluate.relief_rmse(predicted, true)
+    assert level == pytest.approx(np.sqrt(np.mean(level_error)))
+    assert relief == pytest.approx(np.sqrt(np.mean(relief_error)))
+    assert evaluate.relief_rmse(0.0, true) == pytest.approx(np.sqrt(np.mean(none)))
+    assert evaluate.relief_rmse(1234.5, true) == pytest.approx(np.sqrt(np.mean(none)))
+    expected = np.sum(products) / np.sqrt(np.sum(squares) * np.sum(none))
+    assert evaluate.relief_correlation(predicted, true) == pytest.approx(expected)
+    assert evaluate.rmse(predicted, true) == pytest.approx(np.hypot(level, relief))
+    assert evaluate.rmse(450.0, true) == pytest.approx(
+        np.hypot(evaluate.level_rmse(450.0, true), evaluate.relief_rmse(450.0, true))
+    )
+
+
+def test_a_flat_prediction_has_no_correlation_and_the_truth_correlates_fully(rng):
+    true = rng.normal(1000, 50, (4, 6, 6)).astype(np.float32)
+    assert evaluate.relief_correlation(np.full_like(true, 7), true) == 0
+    tilted = 3 * true + rng.normal(size=(4, 1, 1))  # of each chip's own level
+    assert evaluate.relief_correlation(tilted, true) == pytest.approx(1)
+
+
 def test_feature_std_tells_collapse_from_spread(rng):
     assert evaluate.feature_std(np.ones((50, 8), np.float32)) == pytest.approx(0, abs=1e-6)
     spread = evaluate.feature_std(rng.normal(size=(2000, 8)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elev_ssl_jax import sharding
-from elev_ssl_jax.losses import elevation_mse, nt_xent
+from elev_ssl_jax.losses import elevation_mse, nt_xent, relief_mse
 
 
 def reference_nt_xent(z1, z2, temperature):
@@ -148,3 +148,28 @@ def test_elevation_mse_refuses_other_shapes_and_reductions():
         elevation_mse(jnp.ones((2, 3, 3)), jnp.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="median"):
         elevation_mse(jnp.ones((2, 3, 3)), jnp.ones((2, 3, 3)), reduction="median")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_relief_loss_equals_a_loop_and_is_blind_to_the_level(rng, reduction):
+    target = rng.normal(size=(5, 4, 3)).astype(np.float32)
+    predicted = rng.normal(size=target.shape).astype(np.float32)
+    target[rng.random(target.shape) < 0.3] = np.nan
+    target[1] = np.nan
+    squares, level, count = 0.0, 0.0, 0
+    for error in predicted.astype(np.float64) - target:
+        cells = error[~np.isnan(error)]
+        if len(cells):
+            squares += np.sum((cells - cells.mean()) ** 2)
+            level += len(cells) * cells.mean() ** 2
+            count += len(cells)
+    divisor = count if reduction == "mean" else 5
+    loss, gradient = jax.value_and_grad(relief_mse)(predicted, target, reduction=reduction)
+    assert_close(loss, squares / divisor)
+    assert_close(loss + level / divisor, elevation_mse(predicted, target, reduction=reduction))
+    moved = predicted + rng.normal(size=(5, 1, 1)).astype(np.float32)
+    np.testing.assert_allclose(relief_mse(moved, target, reduction=reduction), loss, rtol=1e-4)
+    assert np.all(gradient[np.isnan(target)] == 0)
+    assert relief_mse(predicted[1:2], target[1:2], reduction=reduction) == 0
+    with pytest.raises(ValueError, match="differ"):
+        relief_mse(predicted[1:], target)

@@ -188,3 +188,14 @@ def test_evaluation_views_end_with_the_image_itself(tiny, chips):
     assert views.patches is None
     np.testing.assert_allclose(views.images[:, 2], chips["image"][:8] / 6000, atol=1e-6)
     np.testing.assert_allclose(views.elevation, chips["elevation"][:8] / 500, rtol=1e-6)
+
+
+def test_relief_weight_adds_to_the_relief_alone_and_1_is_the_plain_sum(tiny, chips):
+    model, views = build(tiny, chips)
+    outputs, _ = model.init_with_output(jax.random.key(0), views.images, views.patches, train=True)
+    plain, terms = objective.weighted_loss(tiny, outputs, views)
+    assert "relief_loss" not in terms
+    tiny.loss.relief_weight = 5.0
+    weighted, terms = objective.weighted_loss(tiny, outputs, views)
+    assert 0 < terms["relief_loss"] < terms["elevation_loss"]
+    np.testing.assert_allclose(weighted, plain + 0.5 * 4 * terms["relief_loss"], rtol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from elev_ssl_jax import checkpoint, evaluate, inference, pretrain, sharding
+from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
 
 
@@ -48,13 +49,22 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     for picture in ("views.png", "elevation.png"):
         assert (whole / picture).stat().st_size > 10_000
     model = inference.load(whole)
-    error = evaluate.rmse(model.elevation(data.heldout["image"]), data.heldout["elevation"])
+    predicted, true = model.elevation(data.heldout["image"]), data.heldout["elevation"]
+    error = evaluate.rmse(predicted, true)
     assert error == pytest.approx(scores["elevation_rmse_m"], rel=1e-4)
+    parts = [scores[f"elevation_{part}_rmse_m"] for part in ("level", "relief")]
+    assert np.hypot(*parts) == pytest.approx(scores["elevation_rmse_m"])
+    none = evaluate.relief_rmse(np.zeros_like(true), true)
+    assert scores["elevation_relief_rmse_of_none_m"] == pytest.approx(none)
+    correlation = evaluate.relief_correlation(predicted, true)
+    assert scores["elevation_relief_correlation"] == pytest.approx(correlation, abs=1e-4)
+    assert writer.scalars[6]["elevation_relief_rmse_m"] == scores["elevation_relief_rmse_m"]
     spread = evaluate.feature_std(model.features(data.heldout["image"]))
     assert spread == pytest.approx(scores["feature_std"], rel=1e-3)
     printed = capsys.readouterr().out
     assert "leaves out 4 chips" in printed
     assert "elevation RMSE" in printed
+    assert "no relief" in printed
 
     # Stopped within the second epoch, so that the last checkpoint is of the first.
     class Stop(Exception):
@@ -127,6 +137,26 @@ def test_one_branch_alone_is_scored_by_what_it_learns(tiny, data, tmp_path, alph
     assert scored in scores
     assert len({"contrastive_top1", "elevation_rmse_m"} & set(scores)) == 1
     assert (tmp_path / "elevation.png").exists() == (alpha == 1)
+
+
+def test_few_steps_on_high_mountains_beat_their_mean(tiny, batch_mesh, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: batch_mesh(1))
+    images, elevation = [], []
+    for seed in range(17):
+        image, dem, _ = synthetic.make_scene(seed, 99)
+        image = np.moveaxis(image, 0, -1)
+        for row, column in np.ndindex(3, 3):
+            top, left = 33 * row, 33 * column
+            images.append(image[top : top + 33, left : left + 33])
+            elevation.append(dem[top // 3 : top // 3 + 11, left // 3 : left // 3 + 11])
+    arrays = {"image": np.stack(images), "elevation": np.stack(elevation) + 1900}  # 2,000-4,300 m
+    train, heldout = (
+        {k: v[part] for k, v in arrays.items()} for part in (slice(118), slice(118, 153))
+    )
+    train["elevation"][7, :4] = np.nan
+    tiny.batch_size, tiny.epochs, tiny.objective.alpha = 24, 15, 1.0  # 60 steps
+    scores = pretrain.pretrain(tiny, tmp_path, pretrain.Chips(train, heldout), Writer())
+    assert scores["elevation_rmse_m"] < scores["elevation_rmse_of_train_mean_m"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny, data, tmp_path):

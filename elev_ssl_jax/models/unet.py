@@ -18,6 +18,7 @@ class UpBlock(nn.Module):
 
     channels: int
     dtype: Any = jnp.float32
+    padding: str = "zeros"  # as in `Decoder`
 
     @nn.compact
     def __call__(
@@ -34,7 +35,8 @@ class UpBlock(nn.Module):
         if skip is not None:
             x = jnp.concatenate([x, skip], axis=-1)
         for i in (1, 2):
-            conv = Conv(self.channels, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")
+            x, zeros = _padded(x, self.padding)
+            conv = Conv(self.channels, (3, 3), padding=zeros, dtype=self.dtype, name=f"conv{i}")
             norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
             x = nn.relu(norm(conv(x), train=train, views=views))
         return x
@@ -49,12 +51,16 @@ class Decoder(nn.Module):
     and a last one without a skip to the output's size if none has it. A 100-pixel image and 33
     cells of elevation so give blocks at 7, 13, 25 and 33 with 256, 128, 64 and 32 channels; 100
     output pixels give 7, 13, 25, 50 and 100 with 256 to 16.
+
+    Around a map its convolutions see `padding`: "zeros", as in the reference, or "edge", the
+    map's own border again, so that a border does not look different from the rest.
     """
 
     out_channels: int | None
     output_size: tuple[int, int]
     width: float = 1.0
     dtype: Any = jnp.float32
+    padding: str = "zeros"
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array], *, train: bool, views: int = 1) -> jax.Array:
@@ -72,12 +78,20 @@ class Decoder(nn.Module):
             targets.append(((height, width), None))
         for i, (size, skip) in enumerate(targets):
             channels = max(8, round(CHANNELS[i] * self.width))
-            block = UpBlock(channels, self.dtype, name=f"block{i + 1}")
+            block = UpBlock(channels, self.dtype, self.padding, name=f"block{i + 1}")
             x = block(x, size, skip, train=train, views=views)
         if self.out_channels is None:
             return x
-        head = nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="head")
+        x, zeros = _padded(x, self.padding)
+        head = nn.Conv(self.out_channels, (3, 3), padding=zeros, dtype=jnp.float32, name="head")
         return head(x)
+
+
+def _padded(x, padding):
+    """What a 3 x 3 convolution sees of a map [B, H, W, C], and the zeros it is to add around it."""
+    if padding == "edge":
+        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 0
+    return x, 1
 
 
 class UNet(nn.Module):

@@ -29,3 +29,18 @@ def test_unet_keeps_its_encoder_under_its_own_key():
     assert logits.dtype == jnp.float32
     for part in ("params", "batch_stats"):
         assert set(variables[part]) == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize(("padding", "flat"), [("edge", True), ("zeros", False)])
+def test_with_edge_padding_a_flat_map_has_no_frame(padding, flat):
+    features = [jnp.ones((2, s, s, 8)) for s in (16, 8, 4)]
+    features = [f * jax.random.normal(jax.random.key(i), (8,)) for i, f in enumerate(features)]
+    decoder = Decoder(1, (16, 16), width=0.125, padding=padding)
+    out, variables = decoder.init_with_output(jax.random.key(3), features, train=False)
+    assert out.shape == (2, 16, 16, 1)
+    assert bool(jnp.ptp(out) < 1e-4) == flat
+    other = "zeros" if padding == "edge" else "edge"
+    weights = Decoder(1, (16, 16), width=0.125, padding=other).init(
+        jax.random.key(3), features, train=False
+    )
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, variables)
