@@ -18,14 +18,11 @@ from elev_ssl_jax.huge_pages import use_huge_pages
 if __name__ == "__main__":
     use_huge_pages()  # before the imports, which take a second
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it complains of a missing GPU, which is JAX's
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow only writes event files here
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from elev_ssl_jax import config as config_lib
-from elev_ssl_jax import files, run_folder, sharding
+from elev_ssl_jax import files, quiet, run_folder, sharding
 from elev_ssl_jax.errors import InputError, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -189,6 +186,7 @@ def _blocks(split):
 
 
 def _writer(workdir):
+    quiet.import_tensorflow()  # it writes the event files
     from clu import metric_writers
 
     return metric_writers.create_default_writer(

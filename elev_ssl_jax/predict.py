@@ -61,6 +61,7 @@ def predict(
     window: int | None = None,
     overlap: int | None = None,
     batch_size: int = 32,
+    nodata: float | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Counts:
@@ -80,6 +81,7 @@ def predict(
       overlap: Pixels that neighbouring windows share at least, where their predictions are
         blended; by default half a window for maps, and none for features alone.
       batch_size: Windows at a time.
+      nodata: The value of the images that means "no data", whatever they say of it.
       overwrite: Whether files that are there may be replaced; the images never are.
       progress: Whether to show a bar.
 
@@ -105,7 +107,7 @@ def predict(
     start = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
-        scene = open_scene(images, stack)
+        scene = open_scene(images, stack, nodata)
         # A mosaic names further files.
         read = [*images, *(Path(name) for raster in scene.rasters for name in raster.files)]
         files.check_outputs(outputs, read, overwrite=overwrite)
@@ -296,6 +298,9 @@ def main() -> None:
         "--overlap", type=int, help="pixels windows share (default: half of one; of features, none)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="windows at a time")
+    parser.add_argument(
+        "--nodata", type=float, help="image value that means no data, whatever the files say"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = vars(parser.parse_args())
     run, images = args.pop("run"), args.pop("image")

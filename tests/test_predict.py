@@ -276,6 +276,14 @@ def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
+def test_a_value_that_means_no_data_can_be_named(folders, scene, tmp_path):
+    _, pixels = scene
+    path = write(tmp_path / "undeclared.tif", np.moveaxis(pixels, -1, 0), GRID)
+    out = tmp_path / "map.tif"
+    predict.predict(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
+    np.testing.assert_array_equal(read(out)[..., 0] == 255, pixels[..., 2] == 0)
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(folders, scene, tmp_path):
     images, _ = scene
     out = tmp_path / "out"

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 from tqdm import tqdm
 
+from elev_ssl_jax import quiet
 from elev_ssl_jax.data import layout, source
 from tfds_nwrc import splits
 
@@ -177,7 +176,7 @@ def build(chips: Path, data_dir: Path, **settings: Any) -> Built:
       data_dir: TFDS' folder.
       **settings: `config` and the arguments of `Nwrc`.
     """
-    _import_tensorflow()
+    quiet.import_tensorflow()
     tfds.disable_progress_bar()  # ours know how many chips there are
     with (
         tempfile.TemporaryDirectory() as nothing_is_downloaded,
@@ -192,24 +191,3 @@ def build(chips: Path, data_dir: Path, **settings: Any) -> Built:
         )
     counts = {name: split.num_examples for name, split in builder.info.splits.items()}
     return Built(counts, builder.shared_ground)
-
-
-def _import_tensorflow():
-    """TensorFlow, with which TFDS writes: in silence, and without a GPU, which is JAX's."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:  # its libraries greet before that setting is read
-        os.dup2(said.fileno(), 2)
-        try:
-            import tensorflow
-
-            with contextlib.suppress(RuntimeError):  # it has its devices already
-                tensorflow.config.set_visible_devices([], "GPU")
-        except BaseException:
-            said.seek(0)
-            os.write(terminal, said.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
