@@ -210,9 +210,10 @@ def _check_classes(content, path):
 
 
 def _check_files(content, path):
-    names = [content.get("name", ""), content.get("configName", "")]
+    # In both spellings that protobuf reads.
+    names = [content.get(key, "") for key in ("name", "configName", "config_name")]
     for split in content.get("splits", ()):
-        names += [split.get("name", ""), split.get("filepathTemplate", "")]
+        names += [split.get(k, "") for k in ("name", "filepathTemplate", "filepath_template")]
     for name in names:
         if not isinstance(name, str) or "/" in name or name in ("..", "."):
             raise InputError(f"{path} names {name!r}, which leaves the folder; {_AGAIN}")

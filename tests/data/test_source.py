@@ -149,6 +149,7 @@ def test_other_damage_gives_one_line(copy):
         whole.replace('"numBytes": "', '"numBytes": "x'),
         whole.replace("array_record", "nonsense"),
         whole.replace("{DATASET}-{SPLIT}", "../../{DATASET}-{SPLIT}"),
+        whole.replace('"filepathTemplate": "', '"filepath_template": "../'),
         whole.replace('"name": "test"', '"name": "../test"'),
     ):
         (copy / "1.1.0" / "dataset_info.json").write_text(text)
