@@ -52,8 +52,8 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     predicted, true = model.elevation(data.heldout["image"]), data.heldout["elevation"]
     error = evaluate.rmse(predicted, true)
     assert error == pytest.approx(scores["elevation_rmse_m"], rel=1e-4)
-    parts = [scores[f"elevation_{part}_rmse_m"] for part in ("level", "relief")]
-    assert np.hypot(*parts) == pytest.approx(scores["elevation_rmse_m"])
+    errors = [scores[f"elevation_{part}_rmse_m"] for part in ("level", "relief")]
+    assert np.hypot(*errors) == pytest.approx(scores["elevation_rmse_m"])
     none = evaluate.relief_rmse(np.zeros_like(true), true)
     assert scores["elevation_relief_rmse_of_none_m"] == pytest.approx(none)
     correlation = evaluate.relief_correlation(predicted, true)
