@@ -175,7 +175,8 @@ def prepare(data: Any, workdir: Path) -> None:
     Raises:
       InputError: Another process is making them.
     """
-    folder = workdir / "synthetic"
+    wanted = data.synthetic
+    folder = workdir / "synthetic" / f"{wanted.chips}x{wanted.size}"  # others are other data
     data.dir = str(folder / "tfds")
     if newest(folder / "tfds" / data.name):
         return

@@ -79,7 +79,7 @@ def main():
     base, kind = Path(sys.argv[1]), sys.argv[2]
     builder._import_tensorflow()
     if kind == "demo":
-        function, name, inside, whole = demo, "nwrc/classification", "synthetic/tfds", {DEMO}
+        function, name, inside, whole = demo, "nwrc/classification", "synthetic/40x12/tfds", {DEMO}
     else:
         function, name, inside, whole = overwrite, "nwrc/segmentation", "tfds", {OLD, NEW}
 

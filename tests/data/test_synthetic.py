@@ -1,6 +1,7 @@
+import ml_collections
 import numpy as np
 
-from elev_ssl_jax.data import layout, synthetic
+from elev_ssl_jax.data import layout, source, synthetic
 
 
 def test_scenes_are_seeded_and_within_their_ranges():
@@ -36,3 +37,21 @@ def test_any_number_of_chips_in_the_reference_layout(tmp_path):
         tmp_path / "chips" / layout.ELEVATIONS / rows["Elevation"][10], (8, 8)
     )
     assert np.isfinite(elevation).all()
+
+
+def test_chips_of_another_number_or_size_are_others(tmp_path):
+    folders = set()
+    for chips, size in ((40, 12), (41, 12), (40, 15)):
+        data = ml_collections.ConfigDict(
+            {
+                "dir": "",
+                "name": "nwrc/segmentation",
+                "synthetic": {"chips": chips, "size": size},
+            }
+        )
+        synthetic.prepare(data, tmp_path)
+        folders.add(data.dir)
+        splits = source.open_split(data, "unlabeled")
+        assert splits[0]["image"].shape == (size, size, 3)
+        assert splits.counts["test"] == chips // 5
+    assert len(folders) == 3
