@@ -21,6 +21,8 @@ METHODS = {
 }
 COLUMNS = {
     "elevation_rmse_m": ("elevation RMSE (m)", ".1f"),
+    "elevation_relief_rmse_m": ("relief RMSE (m)", ".1f"),
+    "elevation_relief_correlation": ("relief, correlation", ".3f"),
     "probe_accuracy": ("probe, accuracy", ".3f"),
     "probe_macro_f1": ("probe, macro F1", ".3f"),
     "contrastive_top1": ("contrastive top-1", ".3f"),

@@ -371,12 +371,12 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
             config.experiment.seeds = 3
         pretraining = {"pretrain": config, "experiment": config.experiment.pretrain}
         if config.task in pretraining:
-            pretraining[config.task].batch_size = 64
-            pretraining[config.task].epochs = 25
-        if config.task == "pretrain" and config.objective.alpha > 0:
+            its = pretraining[config.task]
+            its.batch_size, its.epochs = 64, 25
+            if its.optimizer.name == "adamw":
+                its.optimizer.learning_rate = 3e-3
             # Not the paper's: in so few steps its settings teach how high a chip lies, and nothing
             # of the shape of its ground (README, "Relief").
-            config.optimizer.learning_rate = 3e-3
             config.loss.relief_weight = 20.0
             config.model.elevation_padding = "edge"
     elif variant:

@@ -27,11 +27,17 @@ def test_every_config_and_its_demo_are_valid(path):
 
 
 def test_relief_is_the_demos_and_the_papers_settings_stay():
-    settings = "optimizer.learning_rate", "loss.relief_weight", "model.elevation_padding"
-    for name, demo in (("simclr_elev", (3e-3, 20.0, "edge")), ("simclr", (1e-3, 1.0, "zeros"))):
-        get_config = load(next(path for path in CONFIGS if path.stem == name))
-        for config, values in ((get_config(), (1e-3, 1.0, "zeros")), (get_config("demo"), demo)):
-            assert tuple(config_lib.config_value(config, s) for s in settings) == values
+    def settings(name, variant=""):
+        config = load(next(path for path in CONFIGS if path.stem == name))(variant)
+        its = config if config.task == "pretrain" else config.experiment.pretrain
+        loss, model = config.loss, config.model
+        return its.optimizer.learning_rate, loss.relief_weight, model.elevation_padding
+
+    for name in ("simclr", "simclr_elev", "table1"):
+        assert settings(name) == (1e-3, 1.0, "zeros")
+        assert settings(name, "demo") == (3e-3, 20.0, "edge")
+    # LARS has other rates.
+    assert settings("large_batch", "demo")[0] == settings("large_batch")[0] == 0.3
 
 
 @pytest.mark.parametrize(
