@@ -144,11 +144,9 @@ def _experiment(config, workdir: Path) -> None:
         if method != "random":
             config_lib.check(experiment.pretrain_config(config, method))
     train = _labelled(config, "labeled")  # whatever the label counts: the same data
-    test_split = source.open_split(config.data, config.data.eval_split)
-    test = _labelled(config, config.data.eval_split)._replace(groups=_blocks(test_split))
-    failed = experiment.experiment(
-        config, workdir, train, test, _pretrain, splits=test_split.counts
-    )
+    test = _labelled(config, config.data.eval_split)
+    splits = source.open_split(config.data, config.data.eval_split).counts
+    failed = experiment.experiment(config, workdir, train, test, _pretrain, splits=splits)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if any((workdir / "cells").glob("*.json")):
@@ -170,19 +168,12 @@ def _labelled(config, split):
             f"{target}; set data.name to nwrc/classification for a class a chip, nwrc/segmentation "
             "for a class a pixel"
         )
-    arrays = opened.arrays("image", target)
-    return finetune.Chips(arrays["image"], finetune.as_targets(arrays[target]))
-
-
-def _blocks(split):
-    """The block of ground that each chip lies in, or its tile; None where the data don't say."""
-    import numpy as np
-
-    name = next((name for name in ("block", "tile") if name in split.features), None)
-    if name is None:
-        return None
-    texts = (split[i][name] for i in range(len(split)))
-    return np.array([t.decode() if isinstance(t, bytes) else str(t) for t in texts])
+    # Older data don't say in which block of ground a chip lies.
+    ground = [name for name in ("block", "tile") if name in opened.features][:1]
+    arrays = opened.arrays("image", target, *ground)
+    return finetune.Chips(
+        arrays["image"], finetune.as_targets(arrays[target]), *(arrays[name] for name in ground)
+    )
 
 
 def _writer(workdir):

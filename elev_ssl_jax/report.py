@@ -298,8 +298,8 @@ def _reading(differences, ground):
         + " More than noise: p below 0.05"
         + (", and the interval over test blocks without zero." if within else ".")
         + f" With {_count(fewest, 'pre-training')} of each method that takes a difference of at "
-        f"least {evidence.detectable(fewest, len(tested)):.1f} times its standard deviation "
-        "between them; more of them (experiment.pretrain_seeds) show smaller ones."
+        f"least {evidence.detectable(fewest, len(tested)):.1f} of its standard deviations between "
+        "pre-trainings; more of them (experiment.pretrain_seeds) show smaller ones."
     )
 
 
