@@ -78,11 +78,12 @@ def draw_crops(
     ratio: tuple[float, float],
     flip: float,
 ) -> Crop:
-    """Boxes of whole pixels, drawn as torchvision's RandomResizedCrop draws them, and flips.
+    """Boxes, drawn as torchvision's RandomResizedCrop draws them, and flips.
 
     Area and ratio are drawn together until a box fits into the image, ten times at most; after
     that it is the largest box at the centre whose ratio is allowed. (Since wide boxes of a large
-    area don't fit, crops are smaller on average than the middle of `scale`.)
+    area don't fit, crops are smaller on average than the middle of `scale`.) Only that boxes are
+    not rounded to whole pixels: what decides by a hair would differ between devices.
 
     Args:
       keys: One key for each image, [B].
@@ -98,22 +99,20 @@ def draw_crops(
     area = height * width * (scale[0] + (scale[1] - scale[0]) * areas)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     drawn = jnp.exp(low + (high - low) * ratios)
-    heights, widths = jnp.round(jnp.sqrt(area / drawn)), jnp.round(jnp.sqrt(area * drawn))
-    fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
+    heights, widths = jnp.sqrt(area / drawn), jnp.sqrt(area * drawn)
+    fits = (heights < height + 0.5) & (widths < width + 0.5)  # as those that round to the image do
     first = jnp.argmax(fits, axis=0, keepdims=True)
     any_fits = fits.any(axis=0)
 
-    def choose(candidates, otherwise):
-        return jnp.where(any_fits, jnp.take_along_axis(candidates, first, 0)[0], otherwise)
+    def choose(candidates, most, otherwise):
+        drawn = jnp.minimum(jnp.take_along_axis(candidates, first, 0)[0], most)
+        return jnp.where(any_fits, drawn, jnp.minimum(most, otherwise))
 
-    def place(draw, room):
-        return jnp.where(any_fits, jnp.minimum(jnp.floor(draw * (room + 1)), room), room // 2)
-
-    crop_height = choose(heights, min(height, round(width / ratio[0])))
-    crop_width = choose(widths, min(width, round(height * ratio[1])))
+    crop_height = choose(heights, height, width / ratio[0])
+    crop_width = choose(widths, width, height * ratio[1])
     return Crop(
-        top=place(top, height - crop_height),
-        left=place(left, width - crop_width),
+        top=(height - crop_height) * jnp.where(any_fits, top, 0.5),
+        left=(width - crop_width) * jnp.where(any_fits, left, 0.5),
         height=crop_height,
         width=crop_width,
         flip_rows=flips[0] < flip,

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import ml_collections
-from tfds_nwrc import builder
 
+from elev_ssl_jax import quiet
 from elev_ssl_jax.data import prepare, source, synthetic
 
 # What changes the disk, as Python's audit hooks tell of it.
@@ -77,7 +77,7 @@ def run(function, folder, kill_at=None):
 
 def main():
     base, kind = Path(sys.argv[1]), sys.argv[2]
-    builder._import_tensorflow()
+    quiet.import_tensorflow()
     if kind == "demo":
         function, name, inside, whole = demo, "nwrc/classification", "synthetic/40x12/tfds", {DEMO}
     else:
