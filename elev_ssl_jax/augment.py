@@ -293,10 +293,15 @@ def _colors(images, rgb):
 
 
 def _with_colors(images, rgb, colors):
-    """Images whose colour bands are these."""
-    named = dict(zip(rgb, colors, strict=True))
-    bands = [named.get(i, images[..., i : i + 1]) for i in range(images.shape[-1])]
-    return jnp.concatenate(bands, axis=-1)
+    """Images whose colour bands are these.
+
+    By selection: XLA (jax 0.10) mixes up slices that are joined again where a batch is split over
+    devices within a loop.
+    """
+    band = jnp.arange(images.shape[-1])
+    for i, color in zip(rgb, colors, strict=True):
+        images = jnp.where(band == i, color, images)
+    return images
 
 
 def _blend(images, other, factor):

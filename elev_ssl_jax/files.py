@@ -52,7 +52,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise InputError(f"{path} exists already; name another folder or delete this one")
     partial = path.with_name(f".{path.name}.unfinished")
-    if partial.exists() and not (partial / _LOCK).is_file():
+    # An empty one may be of a writer that was killed at once.
+    empty = not partial.exists() or (partial.is_dir() and not any(partial.iterdir()))
+    if not empty and not (partial / _LOCK).is_file():
         raise InputError(f"{partial} is in the way, and not of this program; move it elsewhere")
     with sole_writer(partial, f"{path} is being written by another process; wait for it"):
         try:

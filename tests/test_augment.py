@@ -93,6 +93,8 @@ def test_crops_are_distributed_as_torchvisions(rng, size, scale):
     ):
         error = np.sqrt((mine.var() + other.var()) / count)
         assert abs(mine.mean() - other.mean()) < 5 * error + 0.003, name
+        if other.std() < 1e-9:  # always the box at the centre
+            continue
         # Chance exceeds 0.05 once in a million times. Theirs are whole pixels, ours are not, so
         # that more of theirs lie at the very border.
         grid = np.linspace(min(mine.min(), other.min()), max(mine.max(), other.max()), 12)[1:]

@@ -86,6 +86,7 @@ def test_folders_that_are_not_ours_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="in the way"), files.new_folder(tmp_path / "chips"):
         pass
     (tmp_path / ".chips.unfinished").rename(tmp_path / "elsewhere")
+    (tmp_path / ".chips.unfinished").mkdir()  # of a writer that was killed at once
     with files.new_folder(tmp_path / "chips"):
         pass
     assert (tmp_path / "chips.partial" / "precious").read_text() == "mine"
