@@ -64,8 +64,8 @@ def rate_change(config: Any, then: int, steps_per_epoch: int, step: int) -> str:
     if rates[0] == rates[1]:
         return f"{said}; the learning rate stays as it was"
     return (
-        f"{said}: the learning rate changes here from {rates[0]:.2g} to {rates[1]:.2g}; this run is "
-        f"not the same as one of {config.epochs} epochs from the start"
+        f"{said}: the learning rate changes here from {rates[0]:.2g} to {rates[1]:.2g}; this is "
+        f"not the same run as one of {config.epochs} epochs from the start"
     )
 
 
