@@ -273,7 +273,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         need(name, -math.inf < low < high < math.inf, low_high)
     scale, ratio = config.augment.contrastive.crop_scale, config.augment.contrastive.crop_ratio
     need("augment.contrastive.crop_scale", scale[0] > 0 and scale[1] <= 1, "in (0, 1]")
-    need("augment.contrastive.crop_ratio", 0 < ratio[0] <= 1 <= ratio[1], "around 1")
+    fine = len(ratio) == 2 and 0 < ratio[0] <= 1 <= ratio[1] < math.inf
+    need("augment.contrastive.crop_ratio", fine, "two numbers around 1")
     need("data.rgb", len(config.data.rgb) in (0, 3), "empty or three band numbers from 0")
     synthetic = config.data.synthetic
     need(

@@ -69,6 +69,8 @@ def test_relief_is_the_demos_and_the_papers_settings_stay():
         ("data.elevation_scale", 0.0),
         ("data.rgb", (0, 1)),
         ("augment.contrastive.crop_scale", (0.0, 1.0)),
+        ("augment.contrastive.crop_ratio", (0.5, float("inf"))),
+        ("augment.contrastive.crop_ratio", (1.0,)),
         ("augment.elevation.hue", 0.7),
         ("augment.elevation.flip", 1.2),
         ("model.encoder", "resnet1"),

@@ -150,8 +150,9 @@ def read_image(
     if max(shape[-2:]) > LARGEST:
         raise InputError(f"{path} is {shape[-2]} x {shape[-1]} pixels; {LARGEST} a side is most")
     check_size(path, shape[-2:], size)
-    if bands is not None and max(bands) >= shape[-3]:
-        raise InputError(f"{path} has {shape[-3]} bands; band {max(bands)} (from 0) is asked for")
+    unknown = [band for band in bands or () if not 0 <= band < shape[-3]]
+    if unknown:
+        raise InputError(f"{path} has {shape[-3]} bands; band {unknown[0]} (from 0) is asked for")
     if dtype.kind not in "uif":
         raise InputError(f"{path} has type {dtype}; integers or floats are needed")
     values = math.prod(shape[-2:]) * (shape[-3] if bands is None else len(bands))

@@ -49,7 +49,12 @@ class Split(Sequence):
     def __getitem__(self, index):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return self._records[int(index) % len(self)]
+        try:
+            return self._records[int(index) % len(self)]
+        except (RuntimeError, ValueError, OSError) as error:  # TFDS' reader and its checksums
+            raise InputError(
+                f"record {index} of {self.name} can't be read: its file is damaged; {_AGAIN}"
+            ) from error
 
     @property
     def nbytes(self) -> int:

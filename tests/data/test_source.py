@@ -180,3 +180,15 @@ def test_a_split_that_is_too_small_says_what_to_do(prepared):
     with pytest.raises(InputError, match=r"has: .*; prepare again with --labeled 20$"):
         source.open_split(Data(prepared / "tfds"), "labeled[10:20]", exact=True)
     np.testing.assert_equal(len(source.open_split(Data(prepared / "tfds"), "labeled[:80]")), 10)
+
+
+@pytest.mark.parametrize("damage", ["half", "noise"])
+def test_a_damaged_shard_is_one_line(tmp_path, damage):
+    synthetic.write_chips(tmp_path / "chips", 20, size=12, progress=False)
+    version = prepare.prepare(tmp_path / "chips", tmp_path, num_labeled=3, num_test=5)
+    (shard,) = version.glob("*-test.array_record*")
+    content = shard.read_bytes()
+    noise = np.random.default_rng(0).bytes(len(content))
+    shard.write_bytes({"half": content[: len(content) // 2], "noise": noise}[damage])
+    with pytest.raises(InputError, match="prepare it again"):
+        source.open_split(Data(str(tmp_path), "nwrc/segmentation"), "test").arrays()
