@@ -45,12 +45,15 @@ class Cell(NamedTuple):
 
 
 def cells(config: Any) -> list[Cell]:
-    """Every fine-tuning of an experiment, those that share most with each other side by side."""
+    """Every fine-tuning of an experiment: repetition by repetition, so that there are whole ones.
+
+    Within one, those that share most with each other are side by side.
+    """
     settings = config.experiment
     repetitions, draws = range(settings.pretrain_seeds), range(max(1, settings.label_draws))
     found = []
-    for method, r, draw, labels in itertools.product(
-        settings.methods, repetitions, draws, settings.labels
+    for r, method, draw, labels in itertools.product(
+        repetitions, settings.methods, draws, settings.labels
     ):
         first = config.seed + r * SEEDS_APART
         found += [Cell(method, labels, r, draw, first + s) for s in range(settings.seeds)]
@@ -136,7 +139,6 @@ def experiment(
 
     failed: list[str] = []
     runs: dict[tuple[str, int], Path | None] = {}
-    # By repetition: stopped early, there are whole ones.
     for r, method in sorted(
         {(cell.repetition, cell.method): None for cell in todo}, key=lambda k: k[0]
     ):

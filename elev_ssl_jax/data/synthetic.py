@@ -20,7 +20,7 @@ from elev_ssl_jax import files
 from elev_ssl_jax.data import chips, layout
 from elev_ssl_jax.data.prepare import prepare as prepare_tfds
 from elev_ssl_jax.data.source import newest
-from elev_ssl_jax.errors import reported
+from elev_ssl_jax.errors import InputError, reported
 
 CHIPS_PER_SIDE = 3
 PIXEL_METRES = 10.0
@@ -126,6 +126,9 @@ def write_chips(
     Raises:
       InputError: The folder exists already.
     """
+    for name, value in (("--chips", num_chips), ("--size", size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
     side = -(-size * CHIPS_PER_SIDE // DEM_FACTOR) * DEM_FACTOR
     rows: list[dict] = []
     with (
