@@ -19,6 +19,10 @@ from elev_ssl_jax import sharding
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.train_state import TrainState
 
+# Raised by whatever makes the same weights give other outputs, or the same steps other weights.
+# 2: PyTorch's nearest upsampling, unbiased running variances, checksums.
+FORMAT = 2
+
 
 class Saved(NamedTuple):
     """A run's last checkpoint."""
@@ -31,11 +35,24 @@ class Saved(NamedTuple):
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints in `workdir`, of which the last `keep` are kept."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-    return ocp.CheckpointManager(
-        workdir.absolute() / "checkpoints",
-        item_handlers=ocp.StandardCheckpointHandler(),
-        options=options,
-    )
+    with _silent_absl():
+        return ocp.CheckpointManager(
+            workdir.absolute() / "checkpoints",
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=options,
+        )
+
+
+@contextmanager
+def _silent_absl() -> Iterator[None]:
+    """Of damaged files Orbax logs pages."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def describe(
@@ -49,7 +66,14 @@ def describe(
       data: Fingerprints of what it learns from and is judged by.
       **shapes: Of what the model takes and gives, as `image_shape`.
     """
-    about = {"config": config.to_dict(), "steps": steps, "commit": commit(), "data": data, **shapes}
+    about = {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "steps": steps,
+        "commit": commit(),
+        "data": data,
+        **shapes,
+    }
     return json.loads(json.dumps(about))  # as it will come back: JSON has no tuples
 
 
@@ -111,6 +135,7 @@ def restore_latest(
     if step is None:
         return state, {}
     tree, about = _metadata(checkpoints, step)
+    _check_format(about, checkpoints.directory.parent)
     differing = _differing(tree["params"], state.params)
     if differing:
         raise InputError(
@@ -132,6 +157,18 @@ def _metadata(checkpoints: ocp.CheckpointManager, step: int) -> tuple[Any, dict[
         return metadata.tree, metadata.custom_metadata or {}
 
 
+def _check_format(about: dict[str, Any], run: Path) -> None:
+    if not {"config", "steps", "image_shape"} <= about.keys():
+        raise InputError(f"{run} holds checkpoints of another program; name a run of this one")
+    theirs = about.get("format", 1)
+    if theirs != FORMAT:
+        raise InputError(
+            f"{run} holds checkpoints of another version of this program (format {theirs}; here it "
+            f"is {FORMAT}), which computes otherwise; use that version, or train again in another "
+            "--workdir"
+        )
+
+
 def _restore(
     checkpoints: ocp.CheckpointManager, step: int, target: Any, about: dict[str, Any]
 ) -> Any:
@@ -144,23 +181,25 @@ def _restore(
 
 @contextmanager
 def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Of damaged files Orbax and what lies below it raise whatever comes, and log pages of it."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.CRITICAL)
+    """Of damaged files Orbax and what lies below it raise whatever comes."""
+    path = checkpoints.directory / str(step)
     try:
-        yield
+        with _silent_absl():
+            yield
     except (InputError, MemoryError):
         raise
     except Exception as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" in text:
+            raise
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of the reads left under way
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = (text.splitlines() or [type(error).__name__])[0][:120]
+        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in text:
+            raise InputError(f"{path} can't be read ({reason}); see to its permissions") from error
         raise InputError(
-            f"{checkpoints.directory / str(step)} is damaged ({reason}); delete that folder to go "
-            "on from the checkpoint before it"
+            f"{path} is damaged ({reason}); delete that folder to go on from the checkpoint before "
+            "it"
         ) from error
-    finally:
-        absl.setLevel(level)
 
 
 def _differing(saved: Any, params: Any) -> str | None:
@@ -189,8 +228,7 @@ def load(run: Path) -> Saved:
     step = found[-1]
     with open_checkpoints(run, keep=1) as checkpoints:
         tree, about = _metadata(checkpoints, step)
-        if not {"config", "steps", "image_shape"} <= about.keys():
-            raise InputError(f"{run} holds checkpoints of another program; name a run of this one")
+        _check_format(about, run)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree

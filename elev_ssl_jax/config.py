@@ -1,38 +1,9 @@
-"""Every field of a run's configuration, and the check that comes before anything is built."""
+"""Every field of a run's configuration, and the settings of the paper."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
-from elev_ssl_jax.errors import InputError
-
-# What each task reads, as fields or groups of fields. Another that is not at its default is
-# refused: it would change nothing.
-_OF_ALL = (
-    *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
-    *("model.encoder", "model.width", "model.dtype"),
-    *("data.name", "data.dir", "data.eval_split", "data.value_range", "data.rgb"),
-    *("data.resident_gib", "data.synthetic"),
-)
-_OF_PRETRAINING = (
-    *("augment.contrastive", "augment.elevation", "loss", "log"),
-    *("model.projection", "model.elevation_padding"),
-    *("objective.temperature", "objective.local", "data.elevation_scale", "data.probe_split"),
-)
-_OF_FINETUNING = ("finetune", "augment.finetune")
-TASKS = {
-    "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
-    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
-    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment"),
-}
-# Fields that say where things lie and how often to report; a run may go on with others.
-FREE_TO_CHANGE = (
-    *("data.dir", "data.resident_gib", "checkpoint", "log"),
-    *("experiment.methods", "experiment.labels", "experiment.seeds"),
-    "experiment.pretrain_seeds",
-)
 SEEDS_APART = 1000  # of fine-tuning, in an experiment's repetitions, so that none occurs in two
 
 # What makes a method, of `config.objective` (table 1 of the README).
@@ -179,156 +150,6 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses values that can't work, before any data are read.
-
-    Raises:
-      InputError: Names the field, its value and what is allowed.
-    """
-    # They bring in Flax, which a config file can do without.
-    from elev_ssl_jax.objective import ENCODERS, check_image_size
-
-    known = _flat(default())
-    for name in _flat(config):
-        if name not in known:
-            raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
-    flat = {name: config_value(config, name) for name in known}
-
-    def need(name: str, fine: bool, allowed: str) -> None:
-        if not fine:
-            raise InputError(f"config.{name} is {flat[name]!r}; it must be {allowed}")
-
-    need("task", config.task in TASKS, f"one of {', '.join(TASKS)}")
-    for name, value in flat.items():
-        if not _belongs(name, TASKS[config.task]) and _plain(value) != _plain(known[name]):
-            raise InputError(
-                f"config.{name} is {value!r}, which the task {config.task} doesn't use; leave it "
-                f"at {known[name]!r}"
-            )
-
-    for name in (
-        "batch_size",
-        "epochs",
-        "checkpoint.every_epochs",
-        "checkpoint.keep",
-        "log.every_steps",
-        "log.eval_every_epochs",
-        "experiment.seeds",
-        "experiment.pretrain_seeds",
-        "experiment.pretrain.batch_size",
-        "experiment.pretrain.epochs",
-    ):
-        need(name, flat[name] >= 1, "at least 1")
-    for name in (
-        "seed",
-        "microbatch_size",
-        "loss.chunk_size",
-        "loss.relief_weight",
-        "data.synthetic.chips",
-        "optimizer.weight_decay",
-        "experiment.pretrain.optimizer.weight_decay",
-        "finetune.frozen_epochs",
-        "experiment.label_draws",
-    ):
-        need(name, flat[name] >= 0, "0 or more")
-    for name in (
-        "data.elevation_scale",
-        "model.width",
-        "objective.temperature",
-        "optimizer.learning_rate",
-        "experiment.pretrain.optimizer.learning_rate",
-        "finetune.frozen_learning_rate",
-    ):
-        need(name, 0 < flat[name] < math.inf, "above 0")
-
-    micro = config.microbatch_size
-    need(
-        "microbatch_size",
-        micro == 0 or config.batch_size % micro == 0,
-        f"0 or a divisor of batch_size, {config.batch_size}",
-    )
-    need("finetune.head", flat["finetune.head"] in ("linear", "unet"), "linear or unet")
-    need("finetune.num_classes", 2 <= flat["finetune.num_classes"] <= 255, "in 2..255")
-    modes = ("inference", "training")
-    need(
-        "finetune.frozen_batchnorm", flat["finetune.frozen_batchnorm"] in modes, " or ".join(modes)
-    )
-    for name in ("augment.finetune.flip", "augment.finetune.transpose"):
-        need(name, 0 <= flat[name] <= 1, "in [0, 1]")
-    methods, known_methods = config.experiment.methods, ("random", *METHODS)
-    need(
-        "experiment.methods",
-        len(methods) > 0
-        and len(set(methods)) == len(methods)
-        and set(methods) <= set(known_methods),
-        f"different ones of {', '.join(known_methods)}",
-    )
-    need("experiment.seeds", config.experiment.seeds <= SEEDS_APART, f"at most {SEEDS_APART}")
-    labels = config.experiment.labels
-    need("experiment.labels", len(labels) > 0 and min(labels) >= 1, "positive numbers")
-
-    low_high = "two numbers, the first below the second"
-    for name in ("data.value_range", "augment.contrastive.crop_scale"):
-        low, high = flat[name] if len(flat[name]) == 2 else (0, 0)
-        need(name, -math.inf < low < high < math.inf, low_high)
-    scale, ratio = config.augment.contrastive.crop_scale, config.augment.contrastive.crop_ratio
-    need("augment.contrastive.crop_scale", scale[0] > 0 and scale[1] <= 1, "in (0, 1]")
-    fine = len(ratio) == 2 and 0 < ratio[0] <= 1 <= ratio[1] < math.inf
-    need("augment.contrastive.crop_ratio", fine, "two numbers around 1")
-    need("data.rgb", len(config.data.rgb) in (0, 3), "empty or three band numbers from 0")
-    synthetic = config.data.synthetic
-    need(
-        "data.synthetic.size",
-        synthetic.chips > 0 or synthetic.size == known["data.synthetic.size"],
-        "left alone without data.synthetic.chips",
-    )
-    for branch in ("contrastive", "elevation"):
-        for name in ("flip", "jitter_probability", "grayscale", "brightness", "contrast"):
-            field = f"augment.{branch}.{name}"
-            need(field, 0 <= flat[field] <= 1, "in [0, 1]")
-        need(f"augment.{branch}.hue", 0 <= flat[f"augment.{branch}.hue"] <= 0.5, "in [0, 0.5]")
-        need(
-            f"augment.{branch}.saturation",
-            flat[f"augment.{branch}.saturation"] >= 0,
-            "0 or more",
-        )
-
-    need("model.encoder", config.model.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
-    dtypes = ("auto", "float32", "bfloat16")
-    need("model.dtype", config.model.dtype in dtypes, f"one of {', '.join(dtypes)}")
-    for name in ("model.projection", "objective.local.projection"):
-        need(name, len(flat[name]) == 2 and min(flat[name]) >= 1, "two positive numbers")
-    paddings = ("zeros", "edge")
-    need("model.elevation_padding", flat["model.elevation_padding"] in paddings, "zeros or edge")
-    need("objective.alpha", 0 <= config.objective.alpha <= 1, "in [0, 1]")
-    need("objective.lam", 0 <= config.objective.lam <= 1, "in [0, 1]")
-    features = ("mean", "style")
-    need(
-        "objective.global_features", flat["objective.global_features"] in features, "mean or style"
-    )
-    for name in ("objective.local.patches", "objective.local.patch_size"):
-        need(name, flat[name] >= 1, "at least 1")
-    for prefix in ("", "experiment.pretrain."):
-        name = f"{prefix}optimizer.name"
-        need(name, flat[name] in ("adamw", "adam", "lars"), "adamw, adam or lars")
-        name = f"{prefix}optimizer.schedule"
-        need(name, flat[name] in ("cosine", "constant"), "cosine or constant")
-        name = f"{prefix}optimizer.scaling"
-        need(name, flat[name] in ("none", "linear", "sqrt"), "none, linear or sqrt")
-        name = f"{prefix}optimizer.warmup_epochs"
-        need(name, 0 <= flat[name] < flat[f"{prefix}epochs"], f"0 or more, below {prefix}epochs")
-    reductions = ("mean", "sum")
-    need(
-        "loss.elevation_reduction",
-        flat["loss.elevation_reduction"] in reductions,
-        "mean or sum",
-    )
-    if config.data.synthetic.chips:
-        names = ("nwrc/classification", "nwrc/segmentation")
-        need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
-        check_image_size(config, config.data.synthetic.size, config.data.synthetic.size)
-
-
 def fine_tuning(head: str) -> ml_collections.ConfigDict:
     """The settings of sections 5.1.2 (`head` "linear") and 5.2.2 ("unet") of arXiv 2304.06857."""
     config = default()
@@ -376,50 +197,11 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
             its.batch_size, its.epochs = 64, 25
             if its.optimizer.name == "adamw":
                 its.optimizer.learning_rate = 3e-3
-            # Not the paper's: in so few steps its settings teach how high a chip lies, and nothing
-            # of the shape of its ground (README, "Relief").
-            config.loss.relief_weight = 20.0
-            config.model.elevation_padding = "edge"
+            if config.objective.alpha > 0:
+                # Not the paper's: in so few steps its settings teach how high a chip lies, and
+                # nothing of the shape of its ground (README, "Relief").
+                config.loss.relief_weight = 20.0
+                config.model.elevation_padding = "edge"
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config
-
-
-def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:
-    """Fields in which a saved run differs so that the two can't be one run, each as a sentence."""
-    # A field that is newer than the saved run had its default value then.
-    flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
-    # A run alone may go on for longer. The cells of an experiment are compared with one another.
-    free = FREE_TO_CHANGE if config.task == "experiment" else (*FREE_TO_CHANGE, "epochs")
-    return [
-        f"{name} was {flat.get(name)!r} and is {value!r}"
-        for name, value in _flat(config).items()
-        if not _belongs(name, free) and _plain(value) != _plain(flat.get(name))
-    ]
-
-
-def _belongs(name: str, fields: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the fields, or in one of the groups."""
-    return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
-def config_value(config: ml_collections.ConfigDict, name: str) -> Any:
-    """The value of a dotted field."""
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            fields |= _flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no tuples."""
-    return list(value) if isinstance(value, tuple) else value

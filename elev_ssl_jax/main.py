@@ -6,11 +6,13 @@ The same command on every worker of a TPU pod, or from every task of a Slurm job
 elsewhere --coordinator, --num_processes and --process_id say so. See launch/README.md.
 """
 
+import functools
 import json
 import os
+import re
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from elev_ssl_jax.huge_pages import use_huge_pages
@@ -21,8 +23,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import config as config_lib
-from elev_ssl_jax import files, quiet, run_folder, sharding
+from elev_ssl_jax import checks, files, quiet, run_folder, sharding
 from elev_ssl_jax.errors import InputError, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -45,11 +46,18 @@ def main(argv: list[str]) -> None:
         if argv[1:]:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
         config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
-        config_lib.check(config)
+        refusal = f"--workdir={workdir} is in use by another run; wait for it, or name another"
+        checks.check(config)
         _join_processes(config)
-        run_folder.check_same_run(workdir, config)
+        if sharding.is_first():
+            for line in checks.without_effect(config):
+                print(f"note: {line}", file=sys.stderr)
         try:
-            with _only_run(workdir):
+            with ExitStack() as stack:
+                with sharding.together():
+                    if sharding.is_first():  # which keeps other runs out for all of this one
+                        run_folder.check_same_run(workdir, config)
+                        stack.enter_context(files.sole_writer(workdir, refusal))
                 sharding.check_shared(workdir)
                 if config.data.synthetic.chips:
                     _make_synthetic(config, workdir)
@@ -59,15 +67,6 @@ def main(argv: list[str]) -> None:
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on", file=sys.stderr)
             sys.exit(130)
-
-
-def _only_run(workdir: Path):
-    """Keeps other runs out of the folder; the first process does so for all of this one."""
-    if not sharding.is_first():
-        return nullcontext()
-    return files.sole_writer(
-        workdir, f"--workdir={workdir} is in use by another run; wait for it, or name another"
-    )
 
 
 def _join_processes(config) -> None:
@@ -94,34 +93,37 @@ def _join_processes(config) -> None:
 def _make_synthetic(config, workdir: Path) -> None:
     from elev_ssl_jax.data import synthetic
 
-    if sharding.is_first():
-        synthetic.prepare(config.data, workdir)
-    sharding.wait_for_all("synthetic chips")
-    if not sharding.is_first():
-        synthetic.prepare(config.data, workdir)  # they are there, or on another disk
+    with sharding.together():
+        if sharding.is_first():
+            synthetic.prepare(config.data, workdir)
+    with sharding.together():
+        if not sharding.is_first():
+            synthetic.prepare(config.data, workdir)  # they are there, or on another disk
 
 
 def _pretrain(config, workdir: Path) -> None:
     from elev_ssl_jax import objective
     from elev_ssl_jax.data import source
 
-    train = source.open_split(config.data, config.data.split)
-    objective.check_image_size(config, *train.features["image"].shape[:2])
-    heldout = source.open_split(config.data, config.data.eval_split).arrays()
-    labelled = None
-    if config.data.probe_split:
-        labelled = source.open_split(config.data, config.data.probe_split).arrays()
+    with sharding.together():
+        train = source.open_split(config.data, config.data.split)
+        objective.check_image_size(config, *train.features["image"].shape[:2])
+        heldout = source.open_split(config.data, config.data.eval_split).arrays()
+        labelled = None
+        if config.data.probe_split:
+            labelled = source.open_split(config.data, config.data.probe_split).arrays()
 
     from elev_ssl_jax import pretrain
 
-    chips = pretrain.Chips(train, heldout, labelled)
-    pretrain.check_fit(config, chips)  # before anything is written
-    pretrain.pretrain(config, workdir, chips, _writer(workdir))
+    pretrain.pretrain(config, workdir, pretrain.Chips(train, heldout, labelled), _Writer(workdir))
     if config is not _CONFIG.value:  # one of an experiment's
         return
     more = f"--config.epochs={2 * config.epochs}"
     if sharding.alone():
-        words = [a for a in sys.argv[1:] if not a.startswith("--config.epochs")]
+        words = sys.argv[1:]
+        for i, word in reversed([*enumerate(words)]):
+            if re.fullmatch(r"--?config\.epochs(=.*)?", word):
+                del words[i : i + (1 if "=" in word else 2)]
         print(f"to continue: python -m elev_ssl_jax.main {shlex.join([*words, more])}")
     else:
         print(f"to continue: the same command with {more}")
@@ -132,8 +134,7 @@ def _finetune(config, workdir: Path) -> None:
 
     train = _labelled(config, config.data.split)
     test = _labelled(config, config.data.eval_split)
-    finetune.check_chips(config, train, test)
-    finetune.finetune(config, workdir, train, test, _writer(workdir))
+    finetune.finetune(config, workdir, train, test, _Writer(workdir))
 
 
 def _experiment(config, workdir: Path) -> None:
@@ -142,7 +143,7 @@ def _experiment(config, workdir: Path) -> None:
 
     for method in config.experiment.methods:
         if method != "random":
-            config_lib.check(experiment.pretrain_config(config, method))
+            checks.check(experiment.pretrain_config(config, method))
     train = _labelled(config, "labeled")  # whatever the label counts: the same data
     test = _labelled(config, config.data.eval_split)
     splits = source.open_split(config.data, config.data.eval_split).counts
@@ -176,13 +177,29 @@ def _labelled(config, split):
     )
 
 
-def _writer(workdir):
-    quiet.import_tensorflow()  # it writes the event files
-    from clu import metric_writers
+class _Writer:
+    """Of event files, which are made when there is something to write: a refused run has none."""
 
-    return metric_writers.create_default_writer(
-        workdir, just_logging=not sharding.is_first(), asynchronous=False
-    )
+    def __init__(self, workdir: Path):
+        quiet.import_tensorflow()  # now, rather than between two steps
+        from clu import metric_writers
+
+        self._make = functools.partial(
+            metric_writers.create_default_writer,
+            workdir,
+            just_logging=not sharding.is_first(),
+            asynchronous=False,
+        )
+
+    @functools.cached_property
+    def _writer(self):
+        return self._make()
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from elev_ssl_jax import (
     objective,
     pictures,
     run_folder,
+    scores,
     sharding,
 )
 from elev_ssl_jax.data import pipeline
@@ -56,17 +57,20 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
       InputError: Data and configuration don't fit each other, or the loss is no longer finite.
     """
     mesh = sharding.make_mesh()
-    steps_per_epoch = check_fit(config, chips)
-    total_steps = config.epochs * steps_per_epoch
-    sample = _sample(chips.train)
-    data = _fingerprints(chips, sample)
-    run_folder.check_same_run(workdir, config, data)
-    if sharding.is_first():
-        run_folder.claim(workdir, config, data)
+    with sharding.together():
+        steps_per_epoch = check_fit(config, chips)
+        sample = sample_of(chips.train)
+        mean_elevation = _mean_elevation(config, sample)
+        data = _fingerprints(chips, sample)
+    where = f"{config.data.name} in {config.data.dir or 'the default data.dir'}"
+    sharding.check_same(f"the data ({where})", data)
+    with sharding.together():
+        if sharding.is_first():
+            run_folder.claim(workdir, config, data)
 
+    total_steps = config.epochs * steps_per_epoch
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
     model = objective.make_model(config, elevation_shape)
-    mean_elevation = _mean_elevation(config, sample)
     optimizer, schedule = make_optimizer(
         config.optimizer,
         epochs=config.epochs,
@@ -89,7 +93,9 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
 
     train_step = make_train_step(config, model, optimizer, schedule, mesh)
     predict = evaluate.make_predict(config, model, mesh)
-    score = functools.partial(_score, config, predict, chips, mean_elevation)
+
+    def measure(variables):
+        return scores.measure(predict, variables, chips.heldout, chips.labelled, mean_elevation)
 
     about = checkpoint.describe(
         config,
@@ -144,25 +150,25 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
                 state, scalars = train_step(state, next(batches))
                 last = step == total_steps
                 saves = last or step % (config.checkpoint.every_epochs * steps_per_epoch) == 0
-                scores = not last and step % (config.log.eval_every_epochs * steps_per_epoch) == 0
-                if saves or scores or step % config.log.every_steps == 0:
+                judges = not last and step % (config.log.eval_every_epochs * steps_per_epoch) == 0
+                if saves or judges or step % config.log.every_steps == 0:
                     log.put(step, scalars)
-                if saves or scores:
+                if saves or judges:
                     log.flush()  # a state that is not finite ends the run and is never saved
                 if saves:
                     checkpoint.save(checkpoints, state, about)
-                if scores:
-                    writer.write_scalars(step, score(state.variables)[0])
+                if judges:
+                    writer.write_scalars(step, measure(state.variables)[0])
                     log.restart_clock()
 
-    scores, outputs = score(state.variables)
-    untrained, _ = score(init().variables)
-    scores |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
-    writer.write_scalars(total_steps, scores)
+    results, outputs = measure(state.variables)
+    untrained, _ = measure(init().variables)
+    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
+    writer.write_scalars(total_steps, results)
     writer.flush()
     if not sharding.is_first():
-        return scores
-    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
+        return results
+    files.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     if outputs.elevation is not None:
         few = {k: v[:PICTURED] for k, v in chips.heldout.items()}
         images = _displayable(config, few["image"])
@@ -170,9 +176,9 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
         known = ~np.isnan(few["elevation"])
         reliefs = (evaluate.level_and_relief(field, known)[1] for field in fields)
         pictures.draw_elevation(workdir / "elevation.png", images, *fields, *reliefs)
-    print(_table(config, scores, len(chips.heldout["image"])))
+    print(scores.table(results, len(chips.heldout["image"]), config.data.eval_split))
     print("pictures: " + ", ".join(str(p) for p in sorted(workdir.glob("*.png"))))
-    return scores
+    return results
 
 
 def check_fit(config: Any, chips: Chips) -> int:
@@ -197,15 +203,8 @@ def check_fit(config: Any, chips: Chips) -> int:
     objective.check_image_size(config, height, width)
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
-    sample = _sample(chips.train)
-    sharding.check_same(
-        f"the data ({data.name} in {data.dir or 'the default data.dir'})",
-        _fingerprints(chips, sample),
-    )
-    if config.objective.alpha > 0:
-        _mean_elevation(config, sample)
-        if np.isnan(chips.heldout["elevation"]).all():
-            raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
+    if config.objective.alpha > 0 and np.isnan(chips.heldout["elevation"]).all():
+        raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
     return count // size
 
 
@@ -259,8 +258,8 @@ def _length(train) -> int:
     return len(train["image"]) if isinstance(train, dict) else len(train)
 
 
-def _sample(train, count: int = 2048) -> Arrays:
-    """Some training chips, evenly spread, to take the mean of and to picture."""
+def sample_of(train: Any, count: int = 2048) -> Arrays:
+    """`image` and `elevation` of some training chips, evenly spread: all, if there are so few."""
     positions = np.unique(np.linspace(0, _length(train) - 1, count).astype(int))
     if isinstance(train, dict):
         return {name: train[name][positions] for name in ("image", "elevation")}
@@ -269,7 +268,6 @@ def _sample(train, count: int = 2048) -> Arrays:
 
 
 def _fingerprints(chips, sample) -> dict[str, str]:
-    """Of the data, for which a sample of the training chips stands: all of them may be too many."""
     known = {"heldout": chips.heldout, "labelled": chips.labelled}
     return {
         "train": run_folder.fingerprint(sample, _length(chips.train)),
@@ -288,34 +286,6 @@ def _mean_elevation(config, sample) -> float:
             )
         return math.nan
     return float(known.mean(dtype=np.float64))
-
-
-def _score(config, predict, chips, train_mean, variables):
-    """Scores on the held-out chips, by name, and the outputs they come from."""
-    outputs = predict(variables, chips.heldout)
-    scores = {"feature_std": evaluate.feature_std(outputs.features)}
-    true = chips.heldout["elevation"]
-    if outputs.elevation is not None:
-        own_mean = float(np.nanmean(true, dtype=np.float64))
-        for name, rmse in (("", evaluate.rmse), ("level_", evaluate.level_rmse)):
-            scores[f"elevation_{name}rmse_m"] = rmse(outputs.elevation, true)
-            scores[f"elevation_{name}rmse_of_train_mean_m"] = rmse(train_mean, true)
-            scores[f"elevation_{name}rmse_of_heldout_mean_m"] = rmse(own_mean, true)
-        scores["elevation_relief_rmse_m"] = evaluate.relief_rmse(outputs.elevation, true)
-        scores["elevation_relief_rmse_of_none_m"] = evaluate.relief_rmse(0.0, true)
-        correlation = evaluate.relief_correlation(outputs.elevation, true)
-        scores["elevation_relief_correlation"] = correlation
-    if outputs.embeddings is not None:
-        scores["contrastive_top1"] = evaluate.top1(outputs.embeddings)
-    if chips.labelled is not None:
-        probe = evaluate.linear_probe(
-            predict(variables, chips.labelled).features,
-            evaluate.chip_labels(chips.labelled),
-            outputs.features,
-            evaluate.chip_labels(chips.heldout),
-        )
-        scores |= {f"probe_{name}": value for name, value in (probe or {}).items()}
-    return scores, outputs
 
 
 def _topology(config, model, mesh, params) -> str:
@@ -377,36 +347,3 @@ def _draw_views(config, path, sample):
         titles,
         patches,
     )
-
-
-def _table(config, scores, heldout) -> str:
-    """The final scores as a short text table, each beside what it must beat."""
-    pool = 2 * min(evaluate.TOP1_POOL, heldout) - 1
-    lines = [("", "this run", "to beat", "")]
-    if "elevation_rmse_m" in scores:
-        means = [
-            ("train_mean", "the mean of the training chips"),
-            ("heldout_mean", "the mean of the held-out chips"),
-        ]
-        for part, what, rivals in (
-            ("", "elevation RMSE", means),
-            ("level_", "  of a chip's mean", means),
-            ("relief_", "  of what is left", [("none", "no relief")]),
-        ):
-            value = f"{scores[f'elevation_{part}rmse_m']:.1f} m"
-            for rival, whose in rivals:
-                rival = f"{scores[f'elevation_{part}rmse_of_{rival}_m']:.1f} m"
-                lines.append((what, value, rival, whose))
-        value = f"{scores['elevation_relief_correlation']:.3f}"
-        lines.append(("  its correlation", value, "0", "no relief"))
-    for name, what in (("probe_accuracy", "accuracy"), ("probe_macro_f1", "macro F1")):
-        if name in scores:
-            rival = f"{scores[f'random_{name}']:.3f}"
-            text = f"{scores[name]:.3f}"
-            lines.append((f"linear probe, {what}", text, rival, "the same encoder, untrained"))
-    if "contrastive_top1" in scores:
-        text, rival = f"{scores['contrastive_top1']:.3f}", f"{1 / pool:.3f}"
-        lines.append(("contrastive top-1", text, rival, f"chance among {pool} views"))
-    lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
-    title = f"on {heldout} held-out chips ({config.data.eval_split}), BatchNorm in inference mode"
-    return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])

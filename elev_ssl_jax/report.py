@@ -6,8 +6,6 @@ Writes `report.md`, `report.html` (one file, pictures included), `results.csv` a
 """
 
 import argparse
-import base64
-import html
 import json
 import math
 import zipfile
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax import evidence, files, metrics, pictures
+from elev_ssl_jax import documents, evidence, files, metrics, pictures
 from elev_ssl_jax.errors import InputError, reported
 
 NAMES = {
@@ -95,8 +93,8 @@ def write(run: Path) -> str:
     blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled))]
     if _draw_panel(run, methods, largest):
         blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
-    files.write_text(run / "report.md", _markdown(blocks))
-    files.write_text(run / "report.html", _html(title, blocks))
+    files.write_text(run / "report.md", documents.markdown(blocks))
+    files.write_text(run / "report.html", documents.page(title, blocks))
     return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {run / 'report.html'}"
 
 
@@ -381,39 +379,6 @@ def _draw_panel(run, methods, some) -> bool:
             f"the examples in {run} can't be read ({error}); run the experiment's command again"
         ) from error
     return bool(classes)
-
-
-def _markdown(blocks):
-    parts = []
-    for kind, content in blocks:
-        if kind == "table":
-            rows = [content.columns, ["---"] * content.shape[1], *content.to_numpy()]
-            parts.append("\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows))
-        elif kind == "image":
-            parts.append(f"![{content.stem}]({content.name})")
-        else:
-            parts.append({"title": "# ", "heading": "## ", "text": ""}[kind] + content)
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(title, blocks):
-    parts = []
-    for kind, content in blocks:
-        if kind == "table":
-            parts.append(content.to_html(index=False, border=0))
-        elif kind == "image":
-            data = base64.b64encode(content.read_bytes()).decode()
-            parts.append(f'<img alt="{content.stem}" src="data:image/png;base64,{data}">')
-        else:
-            tag = {"title": "h1", "heading": "h2", "text": "p"}[kind]
-            parts.append(f"<{tag}>{html.escape(content)}</{tag}>")
-    style = (
-        "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-        "table{border-collapse:collapse;margin:1em 0}"
-        "td,th{border-bottom:1px solid #ccc;padding:.3em .8em;text-align:left}img{max-width:100%}"
-    )
-    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
-    return f"<!doctype html>{head}\n" + "\n".join(parts) + "\n"
 
 
 def main() -> None:

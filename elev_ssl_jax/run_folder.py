@@ -41,10 +41,14 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
       InputError: Says what differs.
     """
     path = workdir / "config.json"
-    if not path.exists() or not _has_results(workdir):
+    if not _has_results(workdir):
         return
+    if not path.exists():
+        raise InputError(
+            f"{workdir} holds results, but no config.json that says of what; use another --workdir"
+        )
     # It brings in ml_collections, which the loops can do without.
-    from elev_ssl_jax.config import differences
+    from elev_ssl_jax.checks import differences
 
     try:
         saved = json.loads(path.read_text())

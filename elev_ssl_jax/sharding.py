@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from elev_ssl_jax.errors import InputError
 # Seconds. A process that says nothing for so long is dead, and the others end. One that ends by an
 # error waits so long for the others to come to their end as well.
 _HEARTBEAT = 20
+_LONGEST = 2048  # bytes of a refusal that others hear of
 
 
 def start_processes(
@@ -97,6 +99,30 @@ def wait_for_all(what: str) -> None:
     """Returns when all processes have come here."""
     if not alone():
         multihost_utils.sync_global_devices(what)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one process refuses within, all refuse: none is left waiting for it.
+
+    Raises:
+      InputError: On each process, that of the first that has one.
+    """
+    refusal = ""
+    try:
+        yield
+    except InputError as error:
+        if alone():
+            raise
+        refusal = str(error)
+    if alone():
+        return
+    text = refusal.encode()[:_LONGEST].ljust(_LONGEST)
+    texts = multihost_utils.process_allgather(np.frombuffer(text, np.uint8))
+    for process, row in enumerate(np.asarray(texts)):
+        said = row.tobytes().decode(errors="ignore").rstrip()
+        if said:
+            raise InputError(refusal or f"process {process}: {said}")
 
 
 def check_same(what: str, values: Any) -> None:

@@ -124,3 +124,46 @@ def test_what_every_optimizer_keeps_is_checked_and_comes_back(tmp_path, name):
         again, _ = checkpoint.restore_latest(checkpoints, state, sharding.make_mesh())
     assert same(again, state)
     assert same(checkpoint.load(tmp_path).variables, state.variables)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(None, "an earlier"), (1, "an earlier"), (3, "a lat")]
+)
+def test_checkpoints_of_other_versions_are_refused(tmp_path, number, said):
+    about = checkpoint.describe(default(), steps=0, image_shape=(32, 32, 3))
+    about["format"] = number
+    if number is None:
+        del about["format"]
+    with checkpoint.open_checkpoints(tmp_path, 1) as checkpoints:
+        checkpoint.save(checkpoints, make_state(), about)
+    with pytest.raises(InputError, match=r"another version.*another --workdir"):
+        restored(tmp_path)
+    with pytest.raises(InputError, match="another version"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (PermissionError(13, "Permission denied"), InputError, "see to its permissions"),
+        (ValueError("PERMISSION_DENIED: reading params"), InputError, "see to its permissions"),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), RuntimeError, "out of memory"),
+    ],
+)
+def test_what_is_not_damage_is_not_called_so(saved, monkeypatch, error, raised, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", fail)
+    with pytest.raises(raised, match=said) as told:
+        checkpoint.load(saved)
+    assert "damaged" not in str(told.value)
+
+
+def test_a_damaged_checkpoint_is_no_reason_for_pages(saved, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    for path in run.rglob("_CHECKPOINT_METADATA"):
+        path.write_bytes(b"")
+    told(run, restored(saved))
+    assert caplog.text == ""

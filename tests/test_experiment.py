@@ -17,7 +17,8 @@ from elev_ssl_jax import (
     report,
     sharding,
 )
-from elev_ssl_jax.config import METHODS, check, comparison
+from elev_ssl_jax.checks import check
+from elev_ssl_jax.config import METHODS, comparison
 from elev_ssl_jax.data import source, synthetic
 from elev_ssl_jax.errors import InputError
 from tests.test_finetune import SIZE, make_chips

@@ -17,7 +17,8 @@ from elev_ssl_jax import (
     pretrain,
     sharding,
 )
-from elev_ssl_jax.config import check, fine_tuning
+from elev_ssl_jax.checks import check
+from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
 from tests.test_pretrain import Writer
 

@@ -173,18 +173,19 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
     tiny.epochs = 1
     pretrain.pretrain(tiny, tmp_path, data, Writer())
     tiny.model.projection = (32, 8)
-    (tmp_path / "config.json").unlink()  # without it the checkpoint itself must tell
+    (tmp_path / "config.json").write_text(tiny.to_json_best_effort())  # the checkpoint must tell
     with pytest.raises(
         InputError, match=r"projection/.* is .* there and .* here.*another --workdir"
     ):
         pretrain.pretrain(tiny, tmp_path, data, Writer())
 
 
-def test_data_that_do_not_fit_are_refused(tiny, data):
+def test_data_that_do_not_fit_are_refused(tiny, data, tmp_path):
     assert pretrain.check_fit(tiny, data) == 2
     empty = {**data.train, "elevation": np.full((20, 11, 11), np.nan, np.float32)}
     with pytest.raises(InputError, match="no elevation in any of 20 chips"):
-        pretrain.check_fit(tiny, data._replace(train=empty))
+        pretrain.pretrain(tiny, tmp_path / "run", data._replace(train=empty), Writer())
+    assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="no elevation at all"):
         pretrain.check_fit(tiny, data._replace(heldout=empty))
     tiny.batch_size = 21

@@ -56,6 +56,13 @@ def test_an_unreadable_configuration_is_one_line(tiny, tmp_path, text):
         run_folder.check_same_run(tmp_path, tiny)
 
 
+def test_results_of_nobody_knows_what_are_refused(tiny, tmp_path):
+    with_results(tmp_path)
+    with pytest.raises(InputError, match=r"no config.json .*another --workdir"):
+        run_folder.claim(tmp_path, tiny, {})
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_half_written_checkpoint_is_no_result(tiny, tmp_path):
     run_folder.claim(tmp_path, tiny, {})
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)

@@ -1,0 +1,283 @@
+"""What a configuration may say, checked before anything is built."""
+
+import math
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from elev_ssl_jax.config import METHODS, SEEDS_APART, default
+from elev_ssl_jax.errors import InputError
+
+# What each task reads, as fields or groups of fields. Another that is not at its default is
+# refused: it would change nothing.
+_OF_ALL = (
+    *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
+    *("model.encoder", "model.width", "model.dtype"),
+    *("data.name", "data.dir", "data.eval_split", "data.value_range", "data.rgb"),
+    *("data.resident_gib", "data.synthetic"),
+)
+_OF_PRETRAINING = (
+    *("augment.contrastive", "augment.elevation", "loss", "log"),
+    *("model.projection", "model.elevation_padding"),
+    *("objective.temperature", "objective.local", "data.elevation_scale", "data.probe_split"),
+)
+_OF_FINETUNING = ("finetune", "augment.finetune")
+TASKS = {
+    "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
+    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
+    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment"),
+}
+# What only one part of the objective reads.
+_OF_ELEVATION = (
+    *("augment.elevation", "data.elevation_scale", "model.elevation_padding"),
+    *("loss.elevation_reduction", "loss.relief_weight"),
+)
+_OF_CONTRAST = ("augment.contrastive", "objective.temperature", "loss.chunk_size")
+_OF_GLOBAL = ("objective.global_features", "model.projection")
+_OF_LOCAL = ("objective.local",)
+_OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm")
+
+# Fields that say where things lie and how often to report; a run may go on with others.
+FREE_TO_CHANGE = (
+    *("data.dir", "data.resident_gib", "checkpoint", "log"),
+    *("experiment.methods", "experiment.labels", "experiment.seeds"),
+    "experiment.pretrain_seeds",
+)
+
+
+class _Rule(NamedTuple):
+    allowed: str  # "it must be" ...
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*choices: str) -> _Rule:
+    return _Rule(f"one of {', '.join(choices)}", choices.__contains__)
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> _Rule:
+    """Finite, and from `low`, or above it, to `high`."""
+    words = f"in {'(' if above else '['}{low:g}, {high:g}]"
+    if high == math.inf:
+        words = f"above {low:g}" if above else f"{low:g} or more"
+
+    def holds(value):
+        fine = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+        return fine and not (above and value == low)
+
+    return _Rule(words, holds)
+
+
+def _whole(low: int, high: int | None = None) -> _Rule:
+    words = f"a whole number, {low} or more" if high is None else f"a whole number in {low}..{high}"
+    return _Rule(words, lambda v: type(v) is int and low <= v and (high is None or v <= high))
+
+
+def _several(words: str, each: _Rule, all_of: Callable[[Any], bool]) -> _Rule:
+    """A tuple, of which each part has a rule and all have one."""
+    return _Rule(words, lambda values: all(map(each.holds, values)) and all_of(values))
+
+
+def _different(values):
+    return len(set(values)) == len(values)
+
+
+_ANY = _number(-math.inf)
+_SHARE = _number(0, 1)
+_POSITIVE = _number(0, above=True)
+_TWO_SIZES = _several("two whole numbers above 0", _whole(1), lambda v: len(v) == 2)
+_METHODS = ("random", *METHODS)
+
+# The first pattern that a field's name matches is its rule. A text that names data or folders is
+# looked at where these are opened.
+_RULES = {
+    "task": _one_of(*TASKS),
+    "seed": _whole(0, 2**31 - 1),
+    "microbatch_size": _whole(0),
+    "data.value_range": _several(
+        "two numbers, the first below the second", _ANY, lambda v: len(v) == 2 and v[0] < v[1]
+    ),
+    "data.elevation_scale": _POSITIVE,
+    "data.rgb": _several(
+        "empty, or three different band numbers from 0",
+        _whole(0),
+        lambda v: len(v) in (0, 3) and _different(v),
+    ),
+    "data.resident_gib": _number(0),
+    "data.synthetic.chips": _whole(0),
+    "data.synthetic.size": _whole(1),
+    "augment.contrastive.crop_scale": _several(
+        "two numbers in (0, 1], the first below the second",
+        _number(0, 1, above=True),
+        lambda v: len(v) == 2 and v[0] < v[1],
+    ),
+    "augment.contrastive.crop_ratio": _several(
+        "two numbers around 1", _POSITIVE, lambda v: len(v) == 2 and v[0] <= 1 <= v[1]
+    ),
+    "augment.*.saturation": _number(0),
+    "augment.*.hue": _number(0, 0.5),
+    "augment.*": _SHARE,
+    "model.width": _POSITIVE,
+    "model.dtype": _one_of("auto", "float32", "bfloat16"),
+    "*.projection": _TWO_SIZES,
+    "model.elevation_padding": _one_of("zeros", "edge"),
+    "objective.alpha": _SHARE,
+    "objective.lam": _SHARE,
+    "objective.temperature": _POSITIVE,
+    "objective.global_features": _one_of("mean", "style"),
+    "objective.local.*": _whole(1),
+    "loss.chunk_size": _whole(0),
+    "loss.elevation_reduction": _one_of("mean", "sum"),
+    "loss.relief_weight": _number(0),
+    "*optimizer.learning_rate": _POSITIVE,
+    "*optimizer.scaling": _one_of("none", "linear", "sqrt"),
+    "*optimizer.warmup_epochs": _number(0),
+    "*optimizer.schedule": _one_of("cosine", "constant"),
+    "*optimizer.weight_decay": _number(0),
+    "*optimizer.name": _one_of("adamw", "adam", "lars"),
+    "finetune.head": _one_of("linear", "unet"),
+    "finetune.num_classes": _whole(2, 255),
+    "finetune.frozen_epochs": _whole(0),
+    "finetune.frozen_learning_rate": _POSITIVE,
+    "finetune.frozen_batchnorm": _one_of("inference", "training"),
+    "experiment.methods": _several(
+        f"different ones of {', '.join(_METHODS)}",
+        _one_of(*_METHODS),
+        lambda v: len(v) > 0 and _different(v),
+    ),
+    "experiment.labels": _several(
+        "different whole numbers above 0", _whole(1), lambda v: len(v) > 0 and _different(v)
+    ),
+    "experiment.label_draws": _whole(0),
+    "experiment.seeds": _whole(1, SEEDS_APART),
+    "experiment.pretrain_seeds": _whole(1),
+    "*batch_size": _whole(1),
+    "*epochs": _whole(1),
+    "checkpoint.keep": _whole(1),
+    "log.every_steps": _whole(1),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that can't work, before any data are read.
+
+    Raises:
+      InputError: Names the field, its value and what is allowed.
+    """
+    # They bring in Flax, which a config file can do without.
+    from elev_ssl_jax.objective import ENCODERS, check_image_size
+
+    known = _flat(default())
+    flat = _flat(config)
+    for name in flat:
+        if name not in known:
+            raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
+    for name in known:
+        if name not in flat:
+            raise InputError(f"config.{name} is missing; begin with elev_ssl_jax.config.default()")
+
+    def need(name: str, fine: bool, allowed: str) -> None:
+        if not fine:
+            raise InputError(f"config.{name} is {flat[name]!r}; it must be {allowed}")
+
+    rules = {"model.encoder": _one_of(*ENCODERS), **_RULES}
+    need("task", config.task in TASKS, rules["task"].allowed)
+    for name, value in flat.items():
+        if not _belongs(name, TASKS[config.task]) and not _same(value, known[name]):
+            raise InputError(
+                f"config.{name} is {value!r}, which the task {config.task} doesn't use; leave it "
+                f"at {known[name]!r}"
+            )
+        rule = next((rules[pattern] for pattern in rules if fnmatch(name, pattern)), None)
+        if rule is not None:
+            need(name, rule.holds(value), rule.allowed)
+
+    # What depends on two fields.
+    micro = config.microbatch_size
+    need(
+        "microbatch_size",
+        micro == 0 or config.batch_size % micro == 0,
+        f"0 or a divisor of batch_size, {config.batch_size}",
+    )
+    for prefix in ("", "experiment.pretrain."):
+        name = f"{prefix}optimizer.warmup_epochs"
+        need(name, flat[name] < flat[f"{prefix}epochs"], f"below {prefix}epochs")
+    if config.task == "experiment":
+        most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
+        need("seed", config.seed < most, f"below {most}: each repetition has its own")
+    chips, size = config.data.synthetic.chips, config.data.synthetic.size
+    if chips:
+        check_image_size(config, size, size)
+        names = ("nwrc/classification", "nwrc/segmentation")
+        need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
+    else:
+        fine = size == known["data.synthetic.size"]
+        need("data.synthetic.size", fine, "left alone without data.synthetic.chips")
+
+
+def without_effect(config: ml_collections.ConfigDict) -> list[str]:
+    """A sentence for each field that was set and that changes nothing beside the others.
+
+    They are not refused: a sweep of alpha or lam has ends, where a part of the objective is gone.
+    """
+    its = config.objective
+    parts = [(its.alpha, its.lam)]
+    if config.task == "experiment":
+        named = (METHODS[m] for m in config.experiment.methods if m != "random")
+        parts = [(method["alpha"], method["lam"]) for method in named]
+    unused: dict[str, Sequence[str]] = {}
+    if config.task != "finetune":
+        unused |= {
+            "elevation has no weight": () if any(a > 0 for a, _ in parts) else _OF_ELEVATION,
+            "contrast has no weight": () if any(a < 1 for a, _ in parts) else _OF_CONTRAST,
+            "the global contrast has no weight": (
+                () if any(a < 1 and lam > 0 for a, lam in parts) else _OF_GLOBAL
+            ),
+            "the local contrast has no weight": (
+                () if any(a < 1 and lam < 1 for a, lam in parts) else _OF_LOCAL
+            ),
+        }
+    if config.task != "pretrain" and config.finetune.frozen_epochs == 0:
+        unused["finetune.frozen_epochs is 0"] = _OF_FROZEN_STAGE
+    known = _flat(default())
+    return [
+        f"config.{name} is {value!r} and has no effect: {why}"
+        for why, fields in unused.items()
+        for name, value in _flat(config).items()
+        if _belongs(name, fields) and not _same(value, known[name])
+    ]
+
+
+def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:
+    """Fields in which a saved run differs so that the two can't be one run, each as a sentence."""
+    # A field that is newer than the saved run had its default value then.
+    flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
+    # A run alone may go on for longer. The cells of an experiment are compared with one another.
+    free = FREE_TO_CHANGE if config.task == "experiment" else (*FREE_TO_CHANGE, "epochs")
+    return [
+        f"{name} was {flat.get(name)!r} and is {value!r}"
+        for name, value in _flat(config).items()
+        if not _belongs(name, free) and not _same(value, flat.get(name))
+    ]
+
+
+def _belongs(name: str, fields: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the fields, or in one of the groups."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def _same(one: Any, other: Any) -> bool:
+    """JSON has no tuples."""
+    one, other = (list(v) if isinstance(v, tuple) else v for v in (one, other))
+    return one == other

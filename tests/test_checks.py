@@ -1,0 +1,228 @@
+import json
+from fnmatch import fnmatch
+
+import pytest
+
+from elev_ssl_jax import checks
+from elev_ssl_jax.config import comparison, default
+from elev_ssl_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("task", "dance"),
+        ("objective.alpha", 1.5),
+        ("objective.alpha", float("nan")),
+        ("objective.temperature", 0.0),
+        ("loss.relief_weight", -1.0),
+        ("model.elevation_padding", "wrap"),
+        ("objective.lam", 1.5),
+        ("objective.lam", -0.1),
+        ("objective.global_features", "median"),
+        ("objective.local.patches", 0),
+        ("objective.local.patch_size", 0),
+        ("objective.local.projection", (8,)),
+        ("optimizer.name", "sgd"),
+        ("optimizer.scaling", "cubic"),
+        ("optimizer.warmup_epochs", 2.0),
+        ("microbatch_size", 3),
+        ("experiment.pretrain.optimizer.warmup_epochs", -1.0),
+        ("experiment.pretrain_seeds", 0),
+        ("experiment.label_draws", -1),
+        ("experiment.seeds", 1001),
+        ("data.value_range", (10.0, 10.0)),
+        ("data.elevation_scale", 0.0),
+        ("data.rgb", (0, 1)),
+        ("augment.contrastive.crop_scale", (0.0, 1.0)),
+        ("augment.contrastive.crop_ratio", (0.5, float("inf"))),
+        ("augment.contrastive.crop_ratio", (1.0,)),
+        ("augment.elevation.hue", 0.7),
+        ("augment.elevation.flip", 1.2),
+        ("model.encoder", "resnet1"),
+        ("model.dtype", "float16"),
+        ("model.width", -1.0),
+        ("loss.elevation_reduction", "median"),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.weight_decay", float("inf")),
+        ("augment.elevation.saturation", float("inf")),
+        ("loss.relief_weight", float("inf")),
+        ("data.resident_gib", float("nan")),
+        ("data.resident_gib", -1.0),
+        ("data.value_range", ("a", "b")),
+        ("data.value_range", (1.0, 2.0, 3.0)),
+        ("data.rgb", (0, 0, 1)),
+        ("data.rgb", (0, -1, 1)),
+        ("data.rgb", (0, 1.5, 2)),
+        ("model.projection", (8.5, 8)),
+        ("augment.contrastive.crop_scale", ("0.7", "1.0")),
+        ("seed", 2**31),
+        ("checkpoint.keep", 0),
+    ],
+)
+def test_impossible_values_are_named(tiny, field, value):
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is"):
+        checks.check(tiny)
+
+
+def test_images_of_a_known_size_are_checked_too(tiny):
+    tiny.objective.lam = 0.5
+    tiny.data.synthetic.chips, tiny.data.synthetic.size = 100, 12
+    with pytest.raises(InputError, match=r"config.objective.local.patch_size is 16"):
+        checks.check(tiny)
+
+
+def test_unknown_fields_are_refused(tiny):
+    with pytest.raises(AttributeError, match="alpha"):
+        tiny.objective.alhpa = 0.5
+    with tiny.unlocked():
+        tiny.objective.alhpa = 0.5
+    with pytest.raises(InputError, match=r"config.objective.alhpa is unknown"):
+        checks.check(tiny)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("pretrain", "init_from", "/nowhere"),
+        ("pretrain", "finetune.num_classes", 3),
+        ("pretrain", "augment.finetune.flip", 0.0),
+        ("pretrain", "experiment.seeds", 2),
+        ("finetune", "objective.alpha", 0.3),
+        ("finetune", "augment.contrastive.hue", 0.0),
+        ("finetune", "loss.chunk_size", 8),
+        ("finetune", "log.every_steps", 7),
+        ("finetune", "data.probe_split", ""),
+        ("finetune", "microbatch_size", 4),
+        ("experiment", "objective.alpha", 0.3),
+        ("experiment", "objective.lam", 0.3),
+        ("experiment", "objective.global_features", "style"),
+        ("experiment", "data.split", "unlabeled"),
+        ("experiment", "init_from", "runs/a"),
+        ("experiment", "microbatch_size", 4),
+    ],
+)
+def test_a_field_that_the_task_does_not_use_is_refused(task, field, value):
+    config = default()
+    config.task = task
+    checks.check(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is .*the task {task} doesn't use"):
+        checks.check(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("experiment.methods", ("simclr", "simclr")),
+        ("experiment.methods", ("moco",)),
+        ("experiment.labels", (80, 80)),
+        ("experiment.labels", ()),
+        ("experiment.labels", (80.5,)),
+        ("seed", 2**31 - 1000),
+    ],
+)
+def test_impossible_experiments_are_named(field, value):
+    config = comparison("linear")
+    checks.check(config)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is"):
+        checks.check(config)
+
+
+def test_every_field_has_a_rule_or_names_data_or_folders():
+    patterns = (*checks._RULES, "model.encoder", "init_from", "data.name", "data.dir", "*split")
+    for field in checks._flat(default()):
+        assert any(fnmatch(field, pattern) for pattern in patterns), field
+
+
+def test_a_configuration_without_a_field_is_refused(tiny):
+    with tiny.unlocked():
+        del tiny.objective.alpha
+    with pytest.raises(InputError, match=r"config.objective.alpha is missing"):
+        checks.check(tiny)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "lam", "ignored"),
+    [
+        (0.0, 1.0, {"loss.relief_weight", "objective.local.patches"}),
+        (1.0, 1.0, {"objective.temperature", "model.projection", "objective.local.patches"}),
+        (0.5, 0.0, {"model.projection"}),
+        (0.5, 0.5, set()),
+    ],
+)
+def test_what_a_method_does_not_use_is_said(alpha, lam, ignored):
+    config = default()
+    config.objective.alpha, config.objective.lam = alpha, lam
+    assert checks.without_effect(config) == []
+    config.loss.relief_weight = 20.0
+    config.objective.temperature = 0.1
+    config.model.projection = (64, 64)
+    config.objective.local.patches = 2
+    checks.check(config)
+    said = checks.without_effect(config)
+    assert {line.split()[0].removeprefix("config.") for line in said} == ignored
+    assert all("has no effect: " in line for line in said)
+
+
+def test_what_no_method_of_an_experiment_uses_is_said():
+    config = comparison("linear")
+    config.loss.relief_weight = 20.0
+    config.finetune.frozen_batchnorm = "training"
+    assert checks.without_effect(config) == []
+    config.experiment.methods = ("random", "simclr")
+    config.finetune.frozen_epochs = 0
+    fields = [line.split()[0] for line in checks.without_effect(config)]
+    assert fields == ["config.loss.relief_weight", "config.finetune.frozen_batchnorm"]
+
+
+@pytest.mark.parametrize("task", checks.TASKS)
+def test_every_field_belongs_to_a_task_and_every_entry_is_a_field(task):
+    fields = checks._flat(default())
+    for entry in checks.TASKS[task]:
+        assert any(checks._belongs(field, (entry,)) for field in fields), entry
+    used = [entry for entries in checks.TASKS.values() for entry in entries]
+    assert all(checks._belongs(field, used) for field in fields)
+
+
+@pytest.mark.parametrize("bounds", [(float("nan"), 1.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_ranges_are_finite(tiny, bounds):
+    tiny.data.value_range = bounds
+    with pytest.raises(InputError, match=r"config.data.value_range is"):
+        checks.check(tiny)
+
+
+def test_the_size_of_synthetic_chips_needs_synthetic_chips(tiny):
+    tiny.data.synthetic.size = 32
+    with pytest.raises(InputError, match=r"config.data.synthetic.size"):
+        checks.check(tiny)
+
+
+def test_cells_of_an_experiment_have_one_protocol(tiny):
+    tiny.task = "experiment"
+    saved = json.loads(tiny.to_json_best_effort())
+    tiny.epochs += 1
+    assert checks.differences(tiny, saved) == ["epochs was 2 and is 3"]
+
+
+def test_differences_name_what_makes_another_run(tiny):
+    saved = json.loads(tiny.to_json_best_effort())
+    assert checks.differences(tiny, saved) == []
+    tiny.epochs = 7
+    tiny.data.dir = "elsewhere"
+    tiny.log.every_steps = 3
+    assert checks.differences(tiny, saved) == []
+    tiny.objective.alpha = 0.25
+    assert checks.differences(tiny, saved) == ["objective.alpha was 0.5 and is 0.25"]
+
+
+def test_an_experiment_may_be_widened(tiny):
+    saved = json.loads(tiny.to_json_best_effort())
+    tiny.experiment.pretrain_seeds = 5
+    assert checks.differences(tiny, saved) == []
+    tiny.experiment.label_draws = 1  # the first labels are another experiment
+    assert checks.differences(tiny, saved) == ["experiment.label_draws was 0 and is 1"]
