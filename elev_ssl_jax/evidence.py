@@ -21,18 +21,18 @@ from scipy import special
 
 from elev_ssl_jax import metrics
 
-MIN_BLOCKS = 5  # fewer say next to nothing about their spread
+_MIN_BLOCKS = 5  # fewer say next to nothing about their spread
 _RESAMPLES = 4000
 _LEVEL = 0.05
 
 Floats = NDArray[np.float64]
 
 
-class Resampled(NamedTuple):
-    """Scores as they would have been on other test ground."""
+class Ground(NamedTuple):
+    """The blocks of ground that the test chips lie in, and what scores others would have given."""
 
-    scores: Floats  # [M, R, C, Q, B]
     blocks: int
+    scores: Floats | None  # [M, R, C, Q, B]; None where the blocks are too few to tell
 
 
 class Difference(NamedTuple):
@@ -44,14 +44,23 @@ class Difference(NamedTuple):
     repetitions: int  # that both methods have
     mean: float
     half: float  # of the 95 % interval over repetitions; NaN if there is one
+    ground: Ground | None  # of the test, if it is known
     blocks: tuple[float, float] | None  # the 95 % interval over test blocks
     p: float  # adjusted for all comparisons of the table; NaN with a single repetition
 
     @property
-    def more_than_noise(self) -> bool:
-        """False, too, where nothing is known of the noise."""
-        beyond_blocks = self.blocks is None or self.blocks[0] > 0 or self.blocks[1] < 0
-        return bool(self.p < _LEVEL) and beyond_blocks
+    def more_than_noise(self) -> bool | None:
+        """None where that can't be known: a single repetition, or too few blocks of test ground.
+
+        Where the test ground is not known, the noise is that of repetitions alone.
+        """
+        if math.isnan(self.p):
+            return None
+        if self.p >= _LEVEL:
+            return False
+        if self.ground is not None and self.ground.scores is None:
+            return None
+        return self.blocks is None or self.blocks[0] > 0 or self.blocks[1] < 0
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -82,11 +91,11 @@ def repetition_means(scores: Floats) -> Floats:
 
 
 def compare(
-    scores: Floats, resampled: Resampled | None = None, *, resolution: float = 0.0
+    scores: Floats, ground: Ground | None = None, *, resolution: float = 0.0
 ) -> list[Difference]:
     """Every pair of methods in every metric, by the fine-tunings that both have.
 
-    P-values are of Student's t over the repetitions' mean differences. With `resampled`, what the
+    P-values are of Student's t over the repetitions' mean differences. With `ground`, what the
     test blocks add to the variance is added, and the degrees of freedom are the fewer of the two:
     a difference then has to stand out from both kinds of luck at once, while a test against each
     by itself passes too often when they are alike in size. A sum of two such variances with the
@@ -95,11 +104,12 @@ def compare(
 
     Args:
       scores: [M, R, C, Q].
-      resampled: From `resample`, for the same fine-tunings.
+      ground: From `resample`, for the same fine-tunings; None if the blocks are not known.
       resolution: A score's smallest step, one test chip. Repetitions that agree to the last chip
         are not taken for free of noise: the variance is at least that of rounding to a step.
     """
     found, p_values = [], []
+    resampled = None if ground is None else ground.scores
     there = np.asarray(np.isfinite(scores).all(axis=-1))  # [M, R, C]
     for other, one in itertools.combinations(range(len(scores)), 2):
         shared = there[one] & there[other]
@@ -108,28 +118,27 @@ def compare(
         gaps = _shared_means(scores[one] - scores[other], shared)  # [R', Q]
         count = len(gaps)
         if resampled is not None:
-            moved = _shared_means(resampled.scores[one] - resampled.scores[other], shared)
-            moved = moved.mean(axis=0)  # [Q, B]
+            moved = _shared_means(resampled[one] - resampled[other], shared).mean(axis=0)  # [Q, B]
         for metric, values in enumerate(gaps.T):
             mean, half = interval(values)
             blocks, p = None, math.nan
             error, freedom = 0.0, count - 1
-            if resampled is not None:
-                blocks, block_error = _block_interval(moved[metric], resampled.blocks)
-                error, freedom = block_error**2, min(freedom, resampled.blocks - 1)
+            if ground is not None and resampled is not None:
+                blocks, block_error = _block_interval(moved[metric], ground.blocks)
+                error, freedom = block_error**2, min(freedom, ground.blocks - 1)
             if count > 1:
                 # A difference of two scores, each rounded: twice a step's square over 12.
                 error += max(values.var(ddof=1), resolution**2 / 6) / count
                 p = _two_sided(mean, math.sqrt(error), freedom)
             p_values.append(p)
-            found.append(Difference(one, other, metric, count, mean, half, blocks, p))
+            found.append(Difference(one, other, metric, count, mean, half, ground, blocks, p))
     adjusted = holm(np.array(p_values))
     return [d._replace(p=float(p)) for d, p in zip(found, adjusted, strict=True)]
 
 
 def resample(
     matrices: NDArray[np.int64], names: tuple[str, ...], *, draws: int = _RESAMPLES, seed: int = 0
-) -> Resampled:
+) -> Ground:
     """Scores on test blocks drawn with replacement, the same draws for every fine-tuning.
 
     Args:
@@ -140,6 +149,8 @@ def resample(
       seed: The same seed draws the same blocks.
     """
     *cells, blocks, classes, _ = matrices.shape
+    if blocks < _MIN_BLOCKS:
+        return Ground(blocks, None)
     rng = np.random.default_rng(seed)
     times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=draws)  # [B, G]
     out = np.empty((*cells, len(names), draws))
@@ -147,7 +158,7 @@ def resample(
         flat = matrices[cell].reshape(blocks, -1).astype(np.float64)  # BLAS; exact below 2^53
         scores = metrics.scores((times @ flat).reshape(draws, classes, classes))
         out[cell] = [scores[name] for name in names]
-    return Resampled(out, blocks)
+    return Ground(blocks, out)
 
 
 def detectable(repetitions: int, comparisons: int) -> float:

@@ -87,7 +87,7 @@ def pretrain_config(config: Any, method: str, repetition: int = 0) -> Any:
     result = default()
     for name in ("data", "augment", "model", "objective", "loss", "checkpoint", "log"):
         result[name].update(config[name])
-    result.data.synthetic.chips = 0  # the experiment has made them
+    result.data.synthetic.update(default().data.synthetic)  # the experiment has made them
     result.data.split = settings.split
     result.seed = config.seed + repetition
     result.batch_size, result.epochs = settings.batch_size, settings.epochs
@@ -103,6 +103,7 @@ def experiment(
     test: finetune.Chips,
     pretrain: Callable[[Any, Path], None],
     *,
+    unlabelled: str | None = None,
     splits: dict[str, int] | None = None,
 ) -> list[str]:
     """Runs what is missing. The results, `cells/*` and what lies beside, are for `report`.
@@ -116,6 +117,7 @@ def experiment(
       train: Labelled chips; n labels are the first n, or drawn from all.
       test: Chips to judge by.
       pretrain: Pre-trains by a configuration into a folder, or goes on there.
+      unlabelled: Fingerprint of the chips that methods are pre-trained on, if any is.
       splits: How many chips each split of the data has, where that is known.
 
     Returns:
@@ -129,6 +131,8 @@ def experiment(
     wanted = cells(config)
     _check_labels(config, train, test, wanted)
     data = finetune.fingerprints(train, test)
+    if unlabelled is not None:
+        data["pretrain"] = unlabelled
     run_folder.claim(workdir, config, data)
     files.write_text(workdir / "splits.json", json.dumps(splits) + "\n")
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
@@ -136,21 +140,11 @@ def experiment(
 
     todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
     print(f"{len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done already")
-
-    failed: list[str] = []
-    runs: dict[tuple[str, int], Path | None] = {}
-    for r, method in sorted(
-        {(cell.repetition, cell.method): None for cell in todo}, key=lambda k: k[0]
-    ):
-        try:
-            runs[method, r] = _pretrained(config, workdir, method, r, pretrain)
-        except Exception as error:  # the others go on
-            failed.append(f"pre-training {method}-{r}: {_reason(error)}")
-    queue = collections.deque(cell for cell in todo if (cell.method, cell.repetition) in runs)
     pictured = {(c.method, c.labels): c for c in reversed(wanted)}.values()  # the first of each
+    failed: list[str] = []
+    runs: dict[tuple[str, int], Path | None] = {}  # the pre-trainings, by method and repetition
 
-    def work(device: jax.Device) -> None:
-        run = _make_run(config, runs, train, test, device)
+    def work(run: Callable[[Cell], Any]) -> None:
         while True:
             try:
                 cell = queue.popleft()
@@ -163,16 +157,26 @@ def experiment(
             bar.update()
 
     # A cell is too small for two devices, but there are many cells.
-    devices = jax.local_devices()
-    with (
-        tqdm(total=len(queue), unit=" cells", desc="fine-tuning") as bar,
-        ThreadPoolExecutor(len(devices)) as pool,
-    ):
-        try:
-            for worker in [pool.submit(work, device) for device in devices]:
-                worker.result()
-        finally:
-            queue.clear()  # interrupted: the cells under way are the last
+    runners = [_make_run(config, runs, train, test, device) for device in jax.local_devices()]
+    for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
+        its = list(some)
+        for method in dict.fromkeys(cell.method for cell in its):
+            try:
+                runs[method, repetition] = _pretrained(
+                    config, workdir, method, repetition, pretrain
+                )
+            except Exception as error:  # the others go on
+                failed.append(f"pre-training {method}-{repetition}: {_reason(error)}")
+        queue = collections.deque(cell for cell in its if (cell.method, repetition) in runs)
+        with (
+            tqdm(total=len(queue), unit=" cells", desc=f"fine-tuning, {repetition}") as bar,
+            ThreadPoolExecutor(len(runners)) as pool,
+        ):
+            try:
+                for worker in [pool.submit(work, run) for run in runners]:
+                    worker.result()
+            finally:
+                queue.clear()  # interrupted: the cells under way are the last
     return failed
 
 

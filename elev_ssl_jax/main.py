@@ -138,16 +138,22 @@ def _finetune(config, workdir: Path) -> None:
 
 
 def _experiment(config, workdir: Path) -> None:
-    from elev_ssl_jax import experiment, report
+    from elev_ssl_jax import experiment, pretrain, report
     from elev_ssl_jax.data import source
 
-    for method in config.experiment.methods:
-        if method != "random":
-            checks.check(experiment.pretrain_config(config, method))
+    pretrained = [method for method in config.experiment.methods if method != "random"]
+    for method in pretrained:
+        checks.check(experiment.pretrain_config(config, method))
+    unlabelled = None
+    if pretrained:
+        split = source.open_split(config.data, config.experiment.pretrain.split)
+        unlabelled = run_folder.fingerprint(pretrain.sample_of(split), len(split))
     train = _labelled(config, "labeled")  # whatever the label counts: the same data
     test = _labelled(config, config.data.eval_split)
     splits = source.open_split(config.data, config.data.eval_split).counts
-    failed = experiment.experiment(config, workdir, train, test, _pretrain, splits=splits)
+    failed = experiment.experiment(
+        config, workdir, train, test, _pretrain, unlabelled=unlabelled, splits=splits
+    )
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if any((workdir / "cells").glob("*.json")):

@@ -72,7 +72,7 @@ def write(run: Path) -> str:
         some = results[results["labels"] == labels]
         beside_paper = labels == PAPER_LABELS and splits == PAPER_SPLITS
         table = _summary(some, methods, head, with_paper=beside_paper)
-        differences, ground = _compare(run, some, methods, head)
+        differences = _compare(run, some, methods, head)
         verdict = _verdict(some, methods, head, differences)
         if main_table.empty:
             main_table, main_verdict = table, verdict
@@ -81,7 +81,7 @@ def write(run: Path) -> str:
             blocks.append(("text", "These are all labelled chips there are, in every draw."))
         if any(d.repetitions > 1 for d in differences):
             blocks.append(("table", _differences(differences, methods, head)))
-            blocks.append(("text", _reading(differences, ground)))
+            blocks.append(("text", _reading(differences)))
     if results["labels"].nunique() > 1:
         pictures.draw_curves(run / "curves.png", _curves(results, methods, head), "labelled chips")
         blocks += [("heading", "Label efficiency"), ("image", run / "curves.png")]
@@ -114,7 +114,9 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | Non
         raise InputError(
             f"{run} holds results of an earlier version; run the experiment in another --workdir"
         )
-    if "data" in results and results["data"].map(str).nunique() > 1:
+    known = [data for data in results.get("data", ()) if isinstance(data, dict)]
+    # Cells of the random encoder alone may not know what others were pre-trained on.
+    if (pd.DataFrame(known).nunique() > 1).any():
         raise InputError(
             f"{run} holds results on different data; run the experiment in another --workdir"
         )
@@ -179,25 +181,25 @@ def _scores(some, methods, head):
 
 
 def _compare(run, some, methods, head):
-    """All differences, and whether the test ground's luck is in them: its blocks, or why not."""
+    """All differences, in per cent, with the test ground's luck where its blocks are known."""
     scores, rows = _scores(some, methods, head)
     chips = int(np.sum(some["confusion_matrix"].iloc[0]))
-    counts, ground = _block_counts(run, some, rows)
-    resampled = None
+    counts, ground = _block_counts(run, some, rows), None
     if counts is not None:
-        resampled = evidence.resample(counts, tuple(METRICS[head]))
-        resampled = resampled._replace(scores=100 * resampled.scores)
-    return evidence.compare(scores, resampled, resolution=100 / max(chips, 1)), ground
+        ground = evidence.resample(counts, tuple(METRICS[head]))
+        if ground.scores is not None:
+            ground = ground._replace(scores=100 * ground.scores)
+    return evidence.compare(scores, ground, resolution=100 / max(chips, 1))
 
 
 def _block_counts(run, some, rows):
-    """Confusion matrices of the test blocks [M, R, C, G, K, K], or None, and what to say of it."""
+    """Confusion matrices of the test blocks [M, R, C, G, K, K]; None if they are not known."""
     known: dict[int, np.ndarray] = {}
     names: list[str] = []
     for row, file in enumerate(some["file"]):
         path = run / "cells" / f"{file}.npz"
         if not path.exists():
-            return None, "Which chips of the test lie together isn't known"
+            return None
         try:
             with np.load(path) as cell:
                 known[row], blocks = cell["matrices"], cell["blocks"].tolist()
@@ -209,12 +211,9 @@ def _block_counts(run, some, rows):
         if names and names != blocks:
             raise InputError(f"{path} is of other test blocks than the rest; use another --workdir")
         names = blocks
-    if len(names) < evidence.MIN_BLOCKS:
-        return None, f"The test chips lie in {_count(len(names), 'block')} only"
     missing = np.zeros_like(known[0])
     counts = np.stack([known.get(row, missing) for row in rows.ravel()])
-    counts = counts.reshape(*rows.shape, *missing.shape)
-    return counts, f"The {len(names)} blocks of test chips are drawn again and again,"
+    return counts.reshape(*rows.shape, *missing.shape)
 
 
 def _summary(some, methods, head, *, with_paper):
@@ -273,29 +272,44 @@ def _p_value(p):
 
 
 def _judged(difference):
+    judged = difference.more_than_noise
+    if judged is not None:
+        alone = " of pre-training" * (difference.ground is None)
+        return f"more than noise{alone}" if judged else "could be noise"
     if math.isnan(difference.p):
         return "not known: one pre-training"
-    return "more than noise" if difference.more_than_noise else "could be noise"
+    return f"not known: the test lies in {_count(difference.ground.blocks, 'block')}"
 
 
-def _reading(differences, ground):
+def _reading(differences):
     """How to read the table of differences."""
     tested = [d for d in differences if not math.isnan(d.p)]
     fewest = min(d.repetitions for d in tested)
-    within = any(d.blocks for d in differences)
+    ground = tested[0].ground
+    within = ground is not None and ground.scores is not None
+    of_ground = ", so that the luck of the test ground is in none of the intervals and p-values"
+    if within:
+        luck = (
+            ", and hold both kinds of luck. The "
+            f"{ground.blocks} blocks of test chips are drawn again and again, with replacement "
+            "(expanded percentiles). More than noise: p below 0.05, and the interval over test "
+            "blocks without zero."
+        )
+    elif ground is not None:
+        luck = (
+            f". The test chips lie in {_count(ground.blocks, 'block')} only{of_ground}: whether a "
+            "difference with p below 0.05 would be there on other ground is not known."
+        )
+    else:
+        luck = (
+            f". Which chips of the test lie together isn't known{of_ground}. More than noise of "
+            "pre-training: p below 0.05."
+        )
     return (
         "Differences are taken within a pre-training's repetition, over the fine-tunings that both "
         "methods have. Intervals hold 95 % and are of one comparison by itself; p-values are "
-        f"adjusted (Holm) for all {len(tested)}"
-        + (
-            f", and hold both kinds of luck. {ground} with replacement (expanded percentiles)."
-            if within
-            else f". {ground}, so that the luck of the test ground is in none of the intervals and "
-            "p-values."
-        )
-        + " More than noise: p below 0.05"
-        + (", and the interval over test blocks without zero." if within else ".")
-        + f" With {_count(fewest, 'pre-training')} of each method that takes a difference of at "
+        f"adjusted (Holm) for all {len(tested)}{luck} With "
+        f"{_count(fewest, 'pre-training')} of each method that takes a difference of at "
         f"least {evidence.detectable(fewest, len(tested)):.1f} of its standard deviations between "
         "pre-trainings; more of them (experiment.pretrain_seeds) show smaller ones."
     )
@@ -325,7 +339,7 @@ def _verdict(some, methods, head, differences):
             continue
         judged = "of which one pre-training in common says nothing"
         if not math.isnan(pair.p):
-            verb = "is " if pair.more_than_noise else ""
+            verb = "" if pair.more_than_noise is False else "is "
             judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
         sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {NAMES[rival]}, {judged}")
     return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."

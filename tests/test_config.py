@@ -5,6 +5,7 @@ import pytest
 
 from elev_ssl_jax.checks import check, without_effect
 from elev_ssl_jax.config import default
+from elev_ssl_jax.experiment import pretrain_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -22,6 +23,9 @@ def test_every_config_and_its_demo_are_valid(path):
     for config in (get_config(), get_config("demo")):
         check(config)
         assert without_effect(config) == []
+        if config.task == "experiment":
+            for method in set(config.experiment.methods) - {"random"}:
+                check(pretrain_config(config, method))
     with pytest.raises(ValueError, match="nope"):
         get_config("nope")
 

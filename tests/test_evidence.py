@@ -8,8 +8,8 @@ NAMES = ("accuracy", "macro_f1")
 METHODS = 4
 
 
-def flagged(scores, resampled=None):
-    return [d for d in evidence.compare(scores, resampled) if d.more_than_noise]
+def flagged(scores, ground=None):
+    return [d for d in evidence.compare(scores, ground) if d.more_than_noise]
 
 
 def make_scores(rng, repetitions, *, pretraining, spreads=(1, 1, 1, 1), seeds=4):
@@ -58,6 +58,17 @@ def test_nor_do_they_where_it_is_the_test_ground_that_favours_a_method(pretraini
         without += bool(flagged(scores))
     assert flags <= 0.05 * 150
     assert not ground or without > 0.2 * 150  # repetitions alone don't see it
+
+
+def test_too_few_blocks_of_test_ground_give_no_verdict():
+    rng = np.random.default_rng(5)
+    passed = 0
+    for _ in range(50):
+        matrices = make_matrices(rng, 5, 3, 0.05, 3)
+        scores, ground = scores_of(matrices), evidence.resample(matrices, NAMES)
+        assert not flagged(scores, ground)
+        passed += any(d.more_than_noise is None for d in evidence.compare(scores, ground))
+    assert passed > 25  # repetitions alone would flag a pair in most of them
 
 
 def test_a_large_difference_is_found(rng):
@@ -137,6 +148,7 @@ def test_blocks_are_drawn_alike_for_all_and_weigh_as_their_chips_do():
     matrices = make_matrices(rng, 2, 7, 1, 1)
     matrices[1] = matrices[0]
     resampled = evidence.resample(matrices, NAMES, draws=50)
+    assert resampled.blocks == 7
     np.testing.assert_array_equal(resampled.scores[0], resampled.scores[1])
     times = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), size=50)
     matrix = sum(n * m for n, m in zip(times[9], matrices[2, 1, 0], strict=True))
@@ -150,7 +162,7 @@ def test_the_interval_over_blocks_holds_the_truth_as_often_as_it_says(blocks):
     held = 0
     for _ in range(300):
         matrices = make_matrices(rng, 1, blocks, 0, 2)[:2]
-        resampled = evidence.resample(matrices, NAMES, draws=500)
-        low, high = evidence.compare(scores_of(matrices), resampled)[0].blocks
+        ground = evidence.resample(matrices, NAMES, draws=500)
+        low, high = evidence.compare(scores_of(matrices), ground)[0].blocks
         held += low <= 0 <= high
     assert 0.92 <= held / 300 <= 0.99

@@ -1,3 +1,4 @@
+import functools
 import json
 import types
 
@@ -169,18 +170,19 @@ def test_a_repetition_draws_anew_what_is_left_to_chance(
     pretrainings = []
 
     def pretrained(settings, folder):
-        pretrainings.append((folder.name, settings.seed))
+        done = len(list((tmp_path / "cells").glob("*.json")))
+        pretrainings.append((folder.name, settings.seed, done))
 
     def fake_load(run, variables):
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), variables)
 
     monkeypatch.setattr(checkpoint, "load_encoder", fake_load)
     assert experiment.experiment(config, tmp_path, train, test, pretrained) == []
-    assert sorted(pretrainings) == [
-        ("elevation-0", 0),
-        ("elevation-1", 1),
-        ("simclr-0", 0),
-        ("simclr-1", 1),
+    assert pretrainings == [  # a repetition is done before the next begins
+        ("simclr-0", 0, 0),
+        ("elevation-0", 0, 0),
+        ("simclr-1", 1, 12),
+        ("elevation-1", 1, 12),
     ]
     names = {path.stem for path in (tmp_path / "cells").glob("*.json")}
     assert len(names) == 3 * 2 * 2 * 2
@@ -250,6 +252,48 @@ def test_the_command_reads_labels_blocks_and_the_sizes_of_the_splits(
         known = [chip.tobytes() for chip in labelled]
         assert max(known.index(chip.tobytes()) for i in images for chip in i) >= 8
     assert "Not repeated" in (tmp_path / "report.md").read_text() or draws
+
+
+def test_other_chips_to_pre_train_on_are_refused_where_there_are_results(
+    config, data, tmp_path, untrained, monkeypatch
+):
+    train, test, _ = data
+    config.experiment.methods, config.experiment.labels = ("random",), (8,)
+    run = functools.partial(experiment.experiment, config, tmp_path, train, test, lambda *_: None)
+    run()  # the random encoder has seen none
+    config.experiment.methods = ("random", "simclr")
+    monkeypatch.setattr(checkpoint, "load_encoder", lambda run, variables: variables)
+    run(unlabelled="500 chips, as they were")
+    report.write(tmp_path)
+    config.experiment.pretrain_seeds = 3
+    with pytest.raises(InputError, match=r"other data .pretrain: .*, as they were then, 500"):
+        run(unlabelled="500 chips with another DEM")
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 4
+
+
+def test_the_command_tells_chips_to_pre_train_on_by_their_elevation(config, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        experiment, "experiment", lambda *_, unlabelled, splits: given.append(unlabelled) or []
+    )
+    config.data.synthetic.chips, config.data.synthetic.size = 40, SIZE
+    config.experiment.labels, config.batch_size = (4,), 4
+    synthetic.prepare(config.data, tmp_path)
+    main._experiment(config, tmp_path)
+    read = source.Split.__getitem__
+
+    def corrected(split, index):
+        record = read(split, index)
+        return record | {"elevation": record["elevation"] + (index == 3)}
+
+    monkeypatch.setattr(source.Split, "__getitem__", corrected)
+    main._experiment(config, tmp_path)
+    assert given[0].startswith("27 chips, ")
+    assert given[1].startswith("27 chips, ")
+    assert given[0] != given[1]
+    config.experiment.methods = ("random",)
+    main._experiment(config, tmp_path)
+    assert given[2] is None
 
 
 def test_results_of_an_earlier_version_are_refused(config, data, tmp_path):

@@ -69,7 +69,10 @@ def test_a_report_says_who_wins_and_whether_that_is_noise(tmp_path):
     text = (run / "report.md").read_text()
     at_80, at_200 = text.split("## 80 labels")[1].split("## 200 labels")
     assert "SimCLR+Elevation has the highest accuracy: +19.40 points against SimCLR, " in at_80
-    assert "which is more than noise (p < 0.001); +19.80 points against random" in at_80
+    assert (
+        "which is more than noise of pre-training (p < 0.001); +19.80 points against random"
+        in at_80
+    )
     assert "| random | 5 | 10 | 71.00 ± 0.44 | 87.73 |" in at_80  # the paper's number beside ours
     assert "SimCLR+Elevation has the highest accuracy: +0.20 points against SimCLR, " in at_200
     assert "which could be noise (p = " in at_200
@@ -125,7 +128,7 @@ def test_a_method_with_fewer_repetitions_deletes_nobodys_differences(tmp_path):
     assert "| SimCLR | 1 | 1 | 72.00 |" in after
     assert "| SimCLR - random | accuracy | +1.00 |  |  | not known: one pre-training |" in after
     assert "+20.00 points against SimCLR, of which one pre-training in common says" in after
-    assert "+19.80 points against random, which is more than noise" in after
+    assert "+19.80 points against random, which is more than noise of pre-training" in after
 
 
 def test_a_difference_that_does_not_vary_has_no_nan(tmp_path):
@@ -147,7 +150,12 @@ def test_the_test_grounds_luck_is_in_it_or_said_to_be_missing(tmp_path):
         "The test chips lie in 4 blocks only, so that the luck of the test ground is in none"
         in text
     )
+    assert "which is not known: the test lies in 4 blocks (p < 0.001)" in text
+    assert "more than noise" not in text
     assert "over test blocks" not in text
+    text = text_of(write_run(tmp_path / "unknown", some))
+    assert "Which chips of the test lie together isn't known, so that" in text
+    assert "which is more than noise of pre-training (p < 0.001)" in text
     text = text_of(write_run(tmp_path / "many", some, blocks=6))
     assert "| over test blocks |" in text
     assert "The 6 blocks of test chips are drawn again" in text
@@ -206,3 +214,7 @@ def test_results_on_different_data_are_never_pooled(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"train": chips}}))
     with pytest.raises(InputError, match="results on different data"):
         report.write(run)
+    for path in (run / "cells").glob("*-0-1.json"):
+        data = {"train": "80 chips", "pretrain": "500 chips"}  # others don't know, or have none
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+    report.write(run)
