@@ -15,7 +15,6 @@ from elev_ssl_jax.config import comparison, with_variant
 
 def get_config(variant: str = ""):
     config = comparison("linear")
-    config.experiment.pretrain_seeds = 3
     config.experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
     config.experiment.labels = (80, 100, 200, 500, 1000, 2000, 3000)
     config.experiment.pretrain.split = "unlabeled"

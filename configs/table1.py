@@ -14,6 +14,5 @@ from elev_ssl_jax.config import comparison, with_variant
 
 def get_config(variant: str = ""):
     config = comparison("linear")
-    config.experiment.pretrain_seeds = 3
     config.experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
     return with_variant(config, variant)

@@ -14,7 +14,6 @@ from elev_ssl_jax.config import comparison, with_variant
 
 def get_config(variant: str = ""):
     config = comparison("unet")
-    config.experiment.pretrain_seeds = 3
     config.experiment.methods = ("random", "glcnet", "elevation", "glcnet_elev")
     config.experiment.pretrain.batch_size = 200
     return with_variant(config, variant)

@@ -62,10 +62,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if child.name != _LOCK:
                     shutil.rmtree(child) if child.is_dir() else child.unlink()
             yield partial
-            (partial / _LOCK).unlink()
             if path.exists():
                 raise InputError(f"{path} has come into being meanwhile; name another folder")
             partial.rename(path)
+            (path / _LOCK).unlink()
         except OSError as error:
             raise InputError(f"{path} can't be written: {error.strerror or error}") from error
         finally:
@@ -95,11 +95,21 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
             raise InputError(refusal) from error
         except OSError:
             pass  # a file system without locks
+        if not _is_at(lock, folder / _LOCK):  # it was its owner's, who has just left
+            raise InputError(refusal)
         try:
             yield
         finally:
             if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
                 shutil.rmtree(folder)  # nothing came of it
+
+
+def _is_at(file, path):
+    """Whether an open file is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_outputs(

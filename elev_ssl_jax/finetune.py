@@ -82,14 +82,22 @@ def make_setup(config: Any, image_shape: tuple[int, ...], count: int) -> Setup:
     )
 
 
+def _cuts(count, batch_size):
+    """Where an epoch's batches end and others begin; the last has what is left.
+
+    Unless that is a single chip, which BatchNorm would compare with itself: it joins the batch
+    before.
+    """
+    return range(batch_size, count - (batch_size > 1), batch_size)
+
+
 def _steps_per_epoch(count, batch_size):
-    return -(-count // batch_size)
+    return 1 + len(_cuts(count, batch_size))
 
 
 def _batches(seed, epoch, count, batch_size):
-    """Chip indices of an epoch's batches; the last has what is left."""
-    order = pipeline.epoch_order(seed, epoch, count)
-    return np.split(order, range(batch_size, count, batch_size))
+    """Chip indices of an epoch's batches."""
+    return np.split(pipeline.epoch_order(seed, epoch, count), _cuts(count, batch_size))
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "image_shape"))

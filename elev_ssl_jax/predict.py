@@ -92,7 +92,10 @@ def predict(
     if not outputs:
         raise InputError("nothing to write; name --out, --probabilities or --features")
     if out is not None:
-        outputs.append(out.with_suffix(".png"))
+        picture = out.with_suffix(".png")
+        if picture == out:
+            raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
+        outputs.append(picture)
     if probabilities is not None and model.num_classes is None:
         raise InputError(f"--probabilities is for fine-tuned runs; {model.run} is a pre-training")
     maps = out is not None or probabilities is not None
@@ -108,9 +111,10 @@ def predict(
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
         scene = open_scene(images, stack, nodata)
-        # A mosaic names further files.
+        # A mosaic names further files, and a run is more than what is read of it.
         read = [*images, *(Path(name) for raster in scene.rasters for name in raster.files)]
-        files.check_outputs(outputs, read, overwrite=overwrite)
+        run = (path for path in model.run.rglob("*") if path.is_file())
+        files.check_outputs(outputs, [*read, *run], overwrite=overwrite)
         height, width = scene.grid.shape
         model.check_bands(scene.bands, " + ".join(map(str, images)))
         if min(height, width) < size:

@@ -26,7 +26,8 @@ def fingerprint(arrays: Mapping[str, np.ndarray], count: int | None = None) -> s
             sha.update(f"{name} {array.dtype} {array.shape}".encode())
             sha.update(array.data)
             length = len(array)
-    return f"{length if count is None else count} chips, SHA-256 {sha.hexdigest()[:16]}"
+    of_some = f" of {length}" if count not in (None, length) else ""
+    return f"{count or length} chips, SHA-256{of_some} {sha.hexdigest()[:16]}"
 
 
 def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = None) -> None:

@@ -1,7 +1,9 @@
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,37 @@ def test_a_new_folder_has_one_writer_and_what_a_killed_one_left_goes(tmp_path):
         (folder / "whole").write_text("all of it")
     assert [p.name for p in tmp_path.iterdir()] == ["chips"]
     assert [p.name for p in out.iterdir()] == ["whole"]
+
+
+def test_a_lock_that_its_owner_has_just_taken_away_keeps_nobody_out_of_the_next(
+    tmp_path, monkeypatch
+):
+    lock = fcntl.flock
+
+    def late(file, how):
+        (tmp_path / ".lock").unlink()  # the owner has finished, between our opening and locking
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="taken"), files.sole_writer(tmp_path, "taken"):
+        pass
+    monkeypatch.undo()
+    with files.sole_writer(tmp_path, "taken"):
+        pass
+
+
+def test_a_new_folder_is_locked_until_it_has_its_name(tmp_path, monkeypatch):
+    locked = []
+
+    def rename(path, target):
+        locked.append((path / ".lock").exists())
+        os.rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with files.new_folder(tmp_path / "chips") as folder:
+        (folder / "whole").write_text("all of it")
+    assert locked == [True]
+    assert [p.name for p in (tmp_path / "chips").iterdir()] == ["whole"]
 
 
 def test_folders_that_are_not_ours_are_left_alone(tmp_path):

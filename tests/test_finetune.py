@@ -108,6 +108,14 @@ def test_the_last_chips_of_an_epoch_are_learned_from_too(config, head):
     assert int(last.state.step) == 3 * config.epochs
 
 
+def test_no_batch_is_a_single_chip(rng):
+    for count, sizes in ((8, [8]), (9, [9]), (16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2])):
+        batches = finetune._batches(0, 0, count, 8)
+        assert [len(batch) for batch in batches] == sizes
+        assert finetune._steps_per_epoch(count, 8) == len(sizes)
+    assert len(finetune._batches(0, 0, 3, 1)) == 3  # unless that is what is asked for
+
+
 def test_the_frozen_stage_has_a_rate_of_its_own(config, chips):
     def after_frozen_stage():
         setup, variables = start(config, chips)

@@ -271,6 +271,11 @@ def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path)
             predict.predict(model, images, overwrite=True, progress=False, **options)
     with pytest.raises(InputError, match="is an input"):  # which the mosaic only names
         predict.predict(model, [two, mosaic], out=one, overwrite=True, progress=False)
+    own = next(path for path in (folders / "unet").rglob("*") if path.is_file())
+    with pytest.raises(InputError, match="is an input"):
+        predict.predict(model, images, features=own, overwrite=True, progress=False)
+    with pytest.raises(InputError, match=r"name a .tif"):
+        predict.predict(model, images, out=tmp_path / "new.png", progress=False)
     with pytest.raises(InputError, match=r"map.png exists already; .* add --overwrite"):
         predict.predict(model, images, out=tmp_path / "map.tif", progress=False)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before

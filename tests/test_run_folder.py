@@ -21,7 +21,8 @@ def test_a_fingerprint_tells_chips_by_number_names_and_content(chips):
     fewer = {name: array[:19] for name, array in chips.items()}
     several = [run_folder.fingerprint(other) for other in (chips, changed, renamed, fewer)]
     assert len(set(several)) == 4
-    assert run_folder.fingerprint(chips, 500).startswith("500 chips")
+    assert run_folder.fingerprint(chips, 500).startswith("500 chips, SHA-256 of 20 ")
+    assert run_folder.fingerprint(chips, 20) == one
     assert run_folder.fingerprint({**chips, "id": np.array(["a"] * 20)}) == one  # texts are no data
 
 

@@ -184,9 +184,10 @@ def _split_groups(chips, group, order, eligible, num_test, split_by):
     while names and eligible[group.isin(chosen)].sum() < num_test:
         chosen.append(names.pop(0))
     if not names:
+        smaller = {"block": "cut with a smaller --block", "tile": "use --split-by block"}[split_by]
         raise InputError(
             f"--split-by {split_by}: {group.nunique()} {split_by}(s) are too few for {num_test} "
-            "test chips and any training; ask for fewer --test chips, or cut with a smaller --block"
+            f"test chips and any training; ask for fewer --test chips, or {smaller}"
         )
     inside = group.isin(chosen).to_numpy()
     test = order[(eligible & inside)[order]][:num_test]

@@ -35,7 +35,7 @@ DRIVERS = (
 LARGEST = 4096  # pixels or cells along a chip's side
 _BLOCK = 2**26  # bytes that GDAL may unpack at once for a chip's raster
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_VOIDS = (-9999, -32768)  # what SRTM and its kin hold where they know nothing
+_VOIDS = (-999, -9999, -32768)  # what SRTM and its kin hold where they know nothing
 _WKT = re.compile(
     r"(PROJ|GEOG|GEOD|GEOC|COMPD_|COMPOUND|LOCAL_|ENG|VERT_?)"
     r"(ETIC|RAPHIC|INEERING)?(CRS|CS)\s*\[",
@@ -170,9 +170,8 @@ def read_heights(
         stored = source.read(1, window=part)[every, every]
         missing = source.read_masks(1, window=part)[every, every] == 0
         heights = stored.astype(np.float64)
-        if (scale, offset) != (1, 0):
-            missing |= np.isin(heights, _VOIDS)
-            heights = heights * scale + offset
+        missing |= np.isin(heights, _VOIDS)
+        heights = heights * scale + offset
         with np.errstate(invalid="ignore"):
             missing |= ~((heights > -1000) & (heights < 9000))
         heights[missing] = np.nan

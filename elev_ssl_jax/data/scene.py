@@ -58,23 +58,17 @@ class Scene(NamedTuple):
         return np.concatenate(parts), np.logical_and.reduce(valid)
 
     def blank_share(self) -> float:
-        """Which share of the pixels is 0 in all bands, where nothing says what means no data.
+        """Which share of the pixels is 0 in all bands, and by all that is said has data there.
 
         Of a large scene 64 places are looked at.
         """
-        if self.nodata is not None or any(
-            MaskFlags.all_valid not in flags
-            for raster in self.rasters
-            for flags in raster.mask_flag_enums
-        ):
-            return 0.0
         blank = seen = 0
         for top in _places(self.grid.height):
             for left in _places(self.grid.width):
                 size = min(_ROWS, self.grid.width - left), min(_ROWS, self.grid.height - top)
-                pixels, _ = self.read(Window(left, top, *size))
-                blank += (pixels == 0).all(axis=0).sum()
-                seen += pixels[0].size
+                pixels, valid = self.read(Window(left, top, *size))
+                blank += ((pixels == 0).all(axis=0) & valid).sum()
+                seen += valid.size
         return float(blank / seen)
 
     def sample(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,11 +129,12 @@ def open_scene(paths: Sequence[Path], stack: ExitStack, nodata: float | None = N
         check_unscaled(path, raster)
         if nodata is not None:
             _check_nodata(path, raster, nodata)
-    blank = scene.blank_share()
+    # Who says what means no data knows.
+    blank = scene.blank_share() if nodata is None else 0.0
     if blank > _BLANK:
         print(
-            f"warning: {paths[0]}: {blank:.0%} of the pixels are 0 in all bands, and the file says "
-            "of no value that it means no data; if 0 does, add --nodata 0",
+            f"warning: {paths[0]}: {blank:.0%} of the pixels are 0 in all bands, and the file "
+            "doesn't say that this means no data; if it does, add --nodata 0",
             file=sys.stderr,
         )
     return scene

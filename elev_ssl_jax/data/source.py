@@ -153,17 +153,27 @@ def _remedy(data, split, within):
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole version of prepared data, in `folder`/N.N.N; None if there is none.
+    """The newest version of prepared data, in `folder`/N.N.N; None if there is none.
 
     Where a stop in the middle of `prepare --overwrite` has left no version, it is the one that was
     to be replaced.
+
+    Raises:
+      InputError: The newest is not whole; an older one is not what anybody means then.
     """
-    versions = {}
-    for pattern in (r"\.(\d+)\.(\d+)\.(\d+)\.old", r"(\d+)\.(\d+)\.(\d+)"):
+    versions: dict[tuple[int, ...], Path] = {}
+    for pattern in (r"(\d+)\.(\d+)\.(\d+)", r"\.(\d+)\.(\d+)\.(\d+)\.old"):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if (match := re.fullmatch(pattern, path.name)) and is_whole(path):
-                versions[tuple(map(int, match.groups()))] = path
-    return versions[max(versions)] if versions else None
+            if match := re.fullmatch(pattern, path.name):
+                version = tuple(map(int, match.groups()))
+                if version not in versions or not is_whole(versions[version]):
+                    versions[version] = path
+    if not versions:
+        return None
+    found = versions[max(versions)]
+    if not is_whole(found):
+        raise InputError(f"{found} is not whole; delete it, or {_AGAIN}")
+    return found
 
 
 def is_whole(version: Path) -> bool:

@@ -254,7 +254,8 @@ def heights_of(out, row):
 def test_voids_are_missing_and_not_blended_whether_or_not_they_are_declared(scene, dtype, nodata):
     plain = np.full((40, 40), 1500, dtype)
     plain[8:14, 8:14] = -32768
-    plain[20:23, 30] = -32768 if nodata else -9999
+    plain[20, 30] = -32768 if nodata else -9999
+    plain[21:23, 30] = -999
     grid = from_origin(LEFT - 100, TOP + 100, 30, 30)
     write(scene["dem"], plain, grid, nodata=nodata)
     out, rows, counts = cut(scene)

@@ -205,6 +205,8 @@ def test_nodata_of_the_command_goes_before_that_of_the_file(folder, capsys):
     plain = write(folder / "plain.tif", array)
     tagged = write(folder / "tagged.tif", array, nodata=7)
     np.testing.assert_array_equal(scene_of([tagged])[1], array != 7)
+    assert "tagged.tif: 10% of the pixels are 0 in all bands" in capsys.readouterr().err
+    scene_of([write(folder / "declared.tif", array, nodata=0)])
     assert capsys.readouterr().err == ""
     for path in (plain, tagged):
         np.testing.assert_array_equal(scene_of([path], nodata=0)[1], array != 0)

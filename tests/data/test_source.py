@@ -48,16 +48,29 @@ def test_a_text_becomes_an_array_of_str_if_it_is_asked_for(prepared):
 
 
 def test_the_newest_whole_version_is_read(copy):
-    for name in ("9.0.0", "10.0.0", "10.0.0.old", "11.0.0.incompleteABC", "99.0.0.xyz", "12.0.0"):
+    for name in ("9.0.0", "10.0.0", "10.0.0.old", "11.0.0.incompleteABC", "99.0.0.xyz"):
         subprocess.run(["cp", "-r", copy / "1.1.0", copy / name], check=True)
-    (copy / "12.0.0" / "dataset_info.json").unlink()
-    (copy / "13.0.0").mkdir()
     assert source.newest(copy).name == "10.0.0"
     data = Data(copy.parents[1])
     assert len(source.open_split(data, "test")) == 8
     subprocess.run(["rm", "-r", copy / "1.1.0", copy / "9.0.0", copy / "10.0.0"], check=True)
     with pytest.raises(InputError, match="has no nwrc/segmentation; build it"):
         source.open_split(data, "test")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_newest_version_that_is_not_whole_never_loses_to_an_older_one(copy, empty):
+    newest = copy / "2.0.0"
+    if empty:
+        newest.mkdir()
+    else:
+        subprocess.run(["cp", "-r", copy / "1.1.0", newest], check=True)
+        (newest / "dataset_info.json").unlink()
+    with pytest.raises(InputError, match=r"2.0.0 is not whole; delete it, or prepare it again"):
+        source.open_split(Data(copy.parents[1]), "test")
+    # Only the one that was to be replaced may stand in for it.
+    subprocess.run(["cp", "-r", copy / "1.1.0", copy / ".2.0.0.old"], check=True)
+    assert source.newest(copy).name == ".2.0.0.old"
 
 
 def test_data_of_the_version_without_blocks_still_open(copy):
@@ -164,7 +177,7 @@ def test_other_damage_gives_one_line(copy):
         source.open_split(Data(copy.parents[1]), "test")
     (copy / "1.1.0" / "features.json").unlink()
     os.mkfifo(copy / "1.1.0" / "features.json")
-    with pytest.raises(InputError, match="has no nwrc/segmentation"):
+    with pytest.raises(InputError, match=r"1.1.0 is not whole; delete it"):
         source.open_split(Data(copy.parents[1]), "test")
 
 

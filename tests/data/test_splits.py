@@ -101,7 +101,7 @@ def test_chips_with_unlabelled_pixels_are_never_labeled_or_test():
     [
         ({"split_by": "moon"}, "--split-by"),
         ({"purity": 1.5, "classification": True}, "--purity"),
-        ({"split_by": "tile", "num_test": 250}, "too few for 250"),
+        ({"split_by": "tile", "num_test": 250}, "too few for 250.*--split-by block"),
         ({"num_labeled": 200, "num_test": 250}, "need 450 chips"),
         ({"num_labeled": 0}, "at least one"),
     ],
