@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from elev_ssl_jax import checkpoint, sharding
+from elev_ssl_jax import checkpoint, files, sharding
 from tests import topology
 
 ROOT = Path(__file__).parents[1]
@@ -142,27 +142,32 @@ def test_processes_with_other_data_are_refused(chips, tmp_path):
         assert "process(es) 1 is not that of process 0" in told
 
 
-def test_a_folder_that_processes_do_not_share_is_refused(tmp_path):
+def told_by_both(workdirs):
+    """What two processes of the command say, each with a folder of its own, before they end."""
     coordinator = f"127.0.0.1:{free_port()}"
+    command = ["elev_ssl_jax.main", "--config=configs/simclr_elev.py:demo"]
+    command += [f"--coordinator={coordinator}", "--num_processes=2"]
     processes = [
-        start(
-            [
-                "elev_ssl_jax.main",
-                "--config=configs/simclr_elev.py:demo",
-                f"--workdir={tmp_path / str(i)}",
-                f"--coordinator={coordinator}",
-                "--num_processes=2",
-                f"--process_id={i}",
-            ]
-        )
-        for i in range(2)
+        start([*command, f"--workdir={workdir}", f"--process_id={i}"])
+        for i, workdir in enumerate(workdirs)
     ]
-    for process in processes:
-        told, _ = process.communicate()
-        assert process.returncode == 2
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    return outputs
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path):
+    for told in told_by_both([tmp_path / "0", tmp_path / "1"]):
         assert "of process(es) 1 is not that of process 0" in told
         assert "share" in told
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_first_process_refuses_all_refuse(tmp_path):
+    with files.sole_writer(tmp_path, ""):
+        for told in told_by_both([tmp_path, tmp_path]):
+            assert "in use by another run; wait for it" in told
+            assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("number", [0, 1])
