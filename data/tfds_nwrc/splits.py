@@ -52,7 +52,7 @@ def choose(
 
 
 def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> str:
-    """A line on how many test chips share ground with the others.
+    """A line on how many test chips share ground with the others, and in how many blocks they lie.
 
     Args:
       chips: As in `assign`.
@@ -66,10 +66,11 @@ def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> s
         )
     train = np.concatenate([positions["unlabeled"], labeled])
     with_train, with_labeled = (ground.shared(chips, test, others) for others in (train, labeled))
+    blocks = chips["block"].iloc[test].nunique()
     return (
         f"{with_train.sum()} of {len(test)} test chips share ground with a training chip "
         f"({with_train.mean():.1%}), {with_labeled.sum()} with a labeled one "
-        f"({with_labeled.mean():.1%})"
+        f"({with_labeled.mean():.1%}); they lie in {blocks} block{'s' * (blocks != 1)}"
     )
 
 
