@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,12 +238,14 @@ def load(run: Path) -> Saved:
     return Saved(step, about, {part: restored[part] for part in ("params", "batch_stats")})
 
 
-def load_encoder(run: Path, variables: Any) -> Any:
+def load_encoder(run: Path, variables: Any, value_range: tuple[float, float] | None = None) -> Any:
     """`variables` with the encoder of a run's last checkpoint in place of their own.
 
     Args:
       run: The run's folder.
       variables: Those of any model with parts under `encoder`.
+      value_range: Of the images that the encoder is to see; there is a word if it is another than
+        that of the run's.
 
     Raises:
       InputError: As in `load`, or the encoder has another architecture, width or number of bands.
@@ -260,5 +263,12 @@ def load_encoder(run: Path, variables: Any) -> Any:
         raise InputError(
             f"init_from={run} has another encoder ({differing}); set model.encoder and "
             "model.width as in its config.json"
+        )
+    theirs = tuple(saved.about["config"]["data"]["value_range"])
+    if value_range not in (None, theirs):
+        print(
+            f"warning: init_from={run} was trained with data.value_range {theirs}, and here it is "
+            f"{value_range}; where the sensor is the same, it should be the same",
+            file=sys.stderr,
         )
     return {p: {**variables[p], "encoder": saved.variables[p]["encoder"]} for p in variables}

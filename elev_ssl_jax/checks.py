@@ -34,9 +34,12 @@ _OF_ELEVATION = (
     *("augment.elevation", "data.elevation_scale", "model.elevation_padding"),
     *("loss.elevation_reduction", "loss.relief_weight"),
 )
-_OF_CONTRAST = ("augment.contrastive", "objective.temperature", "loss.chunk_size")
+_OF_CONTRAST = (
+    *("augment.contrastive", "objective.temperature", "objective.lam", "loss.chunk_size"),
+)
 _OF_GLOBAL = ("objective.global_features", "model.projection")
 _OF_LOCAL = ("objective.local",)
+_OF_ANY_PRETRAINING = ("experiment.pretrain", "data.probe_split", "checkpoint", "log")
 _OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm")
 
 # Fields that say where things lie and how often to report; a run may go on with others.
@@ -76,7 +79,11 @@ def _whole(low: int, high: int | None = None) -> _Rule:
 
 def _several(words: str, each: _Rule, all_of: Callable[[Any], bool]) -> _Rule:
     """A tuple, of which each part has a rule and all have one."""
-    return _Rule(words, lambda values: all(map(each.holds, values)) and all_of(values))
+
+    def holds(values):
+        return isinstance(values, tuple | list) and all(map(each.holds, values)) and all_of(values)
+
+    return _Rule(words, holds)
 
 
 def _different(values):
@@ -108,9 +115,9 @@ _RULES = {
     "data.synthetic.chips": _whole(0),
     "data.synthetic.size": _whole(1),
     "augment.contrastive.crop_scale": _several(
-        "two numbers in (0, 1], the first below the second",
+        "two numbers in (0, 1], the second not below the first",
         _number(0, 1, above=True),
-        lambda v: len(v) == 2 and v[0] < v[1],
+        lambda v: len(v) == 2 and v[0] <= v[1],
     ),
     "augment.contrastive.crop_ratio": _several(
         "two numbers around 1", _POSITIVE, lambda v: len(v) == 2 and v[0] <= 1 <= v[1]
@@ -211,9 +218,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         check_image_size(config, size, size)
         names = ("nwrc/classification", "nwrc/segmentation")
         need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
-    else:
-        fine = size == known["data.synthetic.size"]
-        need("data.synthetic.size", fine, "left alone without data.synthetic.chips")
+        others = "empty with synthetic chips; --config.data.synthetic.chips=0 takes your own"
+        need("data.dir", not config.data.dir, others)
 
 
 def without_effect(config: ml_collections.ConfigDict) -> list[str]:
@@ -238,6 +244,10 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
                 () if any(a < 1 and lam < 1 for a, lam in parts) else _OF_LOCAL
             ),
         }
+    if not parts:
+        unused["nothing is pre-trained"] = _OF_ANY_PRETRAINING
+    if not config.data.synthetic.chips:
+        unused["there are no synthetic chips"] = ("data.synthetic.size",)
     if config.task != "pretrain" and config.finetune.frozen_epochs == 0:
         unused["finetune.frozen_epochs is 0"] = _OF_FROZEN_STAGE
     known = _flat(default())

@@ -87,7 +87,7 @@ def pretrain_config(config: Any, method: str, repetition: int = 0) -> Any:
     result = default()
     for name in ("data", "augment", "model", "objective", "loss", "checkpoint", "log"):
         result[name].update(config[name])
-    result.data.synthetic.update(default().data.synthetic)  # the experiment has made them
+    result.data.synthetic.chips = 0  # the experiment has made them
     result.data.split = settings.split
     result.seed = config.seed + repetition
     result.batch_size, result.epochs = settings.batch_size, settings.epochs
@@ -221,8 +221,8 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
     """
     settings, image_shape = config.experiment, train.images.shape[1:]
     setup_of = functools.cache(functools.partial(finetune.make_setup, config, image_shape))
-    # Only a learning rate that decays depends on how many steps there are.
-    decays = config.optimizer.schedule == "cosine"
+    # Only a learning rate that changes depends on how many steps there are.
+    changes = config.optimizer.schedule == "cosine" or config.optimizer.warmup_epochs > 0
 
     # As many for every label count, so that one program serves them all.
     @functools.lru_cache(maxsize=1)
@@ -247,7 +247,7 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         return finetune.encode_views(setup_of(settings.labels[0]), variables, images, device)
 
     def run_cell(cell):
-        setup = setup_of(cell.labels if decays else settings.labels[0])
+        setup = setup_of(cell.labels if changes else settings.labels[0])
         encoder = encoder_of(cell.method, cell.repetition)
         variables = finetune.init(setup, cell.seed, image_shape)
         variables = {

@@ -11,6 +11,8 @@ from typing import IO
 
 from elev_ssl_jax.errors import InputError
 
+_UMASK = os.umask(0)  # that of the process can be read only by setting it, for all threads
+os.umask(_UMASK)
 _LOCK = ".lock"  # in a folder that is being written; held by its writer, as long as that lives
 
 
@@ -25,9 +27,7 @@ def new_file(path: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp's is for its owner alone
+        partial.chmod(0o666 & ~_UMASK)  # mkstemp's is for its owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

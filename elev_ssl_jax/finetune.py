@@ -263,12 +263,13 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
     """
     check_chips(config, train, test)
     data = fingerprints(train, test)
-    run_folder.claim(workdir, config, data)
+    run_folder.check_same_run(workdir, config, data)
     image_shape = train.images.shape[1:]
     setup = make_setup(config, image_shape, len(train.images))
     variables = init(setup, config.seed, image_shape)
     if config.init_from:
-        variables = checkpoint.load_encoder(Path(config.init_from), variables)
+        value_range = tuple(config.data.value_range)
+        variables = checkpoint.load_encoder(Path(config.init_from), variables, value_range)
     template = TrainState.create(variables, setup.full_optimizer)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
@@ -289,6 +290,7 @@ def finetune(config: Any, workdir: Path, train: Chips, test: Chips, writer: Any)
             )
         if start and (then := before["config"]["epochs"]) != config.epochs:
             print(rate_change(config, then, steps_per_epoch, int(state.step)))
+        run_folder.claim(workdir, config, data)
         about = checkpoint.describe(
             config, steps=config.epochs * steps_per_epoch, data=data, image_shape=image_shape
         )

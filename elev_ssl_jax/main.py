@@ -93,12 +93,10 @@ def _join_processes(config) -> None:
 def _make_synthetic(config, workdir: Path) -> None:
     from elev_ssl_jax.data import synthetic
 
+    config.data.dir = str(synthetic.folder_of(config.data, workdir) / "tfds")
     with sharding.together():
         if sharding.is_first():
             synthetic.prepare(config.data, workdir)
-    with sharding.together():
-        if not sharding.is_first():
-            synthetic.prepare(config.data, workdir)  # they are there, or on another disk
 
 
 def _pretrain(config, workdir: Path) -> None:
@@ -141,12 +139,14 @@ def _experiment(config, workdir: Path) -> None:
     from elev_ssl_jax import experiment, pretrain, report
     from elev_ssl_jax.data import source
 
-    pretrained = [method for method in config.experiment.methods if method != "random"]
-    for method in pretrained:
-        checks.check(experiment.pretrain_config(config, method))
     unlabelled = None
-    if pretrained:
+    if pretrained := [method for method in config.experiment.methods if method != "random"]:
         split = source.open_split(config.data, config.experiment.pretrain.split)
+        for method in pretrained:
+            settings = experiment.pretrain_config(config, method)
+            checks.check(settings)
+            shape = split.features["image"].shape
+            pretrain.check_sizes(settings, len(split), shape, prefix="experiment.pretrain.")
         unlabelled = run_folder.fingerprint(pretrain.sample_of(split), len(split))
     train = _labelled(config, "labeled")  # whatever the label counts: the same data
     test = _labelled(config, config.data.eval_split)

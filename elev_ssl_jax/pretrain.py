@@ -66,7 +66,7 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
     sharding.check_same(f"the data ({where})", data)
     with sharding.together():
         if sharding.is_first():
-            run_folder.claim(workdir, config, data)
+            run_folder.check_same_run(workdir, config, data)
 
     total_steps = config.epochs * steps_per_epoch
     image_shape, elevation_shape = (chips.heldout[k].shape[1:] for k in ("image", "elevation"))
@@ -114,6 +114,9 @@ def pretrain(config: Any, workdir: Path, chips: Chips, writer: Any) -> dict[str,
                 f"config.epochs is {config.epochs}, but {workdir} has learned for "
                 f"{first_step // steps_per_epoch} already; use another --workdir"
             )
+        with sharding.together():
+            if sharding.is_first():
+                run_folder.claim(workdir, config, data)
         batches, how = pipeline.make_batches(
             chips.train,
             mesh,
@@ -187,25 +190,37 @@ def check_fit(config: Any, chips: Chips) -> int:
     Raises:
       InputError: The data, the configuration and the devices don't fit one another.
     """
-    data, size, count = config.data, config.batch_size, _length(chips.train)
+    data, count = config.data, _length(chips.train)
+    check_sizes(config, count, chips.heldout["image"].shape[1:])
+    if config.objective.alpha > 0 and np.isnan(chips.heldout["elevation"]).all():
+        raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
+    return count // config.batch_size
+
+
+def check_sizes(config: Any, count: int, image_shape: tuple[int, ...], *, prefix: str = "") -> None:
+    """Refuses what doesn't fit `count` chips of images [H, W, C], or the devices.
+
+    `prefix` comes before the names of fields of pre-training, where an experiment has others.
+
+    Raises:
+      InputError: Names the field.
+    """
+    data, size, devices = config.data, config.batch_size, jax.device_count()
     if size > count:
         raise InputError(
-            f"config.batch_size is {size}, but {data.split} of {data.name} has only {count} chips; "
-            "lower it"
+            f"config.{prefix}batch_size is {size}, but {data.split} of {data.name} has only "
+            f"{count} chips; lower it"
         )
-    devices = jax.device_count()
     for name in ("batch_size", "microbatch_size"):
         if config[name] % devices:
             raise InputError(
-                f"config.{name} is {config[name]}; it must be a multiple of {devices} devices"
+                f"config.{prefix}{name} is {config[name]}; it must be a multiple of {devices} "
+                "devices"
             )
-    height, width, bands = chips.heldout["image"].shape[1:]
+    height, width, bands = image_shape
     objective.check_image_size(config, height, width)
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
-    if config.objective.alpha > 0 and np.isnan(chips.heldout["elevation"]).all():
-        raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
-    return count // size
 
 
 class _Log:

@@ -15,21 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax import documents, evidence, files, metrics, pictures
+from elev_ssl_jax import documents, evidence, files, metrics, pictures, verdicts
 from elev_ssl_jax.errors import InputError, reported
 
-NAMES = {
-    "random": "random",
-    "simclr": "SimCLR",
-    "glcnet": "GLCNet",
-    "elevation": "Elevation-Map",
-    "simclr_elev": "SimCLR+Elevation",
-    "glcnet_elev": "GLCNet+Elevation",
-}
-METRICS = {
-    "linear": {"accuracy": "accuracy", "macro_f1": "macro F1"},
-    "unet": {"macro_f1": "F1", "mean_iou": "mIoU"},
-}
 # Tables 1 and 2 of arXiv 2304.06857: 80 labels, on the NWRC data, one run a method; per cent. The
 # data are taken for those if their splits have these sizes.
 PAPER_LABELS, PAPER_SPLITS = 80, {"unlabeled": 36_800, "labeled": 3_000, "test": 2_944}
@@ -66,28 +54,28 @@ def write(run: Path) -> str:
         raise InputError(f"{run} holds no finished fine-tuning of config.experiment.methods")
 
     title = f"{config['data']['name']}: {len(results)} fine-tunings"
-    blocks: list[tuple[str, Any]] = [("title", title), ("text", _setting(config, results))]
+    blocks: list[tuple[str, Any]] = [("title", title), ("text", verdicts.setting(config, results))]
     main_table, main_verdict = pd.DataFrame(), ""
     for labels in sorted(results["labels"].unique().tolist()):
         some = results[results["labels"] == labels]
         beside_paper = labels == PAPER_LABELS and splits == PAPER_SPLITS
         table = _summary(some, methods, head, with_paper=beside_paper)
         differences = _compare(run, some, methods, head)
-        verdict = _verdict(some, methods, head, differences)
+        verdict = verdicts.verdict(some, methods, head, differences)
         if main_table.empty:
             main_table, main_verdict = table, verdict
         blocks += [("heading", f"{labels} labels"), ("table", table), ("text", verdict)]
         if config["experiment"]["label_draws"] and splits and labels >= splits.get("labeled", 0):
             blocks.append(("text", "These are all labelled chips there are, in every draw."))
         if any(d.repetitions > 1 for d in differences):
-            blocks.append(("table", _differences(differences, methods, head)))
-            blocks.append(("text", _reading(differences)))
+            blocks.append(("table", verdicts.differences_table(differences, methods, head)))
+            blocks.append(("text", verdicts.reading(differences)))
     if results["labels"].nunique() > 1:
         pictures.draw_curves(run / "curves.png", _curves(results, methods, head), "labelled chips")
         blocks += [("heading", "Label efficiency"), ("image", run / "curves.png")]
     largest = results[results["labels"] == results["labels"].max()]
     pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
-    pooled = {NAMES[m]: pooled[m] for m in methods if m in pooled}
+    pooled = {verdicts.NAMES[m]: pooled[m] for m in methods if m in pooled}
     pictures.draw_confusion(run / "confusion.png", pooled)
     blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
     blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled))]
@@ -124,46 +112,6 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | Non
     return config, results.sort_values([*_CELL], ignore_index=True), counts
 
 
-def _setting(config, results):
-    """What was done, what is repeated and what isn't."""
-    settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
-    matrix = np.asarray(results["confusion_matrix"].iloc[0])
-    pixels = "pixels" if config["finetune"]["head"] == "unet" else "chips"
-    repetitions = results["repetition"].nunique()
-    most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
-    draws = settings["label_draws"]
-    chosen = f"on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
-    sentences = [
-        f"A method is pre-trained {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
-        f"{pretrain['split']}), then fine-tuned on labelled chips "
-        f"({config['finetune']['frozen_epochs']} epochs with a frozen encoder, {config['epochs']} "
-        f"of everything) and judged by {matrix.sum():,} labelled {pixels} of "
-        f"{config['data']['eval_split']}. Encoder: {config['model']['encoder']}, width "
-        f"{config['model']['width']:g}. Numbers are per cent.",
-        f"Repeated: {_count(repetitions, 'pre-training')} of each method (for random, initial "
-        f"encoders){', ' + chosen if chosen else ''}, and for each of those "
-        f"{_count(most, 'fine-tuning')} (the new layers' initial weights, order and flips of the "
-        "chips)."
-        + ("" if draws else " Not repeated: the labelled chips, which are always the first."),
-    ]
-    if repetitions > 1:
-        sentences.append(
-            "A method's interval holds its mean with 95 % confidence (Student's t) over "
-            "pre-trainings, each the mean of its fine-tunings; the test chips are the same for "
-            "all, and their luck is not in it."
-        )
-    if draws:
-        sentences.append(
-            "Labelled chips are drawn from all of `labeled`, so that pre-training may have seen "
-            "images (never labels) of some."
-        )
-    return " ".join(sentences)
-
-
-def _count(number, noun):
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _scores(some, methods, head):
     """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
     repetitions = sorted(some["repetition"].unique())
@@ -176,7 +124,7 @@ def _scores(some, methods, head):
     for row, cell in enumerate(zip(*(some[name] for name in _CELL), strict=True)):
         method, _, r, draw, seed = cell
         rows[methods.index(method), repetitions.index(r), places[r][draw, seed]] = row
-    values = 100 * some[list(METRICS[head])].to_numpy(float)
+    values = 100 * some[list(verdicts.METRICS[head])].to_numpy(float)
     return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
 
 
@@ -186,7 +134,7 @@ def _compare(run, some, methods, head):
     chips = int(np.sum(some["confusion_matrix"].iloc[0]))
     counts, ground = _block_counts(run, some, rows), None
     if counts is not None:
-        ground = evidence.resample(counts, tuple(METRICS[head]))
+        ground = evidence.resample(counts, tuple(verdicts.METRICS[head]))
         if ground.scores is not None:
             ground = ground._replace(scores=100 * ground.scores)
     return evidence.compare(scores, ground, resolution=100 / max(chips, 1))
@@ -223,12 +171,14 @@ def _summary(some, methods, head, *, with_paper):
         if mine.empty:
             continue
         row: dict[str, Any] = {
-            "method": NAMES[method],
+            "method": verdicts.NAMES[method],
             "pre-trainings": mine["repetition"].nunique(),
             "fine-tunings": len(mine),
         }
-        for i, (name, title) in enumerate(METRICS[head].items()):
-            row[title] = _plus_minus(*evidence.interval(100 * _repetition_means(mine, name)))
+        for i, (name, title) in enumerate(verdicts.METRICS[head].items()):
+            row[title] = _plus_minus(
+                *evidence.interval(100 * verdicts.repetition_means(mine, name))
+            )
             if with_paper:
                 paper = PAPER[head].get(method)
                 row[f"{title}, paper"] = "" if paper is None else f"{paper[i]:.2f}"
@@ -236,113 +186,8 @@ def _summary(some, methods, head, *, with_paper):
     return pd.DataFrame(rows)
 
 
-def _repetition_means(mine, name):
-    return mine.groupby("repetition")[name].mean().to_numpy()
-
-
 def _plus_minus(mean, half):
     return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
-
-
-def _differences(differences, methods, head):
-    titles = list(METRICS[head].values())
-    with_blocks = any(d.blocks for d in differences)
-    rows = []
-    for d in differences:
-        row: dict[str, Any] = {
-            "difference": f"{NAMES[methods[d.one]]} - {NAMES[methods[d.other]]}",
-            "in": titles[d.metric],
-            "points": f"{d.mean:+.2f}",
-            "over pre-trainings": _between(d.mean - d.half, d.mean + d.half),
-        }
-        if with_blocks:
-            row["over test blocks"] = _between(*d.blocks) if d.blocks else ""
-        row["p, adjusted"] = "" if math.isnan(d.p) else _p_value(d.p)
-        row["noise?"] = _judged(d)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _between(low, high):
-    return "" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
-
-
-def _p_value(p):
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _judged(difference):
-    judged = difference.more_than_noise
-    if judged is not None:
-        alone = " of pre-training" * (difference.ground is None)
-        return f"more than noise{alone}" if judged else "could be noise"
-    if math.isnan(difference.p):
-        return "not known: one pre-training"
-    return f"not known: the test lies in {_count(difference.ground.blocks, 'block')}"
-
-
-def _reading(differences):
-    """How to read the table of differences."""
-    tested = [d for d in differences if not math.isnan(d.p)]
-    fewest = min(d.repetitions for d in tested)
-    ground = tested[0].ground
-    within = ground is not None and ground.scores is not None
-    of_ground = ", so that the luck of the test ground is in none of the intervals and p-values"
-    if within:
-        luck = (
-            ", and hold both kinds of luck. The "
-            f"{ground.blocks} blocks of test chips are drawn again and again, with replacement "
-            "(expanded percentiles). More than noise: p below 0.05, and the interval over test "
-            "blocks without zero."
-        )
-    elif ground is not None:
-        luck = (
-            f". The test chips lie in {_count(ground.blocks, 'block')} only{of_ground}: whether a "
-            "difference with p below 0.05 would be there on other ground is not known."
-        )
-    else:
-        luck = (
-            f". Which chips of the test lie together isn't known{of_ground}. More than noise of "
-            "pre-training: p below 0.05."
-        )
-    return (
-        "Differences are taken within a pre-training's repetition, over the fine-tunings that both "
-        "methods have. Intervals hold 95 % and are of one comparison by itself; p-values are "
-        f"adjusted (Holm) for all {len(tested)}{luck} With "
-        f"{_count(fewest, 'pre-training')} of each method that takes a difference of at "
-        f"least {evidence.detectable(fewest, len(tested)):.1f} of its standard deviations between "
-        "pre-trainings; more of them (experiment.pretrain_seeds) show smaller ones."
-    )
-
-
-def _verdict(some, methods, head, differences):
-    """Which method is first, by how much, and whether that is noise, in words."""
-    name, title = next(iter(METRICS[head].items()))
-    means = {
-        m: _repetition_means(some[some["method"] == m], name).mean()
-        for m in methods
-        if (some["method"] == m).any()
-    }
-    if len(means) < 2:
-        return "Only one method is finished."
-    first, second = sorted(means, key=lambda m: -means[m])[:2]
-    says = f"{NAMES[first]} has the highest {title}"
-    if not any(d.repetitions > 1 for d in differences):
-        return f"{says}; one pre-training a method says nothing about noise."
-    found = {(methods[d.one], methods[d.other]): d for d in differences if d.metric == 0}
-    sentences = []
-    for rival in dict.fromkeys((second, "random")):
-        pair, sign = found.get((first, rival)), 1
-        if pair is None:
-            pair, sign = found.get((rival, first)), -1
-        if rival == first or pair is None:
-            continue
-        judged = "of which one pre-training in common says nothing"
-        if not math.isnan(pair.p):
-            verb = "" if pair.more_than_noise is False else "is "
-            judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
-        sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {NAMES[rival]}, {judged}")
-    return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."
 
 
 def _per_class(pooled):
@@ -365,10 +210,10 @@ def _pooled(mine):
 def _curves(results, methods, head):
     """Of each metric, each method's mean and interval by the number of labels (figures 4 and 5)."""
     curves: dict[str, dict[str, Any]] = {}
-    for name, title in METRICS[head].items():
+    for name, title in verdicts.METRICS[head].items():
         curves[f"{title} (%)"] = {
-            NAMES[method]: {
-                labels: evidence.interval(100 * _repetition_means(some, name))
+            verdicts.NAMES[method]: {
+                labels: evidence.interval(100 * verdicts.repetition_means(some, name))
                 for labels, some in results[results["method"] == method].groupby("labels")
             }
             for method in methods
@@ -384,7 +229,7 @@ def _draw_panel(run, methods, some) -> bool:
             stems = some[some["method"] == method]["file"]
             paths = [run / "cells" / f"{stem}.npy" for stem in stems]
             for path in [path for path in paths if path.exists()][:1]:
-                classes[NAMES[method]] = np.load(path)
+                classes[verdicts.NAMES[method]] = np.load(path)
         if classes:
             panel = np.load(run / "panel.npz")
             pictures.draw_classes(run / "panel.png", panel["images"], panel["targets"], classes)

@@ -82,6 +82,9 @@ def claim(workdir: Path, config: Any, data: dict[str, str]) -> None:
     fields = json.loads(config.to_json_best_effort())
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if _has_results(workdir):  # what they are of is not forgotten if it isn't used now
+            saved = json.loads((workdir / "config.json").read_text())
+            data = {**saved.get("fingerprint", {}), **data}
         text = json.dumps({**fields, "fingerprint": data}, indent=2)
         files.write_text(workdir / "config.json", text + "\n")
     except OSError as error:

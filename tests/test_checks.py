@@ -54,6 +54,7 @@ from elev_ssl_jax.errors import InputError
         ("data.value_range", ("a", "b")),
         ("data.value_range", (1.0, 2.0, 3.0)),
         ("data.rgb", (0, 0, 1)),
+        ("data.rgb", None),
         ("data.rgb", (0, -1, 1)),
         ("data.rgb", (0, 1.5, 2)),
         ("model.projection", (8.5, 8)),
@@ -146,11 +147,15 @@ def test_a_configuration_without_a_field_is_refused(tiny):
         checks.check(tiny)
 
 
+LOCAL = "objective.local.patches"
+
+
 @pytest.mark.parametrize(
     ("alpha", "lam", "ignored"),
     [
-        (0.0, 1.0, {"loss.relief_weight", "objective.local.patches"}),
-        (1.0, 1.0, {"objective.temperature", "model.projection", "objective.local.patches"}),
+        (0.0, 1.0, {"loss.relief_weight", LOCAL}),
+        (1.0, 1.0, {"objective.temperature", "model.projection", LOCAL}),
+        (1.0, 0.3, {"objective.lam", "objective.temperature", "model.projection", LOCAL}),
         (0.5, 0.0, {"model.projection"}),
         (0.5, 0.5, set()),
     ],
@@ -158,7 +163,6 @@ def test_a_configuration_without_a_field_is_refused(tiny):
 def test_what_a_method_does_not_use_is_said(alpha, lam, ignored):
     config = default()
     config.objective.alpha, config.objective.lam = alpha, lam
-    assert checks.without_effect(config) == []
     config.loss.relief_weight = 20.0
     config.objective.temperature = 0.1
     config.model.projection = (64, 64)
@@ -178,6 +182,13 @@ def test_what_no_method_of_an_experiment_uses_is_said():
     config.finetune.frozen_epochs = 0
     fields = [line.split()[0] for line in checks.without_effect(config)]
     assert fields == ["config.loss.relief_weight", "config.finetune.frozen_batchnorm"]
+    config.experiment.pretrain.epochs = 7
+    assert len(checks.without_effect(config)) == 2
+    config.experiment.methods = ("random",)
+    said = checks.without_effect(config)
+    assert (
+        "config.experiment.pretrain.epochs is 7 and has no effect: nothing is pre-trained" in said
+    )
 
 
 @pytest.mark.parametrize("task", checks.TASKS)
@@ -196,10 +207,22 @@ def test_ranges_are_finite(tiny, bounds):
         checks.check(tiny)
 
 
-def test_the_size_of_synthetic_chips_needs_synthetic_chips(tiny):
+def test_synthetic_chips_and_ones_own_exclude_each_other(tiny):
     tiny.data.synthetic.size = 32
-    with pytest.raises(InputError, match=r"config.data.synthetic.size"):
+    checks.check(tiny)
+    (line,) = checks.without_effect(tiny)
+    assert line.startswith("config.data.synthetic.size is 32 and has no effect")
+    tiny.data.synthetic.chips = 100
+    checks.check(tiny)
+    assert checks.without_effect(tiny) == []
+    tiny.data.dir = "prepared"
+    with pytest.raises(InputError, match=r"config.data.dir is 'prepared'.*synthetic.chips=0"):
         checks.check(tiny)
+
+
+def test_crops_of_one_size_are_allowed(tiny):
+    tiny.augment.contrastive.crop_scale = (1.0, 1.0)
+    checks.check(tiny)
 
 
 def test_cells_of_an_experiment_have_one_protocol(tiny):

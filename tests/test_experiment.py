@@ -304,6 +304,38 @@ def test_results_of_an_earlier_version_are_refused(config, data, tmp_path):
     assert not (tmp_path / "panel.npz").exists()
 
 
+def test_a_rate_that_warms_up_does_so_over_each_label_counts_own_steps(
+    config, data, tmp_path, untrained, monkeypatch
+):
+    make, counts = finetune.make_setup, []
+    monkeypatch.setattr(
+        finetune,
+        "make_setup",
+        lambda c, shape, count: counts.append(count) or make(c, shape, count),
+    )
+    train, test, _ = data
+    config.experiment.methods, config.experiment.pretrain_seeds = ("random",), 1
+    experiment.experiment(config, tmp_path / "a", train, test, lambda *_: None)
+    assert counts == [8]
+    counts.clear()
+    config.optimizer.warmup_epochs = 0.5
+    experiment.experiment(config, tmp_path / "b", train, test, lambda *_: None)
+    assert set(counts) == {8, 16}
+
+
+def test_a_pre_training_that_does_not_fit_ends_it_before_anything_is_written(config, tmp_path):
+    config.data.synthetic.chips, config.data.synthetic.size = 40, SIZE
+    config.experiment.labels, config.batch_size = (4,), 4
+    synthetic.prepare(config.data, tmp_path)
+    config.experiment.pretrain.batch_size = 32
+    with pytest.raises(InputError, match=r"config.experiment.pretrain.batch_size is 32.*27 chips"):
+        main._experiment(config, tmp_path)
+    config.experiment.pretrain.batch_size, config.data.rgb = 8, (0, 1, 3)
+    with pytest.raises(InputError, match=r"config.data.rgb"):
+        main._experiment(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
+
+
 def test_drawn_labels_of_one_class_are_refused_before_anything_runs(config, data, tmp_path):
     train, test, pretrained = data
     config.experiment.label_draws = 1

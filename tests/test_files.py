@@ -97,6 +97,12 @@ def test_a_lock_that_its_owner_has_just_taken_away_keeps_nobody_out_of_the_next(
         pass
 
 
+def test_the_umask_of_other_threads_files_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "umask")
+    files.write_text(tmp_path / "new", "text")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+
+
 def test_a_new_folder_is_locked_until_it_has_its_name(tmp_path, monkeypatch):
     locked = []
 

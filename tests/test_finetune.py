@@ -1,4 +1,5 @@
 import collections
+import functools
 import itertools
 import json
 
@@ -187,7 +188,7 @@ def test_cross_entropy_equals_float64_reference(rng):
 
 @pytest.mark.parametrize("head", ["unet"], indirect=True)
 def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
-    config, chips, head, tmp_path, monkeypatch, batch_mesh
+    config, chips, head, tmp_path, monkeypatch, batch_mesh, capsys
 ):
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
     elevation = np.random.default_rng(0).uniform(0, 900, (24, 8, 8)).astype(np.float32)
@@ -228,6 +229,15 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
         variables = finetune.init(setup, 0, (SIZE, SIZE, bands))
         with pytest.raises(InputError, match=message):
             checkpoint.load_encoder(tmp_path / "pretrained", variables)
+    capsys.readouterr()
+    config.model.width = 0.125
+    _, variables = start(config, chips)
+    load = functools.partial(checkpoint.load_encoder, tmp_path / "pretrained", variables)
+    load((0.0, 6000.0))
+    assert capsys.readouterr().err == ""
+    load((0.0, 10000.0))
+    said = capsys.readouterr().err
+    assert "data.value_range (0.0, 6000.0), and here it is (0.0, 10000.0)" in said
     with pytest.raises(InputError, match="nowhere has no checkpoint"):
         checkpoint.load_encoder(tmp_path / "nowhere", variables)
 

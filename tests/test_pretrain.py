@@ -97,9 +97,11 @@ def test_going_on_for_longer_says_what_the_rate_does_and_for_less_is_refused(
     # Of a cosine that had come to its end, half of one twice as long.
     assert "epochs was 2 and is 4: the learning rate changes here from 0 to 0.0005" in printed
     assert longer.scalars[5]["learning_rate"] == pytest.approx(5e-4)
+    before = (tmp_path / "config.json").read_text()
     tiny.epochs = 1
     with pytest.raises(InputError, match=r"config.epochs is 1, but .* learned for 4 already"):
         pretrain.pretrain(tiny, tmp_path, data, Writer())
+    assert (tmp_path / "config.json").read_text() == before
 
 
 def test_other_data_under_the_same_names_are_refused(tiny, data, tmp_path):

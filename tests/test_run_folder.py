@@ -57,6 +57,15 @@ def test_an_unreadable_configuration_is_one_line(tiny, tmp_path, text):
         run_folder.check_same_run(tmp_path, tiny)
 
 
+def test_what_results_are_of_is_not_forgotten_by_a_run_that_does_not_use_it(tiny, tmp_path):
+    tiny.task = "experiment"
+    run_folder.claim(tmp_path, tiny, {"test": "9 chips", "pretrain": "500 chips"})
+    with_results(tmp_path / "pretrain" / "simclr-0")
+    run_folder.claim(tmp_path, tiny, {"test": "9 chips"})  # of the random encoder alone
+    with pytest.raises(InputError, match="pretrain: 500 chips then, 600 chips now"):
+        run_folder.claim(tmp_path, tiny, {"test": "9 chips", "pretrain": "600 chips"})
+
+
 def test_results_of_nobody_knows_what_are_refused(tiny, tmp_path):
     with_results(tmp_path)
     with pytest.raises(InputError, match=r"no config.json .*another --workdir"):

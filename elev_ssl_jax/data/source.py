@@ -144,7 +144,7 @@ def _remedy(data, split, within):
     fields = [f for f in ("split", "eval_split", "probe_split") if getattr(data, f, None) == split]
     smaller = f"--config.data.{fields[0]}={within!r}" if fields else repr(within)
     needed = {"labeled": 0, "test": 0}  # chips, for the slices to be full
-    for name, *ends in re.findall(r"(\w+)\[(-?\d*):(-?\d*)\]", split):
+    for name, *ends in re.findall(r"(\w+)\[(-?\d+)?:(-?\d+)?\]", split):
         if name in needed:
             needed[name] = max(needed[name], *(abs(int(end or 0)) for end in ends))
     flags = " ".join(f"--{name} {count}" for name, count in needed.items() if count)
@@ -246,7 +246,7 @@ def _within(split: str, counts: dict[str, int]) -> str:
     """The split with its slices cut to what there is, and without empty ones."""
     parts = []
     for part in split.replace(" ", "").split("+"):
-        match = re.fullmatch(r"(\w+)\[(-?\d*):(-?\d*)\]", part)
+        match = re.fullmatch(r"(\w+)\[(-?\d+)?:(-?\d+)?\]", part)
         if match and match[1] in counts:
             ends = (int(end) if end else None for end in match.groups()[1:])
             start, stop, _ = slice(*ends).indices(counts[match[1]])

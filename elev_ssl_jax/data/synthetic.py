@@ -166,6 +166,11 @@ def write_chips(
         layout.write_metadata(partial, rows)
 
 
+def folder_of(data: Any, workdir: Path) -> Path:
+    """Where `prepare` puts the data that `config.data` asks for: others are other data."""
+    return workdir / "synthetic" / f"{data.synthetic.chips}x{data.synthetic.size}"
+
+
 def prepare(data: Any, workdir: Path) -> None:
     """Makes the demo's data in `workdir`, unless they are whole, and points `config.data` to them.
 
@@ -178,8 +183,7 @@ def prepare(data: Any, workdir: Path) -> None:
     Raises:
       InputError: Another process is making them.
     """
-    wanted = data.synthetic
-    folder = workdir / "synthetic" / f"{wanted.chips}x{wanted.size}"  # others are other data
+    folder = folder_of(data, workdir)
     data.dir = str(folder / "tfds")
     if newest(folder / "tfds" / data.name):
         return

@@ -181,6 +181,13 @@ def test_other_damage_gives_one_line(copy):
         source.open_split(Data(copy.parents[1]), "test")
 
 
+@pytest.mark.parametrize("split", ["labeled[-:4]", "labeled[:-]", "labeled[", "moon", "[:4]", "+"])
+def test_a_split_that_is_none_is_one_line(prepared, split):
+    with pytest.raises(InputError, match="split ") as raised:
+        source.open_split(Data(prepared / "tfds"), split)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_split_that_is_too_small_says_what_to_do(prepared):
     for field in ("split", "eval_split"):
         data = Data(prepared / "tfds", **{field: "labeled[:80]"})
