@@ -88,4 +88,4 @@ def table(scores: dict[str, float], heldout: int, split: str) -> str:
         lines.append(("contrastive top-1", text, rival, f"chance among {pool} views"))
     lines.append(("feature spread", f"{scores['feature_std']:.3f}", "0", "collapse"))
     title = f"on {heldout} held-out chips ({split}), BatchNorm in inference mode"
-    return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}" for a, b, c, d in lines)])
+    return "\n".join([title, *(f"  {a:<24}{b:>10}{c:>10}   {d}".rstrip() for a, b, c, d in lines)])
