@@ -34,9 +34,7 @@ _OF_ELEVATION = (
     *("augment.elevation", "data.elevation_scale", "model.elevation_padding"),
     *("loss.elevation_reduction", "loss.relief_weight"),
 )
-_OF_CONTRAST = (
-    *("augment.contrastive", "objective.temperature", "objective.lam", "loss.chunk_size"),
-)
+_OF_CONTRAST = ("augment.contrastive", "objective.temperature", "objective.lam", "loss.chunk_size")
 _OF_GLOBAL = ("objective.global_features", "model.projection")
 _OF_LOCAL = ("objective.local",)
 _OF_ANY_PRETRAINING = ("experiment.pretrain", "data.probe_split", "checkpoint", "log")
@@ -227,33 +225,24 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
 
     They are not refused: a sweep of alpha or lam has ends, where a part of the objective is gone.
     """
-    its = config.objective
-    parts = [(its.alpha, its.lam)]
+    parts = [(config.objective.alpha, config.objective.lam)]
     if config.task == "experiment":
         named = (METHODS[m] for m in config.experiment.methods if m != "random")
         parts = [(method["alpha"], method["lam"]) for method in named]
-    unused: dict[str, Sequence[str]] = {}
-    if config.task != "finetune":
-        unused |= {
-            "elevation has no weight": () if any(a > 0 for a, _ in parts) else _OF_ELEVATION,
-            "contrast has no weight": () if any(a < 1 for a, _ in parts) else _OF_CONTRAST,
-            "the global contrast has no weight": (
-                () if any(a < 1 and lam > 0 for a, lam in parts) else _OF_GLOBAL
-            ),
-            "the local contrast has no weight": (
-                () if any(a < 1 and lam < 1 for a, lam in parts) else _OF_LOCAL
-            ),
-        }
-    if not parts:
-        unused["nothing is pre-trained"] = _OF_ANY_PRETRAINING
-    if not config.data.synthetic.chips:
-        unused["there are no synthetic chips"] = ("data.synthetic.size",)
-    if config.task != "pretrain" and config.finetune.frozen_epochs == 0:
-        unused["finetune.frozen_epochs is 0"] = _OF_FROZEN_STAGE
+    groups = (
+        ("elevation has no weight", _OF_ELEVATION, any(a > 0 for a, _ in parts)),
+        ("contrast has no weight", _OF_CONTRAST, any(a < 1 for a, _ in parts)),
+        ("the global contrast has no weight", _OF_GLOBAL, any(a < 1 and g > 0 for a, g in parts)),
+        ("the local contrast has no weight", _OF_LOCAL, any(a < 1 and g < 1 for a, g in parts)),
+        ("nothing is pre-trained", _OF_ANY_PRETRAINING, len(parts) > 0),
+        ("there are no synthetic chips", ("data.synthetic.size",), config.data.synthetic.chips > 0),
+        ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, config.finetune.frozen_epochs > 0),
+    )
     known = _flat(default())
     return [
         f"config.{name} is {value!r} and has no effect: {why}"
-        for why, fields in unused.items()
+        for why, fields, used in groups
+        if not used
         for name, value in _flat(config).items()
         if _belongs(name, fields) and not _same(value, known[name])
     ]
