@@ -283,6 +283,7 @@ def sample_of(train: Any, count: int = 2048) -> Arrays:
 
 
 def _fingerprints(chips, sample) -> dict[str, str]:
+    """Of all chips; a sample stands for those to train on, which may be too many to read."""
     known = {"heldout": chips.heldout, "labelled": chips.labelled}
     return {
         "train": run_folder.fingerprint(sample, _length(chips.train)),
