@@ -2,7 +2,7 @@
 
 python benchmarks/epoch.py [--chips 256] [--batch 32] [--size 100] [--epochs 4] [--csv F]
 
-Ours is `pretrain.pretrain`, the loop behind `main`: batches in another order each epoch, metrics, a
+Ours is `pretraining.loop`, the loop behind `main`: batches in another order each epoch, metrics, a
 checkpoint after every epoch, and scores at the end. The peers are those of
 `torch_peer.py`, which do none of that. Each side runs by itself, in turn, `--rounds` times.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pretrain_step
 
-from elev_ssl_jax.huge_pages import use_huge_pages
+from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
 
 class Rates:
@@ -42,8 +42,8 @@ def ours(args) -> dict:
     use_huge_pages()  # as main does
     import jax
 
-    from elev_ssl_jax import pretrain
     from elev_ssl_jax.config import default
+    from elev_ssl_jax.pretraining import loop
 
     config = default()
     config.batch_size, config.model.width, config.epochs = args.batch, args.width, args.epochs
@@ -54,7 +54,7 @@ def ours(args) -> dict:
     writer = Rates()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        pretrain.pretrain(config, Path(folder), pretrain.Chips(chips, heldout), writer)
+        loop.pretrain(config, Path(folder), loop.Data(chips, heldout), writer)
     return {
         "rates": writer.rates,
         "seconds": time.perf_counter() - start,

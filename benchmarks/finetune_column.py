@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from elev_ssl_jax import finetune
 from elev_ssl_jax.config import fine_tuning
+from elev_ssl_jax.finetuning import loop
 
 
 def main() -> None:
@@ -33,35 +33,35 @@ def main() -> None:
     config.model.width = args.width
     rng = np.random.default_rng(0)
     shape = (args.labels, args.size, args.size)
-    chips = finetune.Chips(
-        rng.integers(0, 6000, (*shape, 3)).astype(np.uint16),
+    chips = loop.Labelled(
+        {"image": rng.integers(0, 6000, (*shape, 3)).astype(np.uint16)},
         rng.integers(0, 2, shape if args.head == "unet" else shape[:1]).astype(np.uint8),
     )
-    encoder = finetune.init(
-        finetune.make_setup(config, chips.images.shape[1:], args.labels), 0, chips.images.shape[1:]
-    )
+    config.finetune.num_classes = 2
+    size, image_shape = (args.size, args.size), (args.size, args.size, 3)
+    encoder = loop.init(loop.make_setup(config, size, args.labels), 0, image_shape)
 
     def run(setup, seed, maps=None, device=None):
-        variables = finetune.init(setup, seed, chips.images.shape[1:])
+        variables = loop.init(setup, seed, image_shape)
         variables = {p: v | {"encoder": encoder[p]["encoder"]} for p, v in variables.items()}
         if maps is None:
-            maps = finetune.encode_views(setup, variables, chips.images, device)
-        *_, last = finetune.fit(setup, variables, chips, seed, maps=maps, device=device)
+            maps = loop.encode_views(setup, variables, chips.inputs, device)
+        *_, last = loop.fit(setup, variables, chips, seed, maps=maps, device=device)
         return jax.device_get(last.state.params)
 
     start = time.perf_counter()
     alone = []
     for seed in range(args.seeds):
         jax.clear_caches()
-        setup = finetune.make_setup(config, chips.images.shape[1:], args.labels)
+        setup = loop.make_setup(config, size, args.labels)
         alone.append(run(setup, seed))
     one_by_one = time.perf_counter() - start
 
     jax.clear_caches()
     devices = jax.local_devices()
     start = time.perf_counter()
-    setup = finetune.make_setup(config, chips.images.shape[1:], args.labels)
-    maps = [finetune.encode_views(setup, encoder, chips.images, device) for device in devices]
+    setup = loop.make_setup(config, size, args.labels)
+    maps = [loop.encode_views(setup, encoder, chips.inputs, device) for device in devices]
     with ThreadPoolExecutor(len(devices)) as pool:
 
         def work(seed):

@@ -15,26 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import augment, losses, matching, objective, sharding
+from elev_ssl_jax import augment, losses, matching
 from elev_ssl_jax.config import default
+from elev_ssl_jax.models.encoders import compute_dtype
 from elev_ssl_jax.models.heads import LocalHead
-from elev_ssl_jax.optimizer import make_optimizer
-from elev_ssl_jax.train_state import TrainState
-from elev_ssl_jax.train_step import make_train_step
+from elev_ssl_jax.pretraining import elevation
+from elev_ssl_jax.pretraining.step import make_train_step
+from elev_ssl_jax.runtime import sharding
+from elev_ssl_jax.runtime.optimizer import make_optimizer
+from elev_ssl_jax.runtime.train_state import TrainState
 
 
 def make_step(config, batch):
     """A function that trains one step more."""
-    model = objective.make_model(config, batch["elevation"].shape[1:])
+    sample = {name: np.asarray(array[:2]) for name, array in batch.items()}
+    method = elevation.make(config, sample, jax.default_backend())
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=1, steps_per_epoch=1000, batch_size=config.batch_size
     )
-    keys = augment.sample_keys(0, 0, 2)
-    views = objective.make_views(config, keys, batch["image"][:2], batch["elevation"][:2])
-    variables = model.init(jax.random.key(0), views.images, views.patches, train=True)
+    views = method.views(augment.sample_keys(0, 0, 2), sample, True)
+    variables = method.model.init(jax.random.key(0), *views.inputs, train=True)
     state = TrainState.create(variables, optimizer)
     mesh = sharding.make_mesh()
-    train_step = make_train_step(config, model, optimizer, schedule, mesh)
+    train_step = make_train_step(config, method, optimizer, schedule, mesh)
 
     def step():
         nonlocal state
@@ -48,7 +51,7 @@ def make_matching(config, batch):
     """A function that does what local matching adds to a step, given the decoder's output."""
     local, (count, height, width) = config.objective.local, batch["image"].shape[:3]
     channels = max(8, round(16 * config.model.width))
-    dtype = objective.make_model(config, (1, 1)).dtype
+    dtype = compute_dtype(config, jax.default_backend())
     decoded = jnp.ones((count, 2, height, width, channels), dtype)
     head = LocalHead(tuple(local.projection), dtype)
     params = head.init(jax.random.key(0), jnp.ones((1, channels)))

@@ -19,7 +19,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from tqdm import trange
 
-from elev_ssl_jax import inference
+from elev_ssl_jax.inference.model import load
 
 STRIP = 512
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("."))
     parser.add_argument("more", nargs="*", help="for elev_ssl_jax.predict, after --")
     args = parser.parse_args()
-    low, high = inference.load(args.run).config.data.value_range
+    ((low, high),) = load(args.run).inputs.value_range
     with TemporaryDirectory(dir=args.folder) as folder:
         scene, out = Path(folder) / "scene.tif", Path(folder) / "map.tif"
         write_scene(scene, args.side, low, high)

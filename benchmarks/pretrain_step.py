@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elev_ssl_jax.huge_pages import use_huge_pages
+from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
 CHIPS = 512
 
@@ -45,17 +45,18 @@ def ours(args):
     import jax
     import jax.numpy as jnp
 
-    from elev_ssl_jax import augment, objective, sharding
+    from elev_ssl_jax import augment
     from elev_ssl_jax.config import default
-    from elev_ssl_jax.data import pipeline
-    from elev_ssl_jax.optimizer import make_optimizer
-    from elev_ssl_jax.train_state import TrainState
-    from elev_ssl_jax.train_step import make_train_step
+    from elev_ssl_jax.pretraining import elevation
+    from elev_ssl_jax.pretraining.step import make_train_step
+    from elev_ssl_jax.runtime import batches, sharding
+    from elev_ssl_jax.runtime.optimizer import make_optimizer
+    from elev_ssl_jax.runtime.train_state import TrainState
 
     config = default()
     config.batch_size, config.model.width = args.batch, args.width
     chips, mesh = make_chips(args.size), sharding.make_mesh(jax.devices()[:1])
-    model = objective.make_model(config, chips["elevation"].shape[1:])
+    method = elevation.make(config, chips, sharding.platform(mesh))
     steps_per_epoch = CHIPS // args.batch
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=200, steps_per_epoch=steps_per_epoch, batch_size=args.batch
@@ -63,20 +64,16 @@ def ours(args):
 
     @jax.jit
     def init():
-        views = objective.make_views(
-            config,
-            augment.sample_keys(0, 0, 2),
-            jnp.asarray(chips["image"][:2]),
-            jnp.asarray(chips["elevation"][:2]),
-        )
-        variables = model.init(jax.random.key(0), views.images, views.patches, train=True)
+        few = {name: jnp.asarray(chips[name][:2]) for name in method.reads}
+        views = method.views(augment.sample_keys(0, 0, 2), few, True)
+        variables = method.model.init(jax.random.key(0), *views.inputs, train=True)
         return TrainState.create(variables, optimizer)
 
     state = init()
-    train_step = make_train_step(config, model, optimizer, schedule, mesh)
-    batches = pipeline.resident_batches(chips, mesh, 0, args.batch, 0)
-    compiled = train_step.lower(state, next(batches)).compile()
-    dtype = objective.compute_dtype(config)
+    train_step = make_train_step(config, method, optimizer, schedule, mesh)
+    stream = batches.resident_batches(chips, mesh, 0, args.batch, 0)
+    compiled = train_step.lower(state, next(stream)).compile()
+    dtype = method.model.dtype
     side = 8192 if jax.default_backend() == "gpu" else 2048
     matrix = jnp.ones((side, side), dtype)
     product = jax.jit(jnp.matmul)
@@ -89,7 +86,7 @@ def ours(args):
 
     def step():
         nonlocal state
-        state, terms = compiled(state, next(batches))
+        state, terms = compiled(state, next(stream))
         return terms["loss"]
 
     about = {

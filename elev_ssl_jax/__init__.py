@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from elev_ssl_jax.inference import Model
+    from elev_ssl_jax.inference.model import Model
 
 
 def load(run: str | Path) -> Model:
@@ -18,6 +18,8 @@ def load(run: str | Path) -> Model:
     Raises:
       InputError: There is no run, or it is not finished.
     """
-    from elev_ssl_jax import inference  # which brings in JAX and Orbax; data.chips does without
+    from elev_ssl_jax.inference import (
+        model,  # which brings in JAX and Orbax; data.chips does without
+    )
 
-    return inference.load(run)
+    return model.load(run)

@@ -37,12 +37,6 @@ def sample_keys(
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch_size))
 
 
-def normalize(images: jax.Array, value_range: tuple[float, float]) -> jax.Array:
-    """Sensor units, clipped to `value_range`, to float32 in 0..1."""
-    low, high = value_range
-    return (jnp.clip(images.astype(jnp.float32), low, high) - low) / (high - low)
-
-
 def contrastive_view(
     keys: jax.Array,
     images: jax.Array,
@@ -192,6 +186,7 @@ def color_jitter(
     jitter_probability: float,
     grayscale: float,
     rgb: tuple[int, int, int] | None = None,
+    uncolored: int = 0,
 ) -> jax.Array:
     """Jitter, then grayscale, with torchvision's definitions of the operations.
 
@@ -207,12 +202,14 @@ def color_jitter(
       rgb: Which bands are red, green and blue. None means the three of a three-band image, and no
         saturation, hue and grayscale at another count. Contrast acts on bands that are no colour
         each by itself.
+      uncolored: How many bands at the end are left as they are: they are not light.
 
     Returns:
-      Images of the same shape, in 0..1.
+      Images of the same shape, in 0..1 but for those bands.
     """
     draws = _uniform(keys, 6)[:, :, None, None, None]
-    rgb = rgb or (RGB if images.shape[-1] == 3 else None)
+    original, light = images, images.shape[-1] - uncolored
+    rgb = rgb or (RGB if light == 3 else None)
 
     def factor(draw, strength):
         return 1 + strength * (2 * draw - 1)
@@ -221,7 +218,7 @@ def color_jitter(
     if brightness:
         jittered = adjust_brightness(jittered, factor(draws[0], brightness))
     if contrast:
-        jittered = adjust_contrast(jittered, factor(draws[1], contrast), rgb)
+        jittered = adjust_contrast(jittered, factor(draws[1], contrast), rgb or ())
     if rgb is not None and saturation:
         jittered = adjust_saturation(jittered, factor(draws[2], saturation), rgb)
     if rgb is not None and hue:
@@ -230,10 +227,12 @@ def color_jitter(
     if rgb is not None and grayscale:
         gray = _with_colors(images, rgb, [luma(images, rgb)] * 3)
         images = jnp.where(draws[5] < grayscale, gray, images)
+    if uncolored:  # by selection, as in `_with_colors`
+        images = jnp.where(jnp.arange(images.shape[-1]) < light, images, original)
     return images
 
 
-def luma(images: jax.Array, rgb: tuple[int, int, int] = RGB) -> jax.Array:
+def luma(images: jax.Array, rgb: tuple[int, ...] = RGB) -> jax.Array:
     """Weighted sum of red, green and blue: [..., C] to [..., 1]."""
     return sum(w * band for w, band in zip(GRAY_WEIGHTS, _colors(images, rgb), strict=True))
 
@@ -244,15 +243,16 @@ def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_contrast(
-    images: jax.Array, factor: jax.Array, rgb: tuple[int, int, int] | None = None
+    images: jax.Array, factor: jax.Array, rgb: tuple[int, ...] | None = None
 ) -> jax.Array:
     """Moves away from (factor > 1) or towards the mean: that of the luma, or a band's own.
 
-    Without `rgb` three bands are red, green and blue, and others are no colours.
+    Bands that are not in `rgb` are no colours; None is the three of a three-band image.
     """
     level = jnp.mean(images, axis=(-3, -2), keepdims=True)
-    rgb = rgb or (RGB if images.shape[-1] == 3 else None)
-    if rgb is not None:
+    if rgb is None and images.shape[-1] == 3:
+        rgb = RGB
+    if rgb:
         level = _with_colors(level, rgb, [luma(level, rgb)] * 3)
     return _blend(images, level, factor)
 

@@ -15,13 +15,14 @@ from elev_ssl_jax.errors import InputError
 _OF_ALL = (
     *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
     *("model.encoder", "model.width", "model.dtype"),
-    *("data.name", "data.dir", "data.eval_split", "data.value_range", "data.rgb"),
+    *("data.name", "data.dir", "data.eval_split", "data.inputs", "data.value_range"),
+    *("data.mean", "data.std", "data.nodata", "data.rgb", "data.elevation_scale"),
     *("data.resident_gib", "data.synthetic"),
 )
 _OF_PRETRAINING = (
     *("augment.contrastive", "augment.elevation", "loss", "log"),
     *("model.projection", "model.elevation_padding"),
-    *("objective.temperature", "objective.local", "data.elevation_scale", "data.probe_split"),
+    *("objective.temperature", "objective.local", "data.probe_split"),
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
 TASKS = {
@@ -31,7 +32,7 @@ TASKS = {
 }
 # What only one part of the objective reads.
 _OF_ELEVATION = (
-    *("augment.elevation", "data.elevation_scale", "model.elevation_padding"),
+    *("augment.elevation", "model.elevation_padding"),
     *("loss.elevation_reduction", "loss.relief_weight"),
 )
 _OF_CONTRAST = ("augment.contrastive", "objective.temperature", "objective.lam", "loss.chunk_size")
@@ -44,7 +45,7 @@ _OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm"
 FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.labels", "experiment.seeds"),
-    "experiment.pretrain_seeds",
+    *("experiment.pretrain_seeds", "finetune.classes"),
 )
 
 
@@ -88,6 +89,27 @@ def _different(values):
     return len(set(values)) == len(values)
 
 
+def _any_of(_):
+    return True
+
+
+def _is_auto(value):
+    return tuple(value) == ("auto",)
+
+
+def _is_range(value):
+    fine = isinstance(value, tuple | list) and len(value) == 2 and all(map(_ANY.holds, value))
+    return fine and value[0] < value[1]
+
+
+def _numbers_or_auto(each: _Rule) -> _Rule:
+    """One for all bands, or one for each, or none."""
+    words = f"() or numbers, {each.allowed}, one or one for each band, or auto"
+    numbers = _several("", each, _any_of)
+    return _Rule(words, lambda v: _is_auto(v) or numbers.holds(v))
+
+
+_NAME = _Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
 _ANY = _number(-math.inf)
 _SHARE = _number(0, 1)
 _POSITIVE = _number(0, above=True)
@@ -100,9 +122,18 @@ _RULES = {
     "task": _one_of(*TASKS),
     "seed": _whole(0, 2**31 - 1),
     "microbatch_size": _whole(0),
-    "data.value_range": _several(
-        "two numbers, the first below the second", _ANY, lambda v: len(v) == 2 and v[0] < v[1]
+    "data.inputs": _several(
+        "names of features, each once; elevation may be the last of several",
+        _NAME,
+        lambda v: len(v) > 0 and _different(v) and "elevation" not in (*v[:-1], v[0]),
     ),
+    "data.value_range": _Rule(
+        "two numbers, the first below the second, or such a pair for each band, or auto",
+        lambda v: _is_range(v) or _is_auto(v) or (len(v) > 0 and all(map(_is_range, v))),
+    ),
+    "data.mean": _numbers_or_auto(_ANY),
+    "data.std": _numbers_or_auto(_POSITIVE),
+    "data.nodata": _several("numbers", _Rule("", lambda v: isinstance(v, int | float)), _any_of),
     "data.elevation_scale": _POSITIVE,
     "data.rgb": _several(
         "empty, or three different band numbers from 0",
@@ -142,7 +173,12 @@ _RULES = {
     "*optimizer.weight_decay": _number(0),
     "*optimizer.name": _one_of("adamw", "adam", "lars"),
     "finetune.head": _one_of("linear", "unet"),
-    "finetune.num_classes": _whole(2, 255),
+    "finetune.num_classes": _Rule(
+        "0 or a whole number in 2..255", lambda v: type(v) is int and (v == 0 or 2 <= v <= 255)
+    ),
+    "finetune.classes": _several(
+        "different names", _Rule("", lambda v: isinstance(v, str) and v != ""), _different
+    ),
     "finetune.frozen_epochs": _whole(0),
     "finetune.frozen_learning_rate": _POSITIVE,
     "finetune.frozen_batchnorm": _one_of("inference", "training"),
@@ -171,7 +207,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       InputError: Names the field, its value and what is allowed.
     """
     # They bring in Flax, which a config file can do without.
-    from elev_ssl_jax.objective import ENCODERS, check_image_size
+    from elev_ssl_jax.models.encoders import ENCODERS
 
     known = _flat(default())
     flat = _flat(config)
@@ -211,9 +247,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task == "experiment":
         most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
         need("seed", config.seed < most, f"below {most}: each repetition has its own")
-    chips, size = config.data.synthetic.chips, config.data.synthetic.size
-    if chips:
-        check_image_size(config, size, size)
+    if config.finetune.classes:
+        count = len(config.finetune.classes)
+        need("finetune.num_classes", config.finetune.num_classes in (0, count), f"0 or {count}")
+    need("data.mean", not config.data.mean or len(config.data.std) > 0, "() without data.std")
+    if config.data.synthetic.chips:
         names = ("nwrc/classification", "nwrc/segmentation")
         need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
         others = "empty with synthetic chips; --config.data.synthetic.chips=0 takes your own"
@@ -229,8 +267,11 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     if config.task == "experiment":
         named = (METHODS[m] for m in config.experiment.methods if m != "random")
         parts = [(method["alpha"], method["lam"]) for method in named]
+    learns = config.task != "finetune" and any(alpha > 0 for alpha, _ in parts)
+    reads_elevation = learns or "elevation" in config.data.inputs
     groups = (
         ("elevation has no weight", _OF_ELEVATION, any(a > 0 for a, _ in parts)),
+        ("nothing reads elevation", ("data.elevation_scale",), reads_elevation),
         ("contrast has no weight", _OF_CONTRAST, any(a < 1 for a, _ in parts)),
         ("the global contrast has no weight", _OF_GLOBAL, any(a < 1 and g > 0 for a, g in parts)),
         ("the local contrast has no weight", _OF_LOCAL, any(a < 1 and g < 1 for a, g in parts)),
@@ -278,5 +319,8 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 
 def _same(one: Any, other: Any) -> bool:
     """JSON has no tuples."""
-    one, other = (list(v) if isinstance(v, tuple) else v for v in (one, other))
-    return one == other
+    return _lists(one) == _lists(other)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value

@@ -37,7 +37,17 @@ def default() -> ml_collections.ConfigDict:
     data.split = "unlabeled+labeled[80:]"
     data.eval_split = "test"
     data.probe_split = "labeled[:80]"  # trains the linear probe; "" for none
-    data.value_range = (0.0, 6000.0)  # sensor units that become 0 and 1
+    # The features that are joined to the network's image: sensors, and "elevation", if that is to
+    # be seen, as the last.
+    data.inputs = ("image",)
+    # Sensor units that become 0 and 1: a pair, a pair for each band of all inputs, or ("auto",),
+    # measured on the chips to learn from (half a per cent lies outside, on either side).
+    data.value_range = (0.0, 6000.0)
+    # With `std` the network sees (x - mean) / std of what lies in the range, x in sensor units:
+    # numbers for all bands, for each, or ("auto",).
+    data.mean = ()
+    data.std = ()
+    data.nodata = ()  # the sensor value that means none, or one a sensor; () is what the data say
     data.elevation_scale = 500.0  # metres that become 1
     data.rgb = ()  # bands that are red, green, blue; () means those of a three-band image
     data.resident_gib = 4.0  # data above this size are streamed rather than held on the device
@@ -116,7 +126,8 @@ def default() -> ml_collections.ConfigDict:
     # it, has the fields above: batch_size, epochs, optimizer.
     config.finetune = finetune = ml_collections.ConfigDict()
     finetune.head = "linear"  # one layer on the pooled features, or "unet": a class per pixel
-    finetune.num_classes = 2
+    finetune.num_classes = 0  # 0 is as many as the data have
+    finetune.classes = ()  # their names; () is what the data say
     finetune.frozen_epochs = 20
     finetune.frozen_learning_rate = 1e-3
     # BatchNorm of the frozen encoder. In "inference" mode the encoder is one fixed function, with

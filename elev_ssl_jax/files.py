@@ -11,6 +11,8 @@ from typing import IO
 
 from elev_ssl_jax.errors import InputError
 
+UNLABELLED = 255  # what files of classes, eight bits each, hold where there is none
+
 _UMASK = os.umask(0)  # that of the process can be read only by setting it, for all threads
 os.umask(_UMASK)
 _LOCK = ".lock"  # in a folder that is being written; held by its writer, as long as that lives

@@ -15,7 +15,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from elev_ssl_jax.huge_pages import use_huge_pages
+from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()  # before the imports, which take a second
@@ -23,8 +23,9 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, files, quiet, run_folder, sharding
+from elev_ssl_jax import checks, files
 from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
@@ -92,7 +93,11 @@ def _join_processes(config) -> None:
 
 def _make_synthetic(config, workdir: Path) -> None:
     from elev_ssl_jax.data import synthetic
+    from elev_ssl_jax.pretraining import elevation
 
+    size = config.data.synthetic.size
+    if config.task == "pretrain":
+        elevation.check_image_size(config, size, size)
     config.data.dir = str(synthetic.folder_of(config.data, workdir) / "tfds")
     with sharding.together():
         if sharding.is_first():
@@ -100,20 +105,18 @@ def _make_synthetic(config, workdir: Path) -> None:
 
 
 def _pretrain(config, workdir: Path) -> None:
-    from elev_ssl_jax import objective
     from elev_ssl_jax.data import source
+    from elev_ssl_jax.pretraining import elevation, loop
 
     with sharding.together():
         train = source.open_split(config.data, config.data.split)
-        objective.check_image_size(config, *train.features["image"].shape[:2])
-        heldout = source.open_split(config.data, config.data.eval_split).arrays()
+        elevation.check(config, train.shapes)
+        _measure(config, train)
+        heldout = source.open_split(config.data, config.data.eval_split)
         labelled = None
         if config.data.probe_split:
-            labelled = source.open_split(config.data, config.data.probe_split).arrays()
-
-    from elev_ssl_jax import pretrain
-
-    pretrain.pretrain(config, workdir, pretrain.Chips(train, heldout, labelled), _Writer(workdir))
+            labelled = source.open_split(config.data, config.data.probe_split)
+    loop.pretrain(config, workdir, loop.Data(train, heldout, labelled), _Writer(workdir))
     if config is not _CONFIG.value:  # one of an experiment's
         return
     more = f"--config.epochs={2 * config.epochs}"
@@ -128,59 +131,107 @@ def _pretrain(config, workdir: Path) -> None:
 
 
 def _finetune(config, workdir: Path) -> None:
-    from elev_ssl_jax import finetune
+    from elev_ssl_jax.finetuning import loop
 
     train = _labelled(config, config.data.split)
     test = _labelled(config, config.data.eval_split)
-    finetune.finetune(config, workdir, train, test, _Writer(workdir))
+    loop.finetune(config, workdir, train, test, _Writer(workdir))
 
 
 def _experiment(config, workdir: Path) -> None:
-    from elev_ssl_jax import experiment, pretrain, report
     from elev_ssl_jax.data import source
+    from elev_ssl_jax.finetuning import experiment
+    from elev_ssl_jax.pretraining import elevation, loop
+    from elev_ssl_jax.reporting import compose
 
     unlabelled = None
     if pretrained := [method for method in config.experiment.methods if method != "random"]:
         split = source.open_split(config.data, config.experiment.pretrain.split)
+        _measure(config, split)
         for method in pretrained:
             settings = experiment.pretrain_config(config, method)
             checks.check(settings)
-            shape = split.features["image"].shape
-            pretrain.check_sizes(settings, len(split), shape, prefix="experiment.pretrain.")
-        unlabelled = run_folder.fingerprint(pretrain.sample_of(split), len(split))
+            loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
+            elevation.check(settings, split.shapes)
+        unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
     train = _labelled(config, "labeled")  # whatever the label counts: the same data
     test = _labelled(config, config.data.eval_split)
     splits = source.open_split(config.data, config.data.eval_split).counts
-    failed = experiment.experiment(
+    failed = experiment.run(
         config, workdir, train, test, _pretrain, unlabelled=unlabelled, splits=splits
     )
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if any((workdir / "cells").glob("*.json")):
-        print(report.write(workdir))
+        print(compose.write(workdir))
     if failed:
         raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
 
 
+def _measure(config, split) -> None:
+    """Sets what `config.data` leaves to the data, so that the run's own record has it."""
+    from elev_ssl_jax import sensors
+    from elev_ssl_jax.pretraining import loop
+
+    if not config.data.nodata:
+        config.data.nodata = split.nodata(config.data.inputs)
+    if any(sensors.is_auto(config.data[name]) for name in ("value_range", "mean", "std")):
+        config.data.update(sensors.measure(config, loop.sample_of(split)))
+
+
 def _labelled(config, split):
     """Chips of a split with their classes."""
-    from elev_ssl_jax import finetune
     from elev_ssl_jax.data import source
+    from elev_ssl_jax.finetuning import loop
 
     opened = source.open_split(config.data, split, exact=True)
     target = {"linear": "label", "unet": "mask"}[config.finetune.head]
     if target not in opened.features:
         raise InputError(
             f"config.finetune.head is {config.finetune.head!r}, but {config.data.name} has no "
-            f"{target}; set data.name to nwrc/classification for a class a chip, nwrc/segmentation "
-            "for a class a pixel"
+            f"{target}; prepare the chips with --config classification for a class a chip, with "
+            "--config segmentation for a class a pixel"
         )
+    _name_classes(config, opened.classes)
+    if config.init_from:
+        _measure_alike(config)
+    _measure(config, opened)
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
-    arrays = opened.arrays("image", target, *ground)
-    return finetune.Chips(
-        arrays["image"], finetune.as_targets(arrays[target]), *(arrays[name] for name in ground)
+    arrays = opened.arrays(*config.data.inputs, target, *ground)
+    return loop.Labelled(
+        {name: arrays[name] for name in config.data.inputs},
+        loop.as_targets(arrays[target]),
+        *(arrays[name] for name in ground),
     )
+
+
+def _name_classes(config, names: tuple[str, ...]) -> None:
+    """Sets the number and the names of the classes that `config.finetune` leaves to the data.
+
+    Raises:
+      InputError: They contradict the data.
+    """
+    settings = config.finetune
+    if names and settings.num_classes not in (0, len(names)):
+        raise InputError(
+            f"config.finetune.num_classes is {settings.num_classes}, but {config.data.name} has "
+            f"{len(names)}: {', '.join(names)}; leave it at 0"
+        )
+    settings.classes = tuple(settings.classes) or names
+    # Data that have no names for their classes are from when there were always two.
+    settings.num_classes = settings.num_classes or len(settings.classes) or 2
+
+
+def _measure_alike(config) -> None:
+    """What `config.data` asks to be measured is what the run has that is started from."""
+    from elev_ssl_jax import sensors
+    from elev_ssl_jax.runtime import checkpoint
+
+    auto = [n for n in ("value_range", "mean", "std") if sensors.is_auto(config.data[n])]
+    if auto:
+        theirs = checkpoint.load(Path(config.init_from)).about["config"]["data"]
+        config.data.update({name: tuple(theirs.get(name, ())) for name in auto})
 
 
 class _Writer:

@@ -15,9 +15,8 @@ from matplotlib.patches import Patch, Rectangle
 def draw_views(
     path: Path,
     images: np.ndarray,
-    views: np.ndarray,
-    elevation: np.ndarray,
-    titles: list[str],
+    views: dict[str, np.ndarray],
+    elevation: np.ndarray | None = None,
     patches: tuple[np.ndarray, float] | None = None,
 ) -> None:
     """A row for each chip: the image, its views, and the elevation that goes with the last.
@@ -25,24 +24,24 @@ def draw_views(
     Args:
       path: The PNG to write.
       images: float [B, H, W, 3] in 0..1.
-      views: float [B, V, H, W, 3] in 0..1.
-      elevation: [B, h, w] in metres, NaN where missing.
-      titles: Names of the V views.
+      views: float [B, H, W, 3] in 0..1, by title.
+      elevation: [B, h, w] in metres, NaN where missing; None leaves it out.
       patches: Centres [B, 2, P, (row, column)] of the patches of the first two views, and their
         side, in pixels.
     """
-    columns = ["image", *titles, "elevation (m)"]
+    columns = ["image", *views] + ["elevation (m)"] * (elevation is not None)
     figure, axes = _grid(len(images), columns)
     for i, row in enumerate(axes):
-        for axis, picture in zip(row, [images[i], *views[i]], strict=False):
-            axis.imshow(picture)
+        for axis, pictured in zip(row, (images, *views.values()), strict=False):
+            axis.imshow(pictured[i])
         if patches is not None:
             centres, side = patches
             for view, number in np.ndindex(centres.shape[1:3]):
                 top, left = centres[i, view, number] - (side + 1) / 2  # pixel 0 is around 0
                 frame = Rectangle((left, top), side, side, fill=False, edgecolor=f"C{number}")
                 row[1 + view].add_patch(frame)
-        figure.colorbar(row[-1].imshow(elevation[i], cmap="terrain"), ax=row[-1])
+        if elevation is not None:
+            figure.colorbar(row[-1].imshow(elevation[i], cmap="terrain"), ax=row[-1])
     _save(figure, path)
 
 

@@ -19,10 +19,11 @@ import rasterio
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from elev_ssl_jax import files, inference
+from elev_ssl_jax import files
 from elev_ssl_jax.data.scene import Scene, open_scene
 from elev_ssl_jax.errors import InputError, reported
-from elev_ssl_jax.maps import LOOK, MapFiles
+from elev_ssl_jax.inference.maps import LOOK, MapFiles
+from elev_ssl_jax.inference.model import Model, load
 
 _COLUMNS = 8192  # of a scene at a time, a whole number of the files' tiles: bounds the memory
 _CACHE = 256  # MB for GDAL, whose default is a share of the machine's
@@ -52,7 +53,7 @@ class _Row(NamedTuple):
 
 
 def predict(
-    model: inference.Model,
+    model: Model,
     images: Sequence[Path],
     *,
     out: Path | None = None,
@@ -68,7 +69,7 @@ def predict(
     """Maps a scene of any size. Files get their names only when all of them are whole.
 
     Args:
-      model: From `inference.load`.
+      model: From `load`.
       images: GeoTIFFs on one grid, whose bands are those that the run was trained on.
       out: The map, a cloud-optimised GeoTIFF on the scene's grid, and beside it a PNG to look at:
         a fine-tuned model's classes, uint8, 255 where a band has nodata, or a pre-trained one's
@@ -116,7 +117,7 @@ def predict(
         run = (path for path in model.run.rglob("*") if path.is_file())
         files.check_outputs(outputs, [*read, *run], overwrite=overwrite)
         height, width = scene.grid.shape
-        model.check_bands(scene.bands, " + ".join(map(str, images)))
+        model.check_bands(scene.bands, " + ".join(map(str, images)), model.inputs.names[0])
         if min(height, width) < size:
             raise InputError(
                 f"{images[0]} is {height} x {width} pixels, smaller than a window of {size}; set "
@@ -163,12 +164,12 @@ def _check_values(model, path, pixels, valid) -> None:
     known = pixels[:, valid]
     if not known.size:
         raise InputError(f"{path}: every pixel is nodata; nothing is left to map")
-    low, high = model.config.data.value_range
+    low, high = np.moveaxis(np.array(model.inputs.value_range), -1, 0)[..., None]
     inside = np.mean((known > low) & (known < high))
-    if inside < 0.01 or known.max() - known.min() < (high - low) / 1000:
+    if inside < 0.01 or np.ptp(known) < (high - low).min() / 1000:
         raise InputError(
             f"{path} has values from {known.min():g} to {known.max():g}; {model.run} was trained "
-            f"on {low:g} to {high:g}: are these the same units?"
+            f"on {low.min():g} to {high.max():g}: are these the same units?"
         )
 
 
@@ -198,8 +199,13 @@ def _functions(model, size, *, maps, features) -> dict[str, Callable]:
         functions["map"] = model.probability_function((size, size))
     elif maps:
         elevation = model.elevation_function()
-        functions["map"] = lambda images: _to_pixels(elevation(images), size)
-    return functions
+        functions["map"] = lambda chips: _to_pixels(elevation(chips), size)
+    (sensor,) = model.inputs.names
+
+    def of_images(function):
+        return lambda images: function({sensor: images})
+
+    return {name: of_images(function) for name, function in functions.items()}
 
 
 @partial(jax.jit, static_argnums=1)
@@ -309,7 +315,7 @@ def main() -> None:
     args = vars(parser.parse_args())
     run, images = args.pop("run"), args.pop("image")
     with reported():
-        counts = predict(inference.load(run), images, **args)
+        counts = predict(load(run), images, **args)
     written = [args["out"], args["out"] and args["out"].with_suffix(".png")]
     written += [args["probabilities"], args["features"]]
     print(

@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import checkpoint, config, finetune, objective
-from elev_ssl_jax.train_state import TrainState
+from elev_ssl_jax import config
+from elev_ssl_jax.finetuning import loop as finetune
+from elev_ssl_jax.pretraining import elevation as objective
+from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime.train_state import TrainState
 
 
 def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, seed=0):
     """A run's folder with random weights and statistics; its variables."""
     if settings.task == "finetune":
-        model, images = finetune.make_model(settings, shape[:2]), jnp.zeros((1, *shape))
-        shapes = {}
+        model = finetune.make_model(settings, shape[:2], "cpu")
+        images, shapes = jnp.zeros((1, *shape)), {"image": shape}
     else:
-        model, images = objective.make_model(settings, elevation), jnp.zeros((1, 3, *shape))
-        shapes = {"elevation_shape": elevation}
+        model = objective.make_model(settings, elevation, "cpu")
+        images, shapes = jnp.zeros((1, 3, *shape)), {"image": shape, "elevation": elevation}
     rng = np.random.default_rng(seed)
     shapes_of = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
 
@@ -30,7 +33,7 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
     variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
     params, stats = variables["params"], variables["batch_stats"]
     state = TrainState(jnp.asarray(step), params, stats, opt_state={})
-    about = checkpoint.describe(settings, steps=steps, image_shape=shape, **shapes)
+    about = checkpoint.describe(settings, steps=steps, shapes=shapes)
     with checkpoint.open_checkpoints(folder, 1) as checkpoints:
         checkpoint.save(checkpoints, state, about)
     return variables
@@ -40,6 +43,8 @@ def settings(head=None, *, width=0.125, low=0.0, high=6000.0):
     """Of a fine-tuning with `head`, or a pre-training, with a tiny encoder."""
     result = config.default() if head is None else config.fine_tuning(head)
     result.model.width = width
+    if head is not None:
+        result.finetune.num_classes = 2
     result.model.projection = (16, 8)
     result.data.value_range = (low, high)
     return result

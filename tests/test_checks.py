@@ -69,13 +69,6 @@ def test_impossible_values_are_named(tiny, field, value):
         checks.check(tiny)
 
 
-def test_images_of_a_known_size_are_checked_too(tiny):
-    tiny.objective.lam = 0.5
-    tiny.data.synthetic.chips, tiny.data.synthetic.size = 100, 12
-    with pytest.raises(InputError, match=r"config.objective.local.patch_size is 16"):
-        checks.check(tiny)
-
-
 def test_unknown_fields_are_refused(tiny):
     with pytest.raises(AttributeError, match="alpha"):
         tiny.objective.alhpa = 0.5

@@ -5,7 +5,7 @@ import pytest
 
 from elev_ssl_jax.checks import check, without_effect
 from elev_ssl_jax.config import default
-from elev_ssl_jax.experiment import pretrain_config
+from elev_ssl_jax.finetuning.experiment import pretrain_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elev_ssl_jax import sharding
 from elev_ssl_jax.losses import elevation_mse, nt_xent, relief_mse
+from elev_ssl_jax.runtime import sharding
 
 
 def reference_nt_xent(z1, z2, temperature):

@@ -56,6 +56,15 @@ def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
     assert other.stderr.strip().endswith("(seed was 0 and is 5); use another --workdir")
 
 
+def test_synthetic_chips_too_small_for_the_method_are_not_made(tmp_path):
+    refused = demo(
+        tmp_path / "run", "--config.objective.lam=0.5", "--config.data.synthetic.size=12"
+    )
+    assert refused.returncode == 2
+    assert "config.objective.local.patch_size is 16; a crop has 12 pixels" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     run = tmp_path / "run"
     with files.sole_writer(run, "taken"):
@@ -94,8 +103,8 @@ def test_the_method_and_its_loop_import_without_tensorflow():
 import sys
 for name in ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "grain"):
     sys.modules[name] = None
-import elev_ssl_jax.losses, elev_ssl_jax.augment, elev_ssl_jax.metrics, elev_ssl_jax.objective
-import elev_ssl_jax.models.unet, elev_ssl_jax.models.heads, elev_ssl_jax.pretrain
+import elev_ssl_jax.losses, elev_ssl_jax.augment, elev_ssl_jax.metrics, elev_ssl_jax.sensors
+import elev_ssl_jax.models.unet, elev_ssl_jax.models.heads, elev_ssl_jax.pretraining.loop
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

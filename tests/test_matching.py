@@ -148,7 +148,7 @@ def test_views_that_share_no_room_are_told():
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_patches_do_not_depend_on_the_number_of_devices(batch_mesh, devices):
-    from elev_ssl_jax import sharding
+    from elev_ssl_jax.runtime import sharding
 
     crops = draw_crops(5, (40, 40), 0.7, ((True, False), (False, False)))
     keys = augment.sample_keys(6, 0, BATCH)

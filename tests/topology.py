@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import augment, objective, pretrain, sharding
+from elev_ssl_jax import augment
 from elev_ssl_jax.config import default
-from elev_ssl_jax.data import pipeline, synthetic
+from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import reported
+from elev_ssl_jax.pretraining import elevation as objective
+from elev_ssl_jax.pretraining import loop
+from elev_ssl_jax.runtime import batches, sharding
 
 STEPS_PER_EPOCH, EPOCHS = 6, 5
 
@@ -76,8 +79,8 @@ def run(workdir: Path, chips_path: Path, die_at: int | None = None) -> None:
     config.optimizer.warmup_epochs = 1
     config.log.every_steps = config.checkpoint.every_epochs = 1
     _write_views(workdir, config, train)
-    pretrain.pretrain(
-        config, workdir, pretrain.Chips(train, heldout), _Writer(workdir / "losses.jsonl", die_at)
+    loop.pretrain(
+        config, workdir, loop.Data(train, heldout), _Writer(workdir / "losses.jsonl", die_at)
     )
 
 
@@ -88,20 +91,21 @@ def _write_views(workdir, config, train):
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def views(step, batch):
         keys = augment.sample_keys(config.seed, step, config.batch_size)
-        made = objective.make_views(config, keys, batch["image"], batch["elevation"])
-        drawn = jax.random.key_data(keys), jnp.nan_to_num(made.elevation)
-        return {**batch, "keys": drawn[0], "target": drawn[1], "views": made.images}
+        made = objective.make_views(config, keys, batch)
+        drawn = jax.random.key_data(keys), jnp.nan_to_num(made.targets.elevation)
+        return {**batch, "keys": drawn[0], "target": drawn[1], "views": made.inputs.images}
 
     for step in (0, STEPS_PER_EPOCH + 1):
-        batches, _ = pipeline.make_batches(
+        stream, _ = batches.make_batches(
             train,
+            ("image", "elevation"),
             mesh,
             seed=config.seed,
             batch_size=config.batch_size,
             resident_gib=1,
             first_step=step,
         )
-        arrays = jax.device_get(views(step, next(batches)))
+        arrays = jax.device_get(views(step, next(stream)))
         if sharding.is_first():
             np.savez(workdir / f"views{step}.npz", **arrays)
 

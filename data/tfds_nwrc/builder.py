@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 from tqdm import tqdm
 
-from elev_ssl_jax import quiet
 from elev_ssl_jax.data import layout, source
+from elev_ssl_jax.runtime import quiet
 from tfds_nwrc import splits
 
 RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD

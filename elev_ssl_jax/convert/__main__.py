@@ -7,11 +7,14 @@ python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
-from elev_ssl_jax import files, inference
+from elev_ssl_jax import files
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import exported, imported
 from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.inference.model import load
+from elev_ssl_jax.sensors import pairs
 
 
 def export(run: Path, target: str, out: Path, *, overwrite: bool = False) -> str:
@@ -22,7 +25,7 @@ def export(run: Path, target: str, out: Path, *, overwrite: bool = False) -> str
         exists and `overwrite` is False.
     """
     files.check_outputs([out], overwrite=overwrite)
-    data, usage = exported.TARGETS[target](inference.load(run), out)
+    data, usage = exported.TARGETS[target](load(run), out)
     try:
         with files.new_file(out) as partial:
             partial.write_bytes(data)
@@ -32,38 +35,36 @@ def export(run: Path, target: str, out: Path, *, overwrite: bool = False) -> str
 
 
 def _import(args) -> str:
-    source, value_range, size = args.source, args.value_range, (224, 224)
+    source, size = args.source, (224, 224)
+    scale: dict[str, Any] = {"value_range": default().data.value_range}  # fields of config.data
+    shapes = None
     if source.is_dir():
-        model = inference.load(source)
+        model = load(source)
         name, width = model.config.model.encoder, model.config.model.width
         variables = {part: tree["encoder"] for part, tree in model.variables.items()}
-        value_range = value_range or model.config.data.value_range
+        scale = {field: model.config.data[field] for field in imported.SCALE}
         size = model.image_shape[:2]
+        shapes = {name: model.shapes[name] for name in model.inputs.names}
     else:
         tensors, told = imported.read_tensors(source)
         name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
-        if "value_range" in told and value_range is None:  # a file of our own
-            value_range = _numbers(told["value_range"], source)
-    value_range = tuple(value_range or default().data.value_range)
-    if not -math.inf < value_range[0] < value_range[1] < math.inf:
+        scale |= imported.told_scale(told, source)  # of a file of our own
+    if args.value_range:
+        scale["value_range"] = tuple(args.value_range)
+    if not all(-math.inf < low < high < math.inf for low, high in pairs(scale["value_range"])):
         raise InputError(
-            f"--value-range is {value_range}; two numbers, the first below the second, are needed"
+            f"--value-range is {scale['value_range']}; two numbers, the first below the second, "
+            "are needed"
         )
+    if args.bands:
+        scale, shapes = imported.scale_of_bands(scale, args.bands, source), None
     if args.bands or args.mean or args.std:
         variables = imported.adapt_stem(
             variables, bands=args.bands, mean=args.mean, std=args.std, source=str(source)
         )
-    imported.write_run(args.out, name, width, variables, value_range, size)
     bands = variables["params"]["conv1"]["kernel"].shape[2]
+    imported.write_run(args.out, name, width, variables, scale, shapes or {"image": (*size, bands)})
     return f"{name}, width {width:g}, {bands} bands; to start from: --config.init_from={args.out}"
-
-
-def _numbers(text: str, source: Path) -> list[float]:
-    try:
-        low, high = map(float, text.split())
-    except ValueError as error:
-        raise InputError(f"{source} says that its value_range is {text[:40]!r}") from error
-    return [low, high]
 
 
 def main() -> None:

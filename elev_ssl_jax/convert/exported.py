@@ -12,10 +12,16 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
+from elev_ssl_jax import sensors
 from elev_ssl_jax.config import METHODS
 from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.inference import Model
+from elev_ssl_jax.inference.model import Model
+
+_NORMALIZATION = (
+    "of each band: clip to value_range, subtract its low end, divide by its length; with std, "
+    "(x - mean) / std of the clipped values instead; elevation is divided by elevation_scale"
+)
 
 
 def metadata(model: Model) -> dict[str, str]:
@@ -23,7 +29,6 @@ def metadata(model: Model) -> dict[str, str]:
     config = model.config.copy_and_resolve_references()
     # Of paths their last parts: where they lie on this machine is nobody's business.
     config.data.dir, config.init_from = Path(config.data.dir).name, Path(config.init_from).name
-    low, high = config.data.value_range
     return {
         "format": "pt",
         "encoder": config.model.encoder,
@@ -32,8 +37,12 @@ def metadata(model: Model) -> dict[str, str]:
         "bands": str(model.image_shape[2]),
         "rgb": " ".join(map(str, config.data.rgb)),
         "image_size": "{} x {}".format(*model.image_shape[:2]),
-        "value_range": f"{low:g} {high:g}",
-        "normalization": "clip to value_range, subtract its low end, divide by its length",
+        "inputs": " ".join(config.data.inputs),
+        "value_range": " ".join(f"{low:g} {high:g}" for low, high in model.inputs.value_range),
+        "mean": " ".join(f"{value:g}" for value in model.inputs.mean),
+        "std": " ".join(f"{value:g}" for value in model.inputs.std),
+        "elevation_scale": f"{config.data.elevation_scale:g}",
+        "normalization": _NORMALIZATION,
         "commit": model.commit,
         "config": json.dumps(config.to_dict()),
     }
@@ -111,7 +120,8 @@ def torchvision_file(model: Model, out: Path) -> tuple[bytes, str]:
     if not fitted:
         lines.append("model.fc = torch.nn.Identity()")
     lines.append(f"model.load_state_dict(load_file({out.name!r}))")
-    lines.append(f"{'logits' if fitted else 'features'} = model({_normalized(model)})")
+    before, images = _normalized(model, "torch")
+    lines += [*before, f"{'logits' if fitted else 'features'} = model({images})"]
     return save(torchvision_tensors(model), metadata(model)), _with_shapes(lines, model)
 
 
@@ -124,8 +134,9 @@ def smp_file(model: Model, out: Path) -> tuple[bytes, str]:
         f"model = smp.Unet('{name}', encoder_weights=None, in_channels={bands}, "
         f"classes={classes}).eval()",
         f"model.load_state_dict(load_file({out.name!r}))",
-        f"logits = model({_normalized(model)})",
     ]
+    before, images = _normalized(model, "torch")
+    lines += [*before, f"logits = model({images})"]
     return save(smp_tensors(model), metadata(model)), _with_shapes(lines, model)
 
 
@@ -155,13 +166,13 @@ def flax_file(model: Model, out: Path) -> tuple[bytes, str]:
         raise InputError(f"--out={out} has an unknown suffix; it must be .safetensors or .msgpack")
     encoder = {"resnet18": "ResNet18", "resnet34": "ResNet34", "resnet50": "ResNet50"}
     kind = encoder[model.config.model.encoder]
-    low, high = model.config.data.value_range
+    before, images = _normalized(model, "np")
     lines += [
         f"from elev_ssl_jax.models.resnet import {kind}",
+        *before,
         "encoder = {name: tree['encoder'] for name, tree in variables.items()}",
-        f"maps = {kind}(width={model.config.model.width:g}).apply(encoder, "
-        f"(images.clip({low:g}, {high:g}) - {low:g}) / {high - low:g}, train=False)",
-        f"# images: float32 [B, H, W, {model.image_shape[2]}] in sensor units",
+        f"maps = {kind}(width={model.config.model.width:g}).apply(encoder, {images}, train=False)",
+        f"# images: float32 [B, H, W, {model.image_shape[2]}] in sensor units{_bands(model)}",
     ]
     return data, "\n".join(lines)
 
@@ -190,8 +201,8 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
         if _head(model) == "linear":
             network.fc = torch.nn.Linear(tensors["fc.weight"].shape[1], model.num_classes)
     network.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
-    low, high = model.config.data.value_range
-
+    scale = sensors.affine(model.inputs, bands)
+    low, high, factor, shift = (torch.tensor(part).view(-1, 1, 1) for part in scale)
     base: Any = torch.nn.Module
 
     class Normalized(base):
@@ -200,7 +211,7 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
             self.network = network
 
         def forward(self, images):
-            return self.network((images.clamp(low, high) - low) / (high - low))
+            return self.network(images.clamp(low, high) * factor + shift)
 
     name = "features" if _head(model) is None else "logits"
     program = torch.onnx.export(
@@ -227,15 +238,37 @@ def _need(library: str) -> Any:
     raise InputError(f"--to=onnx needs {library}, which is not installed; pip install {library}")
 
 
-def _normalized(model) -> str:
-    low, high = model.config.data.value_range
-    return f"(images.clamp({low:g}, {high:g}) - {low:g}) / {high - low:g}"
+def _normalized(model, library: str) -> tuple[list[str], str]:
+    """Python that makes `images` what the network sees: lines before, and the expression."""
+    inputs, clip = model.inputs, {"np": "clip", "torch": "clamp"}[library]
+    if len(inputs.value_range) == 1 and not inputs.std and not inputs.with_elevation:
+        ((low, high),) = inputs.value_range
+        return [], f"(images.{clip}({low:g}, {high:g}) - {low:g}) / {high - low:g}"
+    scale = sensors.affine(inputs, model.image_shape[2])
+    shape = {"np": "", "torch": ".view(-1, 1, 1)"}[library]
+    make = {"np": "np.array", "torch": "torch.tensor"}[library]
+    lines = {"np": ["import numpy as np"], "torch": ["import torch"]}[library]
+    for name, values in zip(("low", "high", "factor", "shift"), scale, strict=True):
+        numbers = ", ".join(f"{value:.9g}" for value in values)
+        lines.append(f"{name} = {make}([{numbers}]){shape}")
+    return lines, f"images.{clip}(low, high) * factor + shift"
+
+
+def _bands(model) -> str:
+    """Which band is what, where that is not plain."""
+    rgb, shapes = tuple(model.config.data.rgb), model.shapes
+    names = model.inputs.names
+    parts = [f"{name}, {shapes[name][2]} bands" for name in names if len(shapes[name]) == 3]
+    parts += ["elevation in metres, 0 where missing, on the images' grid"] * (
+        model.inputs.with_elevation
+    )
+    text = f": {'; '.join(parts)}" if len(names) > 1 else ""
+    return text + (f"; red, green, blue are bands {rgb}" if rgb else "")
 
 
 def _with_shapes(lines, model) -> str:
-    bands, rgb = model.image_shape[2], tuple(model.config.data.rgb)
-    where = f"; red, green, blue are bands {rgb}" if rgb else ""
-    lines.append(f"# images: float32 [B, {bands}, H, W] in sensor units{where}")
+    bands = model.image_shape[2]
+    lines.append(f"# images: float32 [B, {bands}, H, W] in sensor units{_bands(model)}")
     return "\n".join(lines)
 
 

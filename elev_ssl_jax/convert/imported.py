@@ -1,7 +1,8 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
+import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from elev_ssl_jax import checkpoint, files
+from elev_ssl_jax import files
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.objective import ENCODERS
-from elev_ssl_jax.train_state import TrainState
+from elev_ssl_jax.models.encoders import ENCODERS
+from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime.train_state import TrainState
+from elev_ssl_jax.sensors import ELEVATION, pairs
 
+# What `config.data` says of the numbers that an encoder sees.
+SCALE = ("inputs", "value_range", "mean", "std", "nodata", "elevation_scale")
 CLASSIFIER = ("fc.weight", "fc.bias")  # of the weights' own classes; left out
 
 
@@ -171,13 +176,62 @@ def adapt_stem(
     return {"params": params, "batch_stats": stats}
 
 
+def told_scale(told: Mapping[str, str], source: Path) -> dict[str, Any]:
+    """The numbers of `config.data` that the head of a file of our own tells.
+
+    Raises:
+      InputError: They are no numbers.
+    """
+    scale: dict[str, Any] = {}
+    for field in ("value_range", "mean", "std"):
+        try:
+            numbers = np.array(told.get(field, "").split(), float)
+            if field == "value_range":
+                numbers = numbers.reshape(-1, 2)
+        except ValueError:
+            numbers = np.array([math.nan])
+        if not np.isfinite(numbers).all():
+            raise InputError(f"{source} says that its {field} is {told[field][:40]!r}")
+        if len(numbers):
+            one_pair = field == "value_range" and len(numbers) == 1
+            values = (numbers[0] if one_pair else numbers).tolist()
+            scale[field] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
+    return scale
+
+
+def scale_of_bands(scale: Mapping[str, Any], bands: Sequence[int], source: Path) -> dict[str, Any]:
+    """The scale of images that have the weights' bands of these numbers.
+
+    Raises:
+      InputError: A number is of no band, or one of them is elevation.
+    """
+    if ELEVATION in scale.get("inputs", ()):
+        raise InputError(f"--bands: {source} takes elevation, which is no band of an image")
+
+    def chosen(values):
+        if len(values) <= 1:
+            return tuple(values)
+        if not all(0 <= band < len(values) for band in bands):
+            raise InputError(
+                f"--bands is {list(bands)}; {source} has the bands 0 to {len(values) - 1}"
+            )
+        return tuple(values[band] for band in bands)
+
+    value_range = chosen(pairs(scale["value_range"]))
+    return {
+        "value_range": value_range[0] if len(value_range) == 1 else value_range,
+        "mean": chosen(scale.get("mean", ())),
+        "std": chosen(scale.get("std", ())),
+    }
+
+
 def write_run(
     folder: Path,
     name: str,
     width: float,
     variables: Any,
-    value_range: tuple[float, float],
-    size: tuple[int, int],
+    scale: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """A folder with one checkpoint of an encoder, as a finished pre-training leaves it.
 
@@ -186,18 +240,17 @@ def write_run(
       name: The encoder's, as `model.encoder`.
       width: As `model.width`.
       variables: The encoder's.
-      value_range: Sensor units that the encoder sees as 0 and 1.
-      size: Pixels of the images it was trained on.
+      scale: Of `config.data`, the fields of `SCALE` that are not at their defaults.
+      shapes: Of the chips' features that it was trained on.
 
     Raises:
       InputError: The folder exists, or can't be written.
     """
     config = default()
     config.model.encoder, config.model.width = name, width
-    config.data.value_range = tuple(value_range)
+    config.data.update(scale)
     config.objective.alpha = 0.0  # it knows nothing of elevation
-    bands = variables["params"]["conv1"]["kernel"].shape[2]
-    about = checkpoint.describe(config, steps=0, image_shape=(*size, bands))
+    about = checkpoint.describe(config, steps=0, shapes=shapes)
     params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state={})
     with files.new_folder(folder) as unfinished:

@@ -1,6 +1,7 @@
 """Prepared TFDS data, at random access or all in memory. The one module that reads TFDS."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -36,12 +37,18 @@ class Split(Sequence):
     """
 
     def __init__(
-        self, records: Any, features: Any, name: str, counts: dict[str, int] | None = None
+        self,
+        records: Any,
+        features: Any,
+        name: str,
+        counts: dict[str, int] | None = None,
+        about: dict[str, Any] | None = None,
     ):
         self._records = records
         self.features = features
         self.name = name
         self.counts = counts or {}  # chips in every split of the data
+        self.about = about or {}  # what the data say of their sensors and classes
 
     def __len__(self) -> int:
         return len(self._records)
@@ -57,12 +64,35 @@ class Split(Sequence):
             ) from error
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that the images and elevations take in memory."""
-        if not len(self):
-            return 0
-        record = self[0]
-        return len(self) * (record["image"].nbytes + record["elevation"].nbytes)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each feature that is made of numbers, in one chip."""
+        return {
+            name: tuple(feature.shape)
+            for name, feature in self.features.items()
+            if feature.np_dtype not in (object, str)
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in order; () if the data don't have any."""
+        if "classes" in self.about:
+            return tuple(self.about["classes"])
+        return tuple(self.features["label"].names) if "label" in self.features else ()
+
+    def nodata(self, names: Sequence[str]) -> tuple[float, ...]:
+        """The value that stands for none in each of the sensors named; () if none has one."""
+        sensors = self.about.get("sensors", {})
+        values = [sensors[name].get("nodata") for name in names if name in sensors]
+        if all(value is None for value in values):
+            return ()
+        return tuple(math.nan if value is None else float(value) for value in values)
+
+    def nbytes(self, *names: str) -> int:
+        """Bytes that the named features take in memory."""
+        return len(self) * sum(
+            math.prod(self.features[name].shape) * np.dtype(self.features[name].np_dtype).itemsize
+            for name in names
+        )
 
     def arrays(self, *names: str) -> Arrays:
         """The named features in memory, each stacked to [N, ...]; by default all but texts.

@@ -53,7 +53,8 @@ class Decoder(nn.Module):
     output pixels give 7, 13, 25, 50 and 100 with 256 to 16.
 
     Around a map its convolutions see `padding`: "zeros", as in the reference, or "edge", the
-    map's own border again, so that a border does not look different from the rest.
+    map's own border again, so that a border does not look different from the rest. Its output
+    starts around `start`, the bias of the last convolution.
     """
 
     out_channels: int | None
@@ -61,6 +62,7 @@ class Decoder(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
     padding: str = "zeros"
+    start: float = 0.0
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array], *, train: bool, views: int = 1) -> jax.Array:
@@ -83,7 +85,15 @@ class Decoder(nn.Module):
         if self.out_channels is None:
             return x
         x, zeros = _padded(x, self.padding)
-        head = nn.Conv(self.out_channels, (3, 3), padding=zeros, dtype=jnp.float32, name="head")
+        bias = nn.initializers.constant(self.start)
+        head = nn.Conv(
+            self.out_channels,
+            (3, 3),
+            padding=zeros,
+            bias_init=bias,
+            dtype=jnp.float32,
+            name="head",
+        )
         return head(x)
 
 

@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from elev_ssl_jax import checkpoint, inference
 from elev_ssl_jax.convert import imported
 from elev_ssl_jax.convert.__main__ import main
+from elev_ssl_jax.inference import model as inference
+from elev_ssl_jax.runtime import checkpoint
 from tests import runs
 from tests.models import torch_resnet
 

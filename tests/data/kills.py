@@ -13,8 +13,8 @@ from pathlib import Path
 
 import ml_collections
 
-from elev_ssl_jax import quiet
 from elev_ssl_jax.data import prepare, source, synthetic
+from elev_ssl_jax.runtime import quiet
 
 # What changes the disk, as Python's audit hooks tell of it.
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from elev_ssl_jax import cpu
 from elev_ssl_jax.models import layers
 from elev_ssl_jax.models.resnet import ResNet18
 from elev_ssl_jax.models.unet import UNet
+from elev_ssl_jax.runtime import cpu
 
 rng = np.random.default_rng()
 
@@ -55,7 +55,7 @@ def test_value_and_gradient_are_those_of_the_plain_form(make, arguments):
         value, pull_back = jax.vjp(function, *inputs)
         return value, pull_back(gradient)
 
-    tuned = jax.jit(lambda: both(ours), compiler_options=cpu.compiler_options())()
+    tuned = jax.jit(lambda: both(ours), compiler_options=cpu.compiler_options("cpu"))()
     for a, b in zip(*map(jax.tree.leaves, (tuned, jax.jit(lambda: both(plain))())), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 

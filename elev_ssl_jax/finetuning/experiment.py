@@ -1,0 +1,314 @@
+"""Many runs: every method pre-trained, then fine-tuned for each label count and seed, repeatedly.
+
+A repetition draws anew what is left to chance: each method's pre-training (for `random` the
+encoder's initial weights) and, if `experiment.label_draws` says so, the labelled chips. Its
+fine-tuning seeds and label draws are the same for every method, and of no other repetition, so that
+methods are compared within a repetition and repetitions are independent.
+
+A cell is one fine-tuning. Its result is a file of its own, and a cell with a file is not run
+again, so that an experiment can be stopped anywhere, and widened later.
+"""
+
+import collections
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax.config import METHODS, SEEDS_APART, default
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.runtime import checkpoint, run_folder
+
+
+class Cell(NamedTuple):
+    """One fine-tuning."""
+
+    method: str
+    labels: int
+    repetition: int
+    draw: int  # of the labels, within the repetition; 0 where they are the first
+    seed: int  # what `config.seed` would be to a fine-tuning by itself
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return "-".join(map(str, self))
+
+
+def cells(config: Any) -> list[Cell]:
+    """Every fine-tuning of an experiment: repetition by repetition, so that there are whole ones.
+
+    Within one, those that share most with each other are side by side.
+    """
+    settings = config.experiment
+    repetitions, draws = range(settings.pretrain_seeds), range(max(1, settings.label_draws))
+    found = []
+    for r, method, draw, labels in itertools.product(
+        repetitions, settings.methods, draws, settings.labels
+    ):
+        first = config.seed + r * SEEDS_APART
+        found += [Cell(method, labels, r, draw, first + s) for s in range(settings.seeds)]
+    return found
+
+
+def draw_labels(targets: np.ndarray, seed: int, repetition: int, draw: int) -> np.ndarray:
+    """Positions of the labelled chips [N] in an order drawn from the three numbers alone.
+
+    n labels are its first n. Where each chip has one class, chips change places within their class,
+    so that the classes of the first n are those of the split's first n: as balanced as they are.
+
+    Args:
+      targets: Of all labelled chips, a class for each [N] or each pixel [N, H, W].
+      seed: Of the experiment.
+      repetition: Of the experiment.
+      draw: Of the repetition.
+    """
+    rng = np.random.default_rng([seed, repetition, draw])
+    classes = targets if targets.ndim == 1 else np.zeros(len(targets))
+    order = np.empty(len(targets), np.int64)
+    for value in np.unique(classes):
+        places = np.flatnonzero(classes == value)
+        order[places] = rng.permutation(places)
+    return order
+
+
+def pretrain_config(config: Any, method: str, repetition: int = 0) -> Any:
+    """The configuration of a method's pre-training: the experiment's data, model and views."""
+    settings = config.experiment.pretrain
+    result = default()
+    for name in ("data", "augment", "model", "objective", "loss", "checkpoint", "log"):
+        result[name].update(config[name])
+    result.data.synthetic.chips = 0  # the experiment has made them
+    result.data.split = settings.split
+    result.seed = config.seed + repetition
+    result.batch_size, result.epochs = settings.batch_size, settings.epochs
+    result.optimizer.update(settings.optimizer)
+    result.objective.update(METHODS[method])
+    return result
+
+
+def run(
+    config: Any,
+    workdir: Path,
+    train: loop.Labelled,
+    test: loop.Labelled,
+    pretrain: Callable[[Any, Path], None],
+    *,
+    unlabelled: str | None = None,
+    splits: dict[str, int] | None = None,
+) -> list[str]:
+    """Runs what is missing. The results, `cells/*` and what lies beside, are for `report`.
+
+    A cell's results are NAME.json; NAME.npz, a confusion matrix for each block of test chips where
+    `test.groups` says which they are; and, of one cell a method, NAME.npy, classes to picture.
+
+    Args:
+      config: The experiment's configuration, checked.
+      workdir: Where everything goes.
+      train: Labelled chips; n labels are the first n, or drawn from all.
+      test: Chips to judge by.
+      pretrain: Pre-trains by a configuration into a folder, or goes on there.
+      unlabelled: Fingerprint of the chips that methods are pre-trained on, if any is.
+      splits: How many chips each split of the data has, where that is known.
+
+    Returns:
+      A line for each pre-training and cell that failed.
+
+    Raises:
+      InputError: Chips and configuration don't fit each other, or the folder holds cells of an
+        earlier version.
+    """
+    _refuse_older(workdir)
+    config = loop.with_classes(config, train, test)
+    wanted = cells(config)
+    _check_labels(config, train, test, wanted)
+    data = loop.fingerprints(train, test)
+    if unlabelled is not None:
+        data["pretrain"] = unlabelled
+    run_folder.claim(workdir, config, data)
+    files.write_text(workdir / "splits.json", json.dumps(splits) + "\n")
+    (workdir / "cells").mkdir(parents=True, exist_ok=True)
+    _write_panel(config, workdir, test)
+
+    todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
+    print(f"{len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done already")
+    pictured = {(c.method, c.labels): c for c in reversed(wanted)}.values()  # the first of each
+    failed: list[str] = []
+    runs: dict[tuple[str, int], Path | None] = {}  # the pre-trainings, by method and repetition
+
+    def work(run: Callable[[Cell], Any]) -> None:
+        while True:
+            try:
+                cell = queue.popleft()
+            except IndexError:
+                return
+            try:
+                _save(workdir, cell, data, test, *run(cell), with_classes=cell in pictured)
+            except Exception as error:  # the other cells go on
+                failed.append(f"{cell.name}: {_reason(error)}")
+            bar.update()
+
+    # A cell is too small for two devices, but there are many cells.
+    runners = [_make_run(config, runs, train, test, device) for device in jax.local_devices()]
+    for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
+        its = list(some)
+        for method in dict.fromkeys(cell.method for cell in its):
+            try:
+                runs[method, repetition] = _pretrained(
+                    config, workdir, method, repetition, pretrain
+                )
+            except Exception as error:  # the others go on
+                failed.append(f"pre-training {method}-{repetition}: {_reason(error)}")
+        queue = collections.deque(cell for cell in its if (cell.method, repetition) in runs)
+        with (
+            tqdm(total=len(queue), unit=" cells", desc=f"fine-tuning, {repetition}") as bar,
+            ThreadPoolExecutor(len(runners)) as pool,
+        ):
+            try:
+                for worker in [pool.submit(work, run) for run in runners]:
+                    worker.result()
+            finally:
+                queue.clear()  # interrupted: the cells under way are the last
+    return failed
+
+
+def _refuse_older(workdir):
+    """Cells were METHOD-LABELS-SEED, and of a single pre-training."""
+    for path in (workdir / "cells").glob("*.json"):
+        if re.fullmatch(r"\w+-\d+-\d+", path.stem):
+            raise InputError(
+                f"{workdir} holds results of an earlier version ({path.name}); use another "
+                "--workdir"
+            )
+
+
+def _check_labels(config, train, test, wanted):
+    """Refuses, before anything runs, labels that can't be learned from, drawn ones included."""
+    for labels in config.experiment.labels:
+        loop.check_chips(config, train, test, labels)
+    if config.experiment.label_draws:
+        least = min(config.experiment.labels)
+        for repetition, draw in sorted({(c.repetition, c.draw) for c in wanted}):
+            order = draw_labels(train.targets, config.seed, repetition, draw)
+            drawn = train.take(order[:least])
+            loop.check_chips(config, drawn, drawn)  # the test chips are fine
+
+
+def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
+    """The folder of a method's pre-training, run now if it is not complete."""
+    if method == "random":
+        return None
+    folder = workdir / "pretrain" / f"{method}-{repetition}"
+    if not (folder / "results.json").exists():
+        print(f"\npre-training: {folder.name}")
+        pretrain(pretrain_config(config, method, repetition), folder)
+    return folder
+
+
+def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
+    """A function that runs a cell: its confusion matrix, and the predicted classes.
+
+    All cells share the compiled steps, those of one label draw the chips on the device, and those
+    that start from one encoder its maps of the chips.
+    """
+    settings, image_shape = config.experiment, loop.image_shape_of(config, train)
+    setup_of = functools.cache(functools.partial(loop.make_setup, config, image_shape[:2]))
+    # Only a learning rate that changes depends on how many steps there are.
+    changes = config.optimizer.schedule == "cosine" or config.optimizer.warmup_epochs > 0
+
+    # As many for every label count, so that one program serves them all.
+    @functools.lru_cache(maxsize=1)
+    def chips_of(repetition, draw):
+        first: Any = slice(max(settings.labels))
+        if settings.label_draws:
+            first = draw_labels(train.targets, config.seed, repetition, draw)[first]
+        return jax.device_put(train.take(first)._replace(groups=None), device)
+
+    @functools.lru_cache(maxsize=1)
+    def encoder_of(method, repetition):
+        setup = setup_of(settings.labels[0])
+        # The random encoder is the one that a pre-training of this repetition starts from.
+        variables = loop.init(setup, config.seed + repetition, image_shape)
+        run = runs[method, repetition]
+        return variables if run is None else checkpoint.load_encoder(run, variables)
+
+    @functools.lru_cache(maxsize=1)
+    def maps_of(method, repetition, draw, labels):
+        chips = chips_of(repetition, draw).take(slice(labels)).inputs
+        variables = encoder_of(method, repetition)
+        return loop.encode_views(setup_of(settings.labels[0]), variables, chips, device)
+
+    def run_cell(cell):
+        setup = setup_of(cell.labels if changes else settings.labels[0])
+        encoder = encoder_of(cell.method, cell.repetition)
+        variables = loop.init(setup, cell.seed, image_shape)
+        variables = {
+            part: {**leaves, "encoder": encoder[part]["encoder"]}
+            for part, leaves in variables.items()
+        }
+        epochs = loop.fit(
+            setup,
+            variables,
+            chips_of(cell.repetition, cell.draw),
+            cell.seed,
+            count=cell.labels,
+            maps=maps_of(cell.method, cell.repetition, cell.draw, cell.labels),
+            device=device,
+        )
+        epoch = collections.deque(epochs, maxlen=1).pop()  # the last
+        if not np.isfinite(float(epoch.loss)):
+            raise FloatingPointError(f"the loss is {float(epoch.loss)}")
+        return loop.judge(setup, epoch.state.variables, test)
+
+    return run_cell
+
+
+def _result_path(workdir, cell) -> Path:
+    return workdir / "cells" / f"{cell.name}.json"
+
+
+def _save(workdir, cell, data, test, matrix, classes, *, with_classes) -> None:
+    """Writes a cell's results; the JSON file, which says that they are there, comes last."""
+    path = _result_path(workdir, cell)
+    if with_classes:
+        chosen = np.load(workdir / "panel.npz")["chosen"]
+        with files.new_file(path.with_suffix(".npy")) as partial:
+            np.save(partial, classes[chosen])
+    if test.groups is not None:
+        matrices, blocks = metrics.confusion_matrices(
+            test.targets, classes, len(matrix), test.groups
+        )
+        with files.new_file(path.with_suffix(".npz")) as partial:
+            np.savez(partial, matrices=matrices, blocks=blocks)
+    result = cell._asdict() | {"data": data} | metrics.summary(matrix)
+    files.write_text(path, json.dumps(result) + "\n")
+
+
+def _write_panel(config, workdir, test) -> None:
+    """Some test chips to picture: those whose classes are mixed most, or just the first."""
+    path = workdir / "panel.npz"
+    flat = np.asarray(test.targets).reshape(len(test.targets), -1)
+    mixture = np.ma.masked_equal(flat, loop.UNLABELLED).std(axis=1).filled(0)
+    chosen = np.argsort(-mixture, kind="stable")[: loop.PICTURED]
+    images = sensors.join(sensors.of(config), test.take(chosen).inputs)
+    with files.new_file(path) as partial:
+        np.savez(
+            partial,
+            chosen=chosen,
+            images=pictures.displayable(np.asarray(images), tuple(config.data.rgb)),
+            targets=test.targets[chosen],
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,379 @@
+"""Fine-tuning: first with a frozen encoder, then all of it (sections 5.1.2 and 5.2.2).
+
+A fine-tuning is small, a few hundred chips in batches of eight, so that it runs on one device;
+`experiment` spreads many over the devices. Its last epoch is what counts: nothing is selected, on
+the test chips least of all.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning.step import (
+    UNLABELLED,
+    Labelled,
+    Setup,
+    encode_batch,
+    frozen_step,
+    full_step,
+    judge,
+)
+from elev_ssl_jax.models.classifier import Classifier
+from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
+from elev_ssl_jax.models.unet import UNet
+from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
+from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
+from elev_ssl_jax.runtime.train_state import TrainState
+
+PICTURED = 6  # chips in a picture
+
+
+class Epoch(NamedTuple):
+    """How far a fine-tuning has come."""
+
+    stage: str  # "frozen" or "full"
+    number: int  # of the epoch in its stage, from 1
+    state: TrainState  # in the frozen stage, of the new layers alone
+    loss: jax.Array  # of the last batch
+
+
+def make_model(config: Any, size: tuple[int, int], platform: str) -> UNet | Classifier:
+    """The model that `config.model` and `config.finetune` describe, for images of `size`."""
+    encoder = ENCODERS[config.model.encoder]
+    common = {"width": config.model.width, "dtype": compute_dtype(config, platform)}
+    classes = config.finetune.num_classes
+    if config.finetune.head == "unet":
+        return UNet(classes, size, encoder, **common)
+    return Classifier(classes, encoder, **common)
+
+
+def make_setup(config: Any, size: tuple[int, int], count: int) -> Setup:
+    """The fine-tuning that `config` describes, on `count` chips of images of `size` pixels."""
+    make = functools.partial(
+        make_optimizer,
+        steps_per_epoch=_steps_per_epoch(count, config.batch_size),
+        batch_size=config.batch_size,
+    )
+    # Its rate is what it says; scaling, warm-up and decay are the full stage's.
+    frozen = config.optimizer.copy_and_resolve_references()
+    frozen.learning_rate = config.finetune.frozen_learning_rate
+    frozen.scaling, frozen.warmup_epochs, frozen.schedule = "none", 0.0, "constant"
+    return Setup(
+        model=make_model(config, size, jax.devices()[0].platform),
+        frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
+        full_optimizer=make(config.optimizer, epochs=config.epochs)[0],
+        frozen_epochs=config.finetune.frozen_epochs,
+        full_epochs=config.epochs,
+        batch_size=config.batch_size,
+        fixed=config.finetune.frozen_batchnorm == "inference",
+        inputs=sensors.of(config),
+        flip=config.augment.finetune.flip,
+        transpose=config.augment.finetune.transpose,
+        cache_bytes=config.data.resident_gib * 2**30,
+    )
+
+
+def _cuts(count, batch_size):
+    """Where an epoch's batches end and others begin; the last has what is left.
+
+    Unless that is a single chip, which BatchNorm would compare with itself: it joins the batch
+    before.
+    """
+    return range(batch_size, count - (batch_size > 1), batch_size)
+
+
+def _steps_per_epoch(count, batch_size):
+    return 1 + len(_cuts(count, batch_size))
+
+
+def _batches(seed, epoch, count, batch_size):
+    """Chip indices of an epoch's batches."""
+    return np.split(batches.epoch_order(seed, epoch, count), _cuts(count, batch_size))
+
+
+@functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
+def init(setup: Setup, seed: int | jax.Array, image_shape: tuple[int, ...]) -> Any:
+    """The model's variables before any training; the encoder's weights are those of `pretrain`."""
+    return setup.model.init(jax.random.key(seed), jnp.zeros((2, *image_shape)), train=True)
+
+
+def fit(
+    setup: Setup,
+    variables: Any,
+    chips: Labelled,
+    seed: int,
+    *,
+    count: int | None = None,
+    maps: list[jax.Array] | None = None,
+    start: TrainState | None = None,
+    device: jax.Device | None = None,
+) -> Iterator[Epoch]:
+    """Trains, an epoch at a time. Only the loop runs on the host, and it waits for nothing.
+
+    Args:
+      setup: From `make_setup`.
+      variables: Initial weights and statistics.
+      chips: What to learn from.
+      seed: Of the batches' order and their augmentation.
+      count: Learn from the first so many chips alone; None is all. What is compiled for the chips
+        serves every count.
+      maps: `encode_views` of these variables and chips; None does without.
+      start: A state of the full stage to go on from.
+      device: Where to compute; None is the first.
+
+    Yields:
+      After each epoch, the state; the next epoch uses it up.
+    """
+    device = device or jax.local_devices()[0]
+    count = len(chips.targets) if count is None else count
+    # All on one device in the same way, or the steps would be compiled again. The steps use their
+    # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
+    put = functools.partial(jax.device_put, device=device, may_alias=False)
+    chips = jax.device_put(chips._replace(groups=None), device)
+    steps_per_epoch = _steps_per_epoch(count, setup.batch_size)
+    if start is None:
+        encoder = put(variables["params"]["encoder"])
+        params = {name: p for name, p in variables["params"].items() if name != "encoder"}
+        state = put(
+            TrainState.create(
+                {"params": params, "batch_stats": variables["batch_stats"]}, setup.frozen_optimizer
+            )
+        )
+        for epoch in range(setup.frozen_epochs):
+            for indices in _batches(seed, epoch, count, setup.batch_size):
+                state, loss = frozen_step(setup, state, encoder, maps, chips, indices, seed)
+            yield Epoch("frozen", epoch + 1, state, loss)
+        variables = {
+            "params": {"encoder": encoder, **state.params},
+            "batch_stats": state.batch_stats,
+        }
+        start = TrainState.create(variables, setup.full_optimizer)
+    state = put(start)
+    for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
+        order = setup.frozen_epochs + epoch
+        for indices in _batches(seed, order, count, setup.batch_size):
+            state, loss = full_step(setup, state, chips, indices, seed)
+        yield Epoch("full", epoch + 1, state, loss)
+
+
+def encode_views(
+    setup: Setup, variables: Any, chips: Any, device: jax.Device | None = None
+) -> list[jax.Array] | None:
+    """What the frozen encoder says of every view of chips' inputs: arrays [N, 8, ...].
+
+    A chip has eight views, an encoder that stands still sees each the same way in every epoch, and
+    so do fine-tunings that start from the same encoder. None if the encoder is not one fixed
+    function, or if that would take more than `setup.cache_bytes`.
+    """
+    if not setup.fixed:
+        return None
+
+    def part(first, count):
+        return {name: array[first : first + count] for name, array in chips.items()}
+
+    count = batches.length(chips)
+    one = jax.eval_shape(functools.partial(encode_batch, setup), variables, part(0, 1))
+    if count * sum(m.size * m.dtype.itemsize for m in one) > setup.cache_bytes:
+        return None
+    device = device or jax.local_devices()[0]
+    variables, chips = jax.device_put((variables, chips), device)
+    maps = [
+        encode_batch(setup, variables, part(i, setup.batch_size))
+        for i in range(0, count, setup.batch_size)
+    ]
+    return [jnp.concatenate(parts) for parts in zip(*maps, strict=True)]
+
+
+def fingerprints(train: Labelled, test: Labelled) -> dict[str, str]:
+    """Of the chips of a fine-tuning, as `run_folder` takes them."""
+    return {
+        role: run_folder.fingerprint({**chips.inputs, "target": chips.targets})
+        for role, chips in (("train", train), ("test", test))
+    }
+
+
+def as_targets(classes: np.ndarray) -> np.ndarray:
+    """Classes of any integer type as `Labelled.targets`; negative ones are unlabelled.
+
+    Raises:
+      InputError: A class is above 255.
+    """
+    if classes.max(initial=0) > UNLABELLED:
+        raise InputError(f"class {classes.max()} is above 254; number the classes from 0")
+    return np.where(classes < 0, UNLABELLED, classes).astype(np.uint8)
+
+
+def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
+    """The configuration with as many classes as the data have, if it leaves that to them."""
+    if config.finetune.num_classes:
+        return config
+    known = [chips.targets[chips.targets != UNLABELLED] for chips in (train, test)]
+    config = config.copy_and_resolve_references()
+    named = len(config.finetune.classes)
+    highest = max(int(classes.max(initial=1)) for classes in known)
+    config.finetune.num_classes = named or highest + 1
+    return config
+
+
+def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
+    """Of each input of a chip."""
+    return {name: array.shape[1:] for name, array in chips.inputs.items()}
+
+
+def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
+    """Of the image that the network sees of a chip: [H, W, C]."""
+    chosen, shapes = sensors.of(config), shapes_of(chips)
+    return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
+
+
+def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None = None) -> None:
+    """Refuses chips that can't be learned from, before training starts.
+
+    Raises:
+      InputError: There are fewer chips than `labels` or than a batch, all of one class, or a class
+        is unknown.
+    """
+    data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
+    if labels is not None and labels > count:
+        raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
+    train = train.take(slice(labels))
+    if config.batch_size > len(train.targets):
+        raise InputError(
+            f"config.batch_size is {config.batch_size}, but there are only {len(train.targets)} "
+            "labelled chips; lower it"
+        )
+    for chips, name in ((train, "labelled"), (test, "test")):
+        values = np.unique(chips.targets)
+        unknown = values[(values >= classes) & (values != UNLABELLED)]
+        if len(unknown):
+            raise InputError(
+                f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
+                f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
+            )
+        known = values[values != UNLABELLED]
+        if len(known) < 2:
+            raise InputError(
+                f"the {len(chips.targets)} {name} chips of {data.name} are all of class "
+                f"{', '.join(map(str, known)) or 'unlabelled'}; there is nothing to tell apart"
+            )
+    shapes = shapes_of(train)
+    sensors.check(config, shapes)
+    if shapes_of(test) != shapes:
+        raise InputError(
+            f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "
+            "they must be alike"
+        )
+    height, width = sensors.image_size(sensors.of(config), shapes)
+    if config.augment.finetune.transpose and height != width:
+        raise InputError(
+            f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
+            f"0 for images of {height} x {width} pixels"
+        )
+
+
+def finetune(
+    config: Any, workdir: Path, train: Labelled, test: Labelled, writer: Any
+) -> dict[str, Any]:
+    """Fine-tunes and evaluates; called again with the same folder, goes on where it stopped.
+
+    Args:
+      config: The run's configuration, checked.
+      workdir: Where checkpoints, pictures and `results.json` go.
+      train: Labelled chips to learn from.
+      test: Chips to judge by.
+      writer: Has `write_scalars(step, scalars)` and `flush()`.
+
+    Returns:
+      The scores, as in `results.json`.
+
+    Raises:
+      InputError: Chips, initial encoder and configuration don't fit one another.
+    """
+    config = with_classes(config, train, test)
+    check_chips(config, train, test)
+    data = fingerprints(train, test)
+    run_folder.check_same_run(workdir, config, data)
+    image_shape, count = image_shape_of(config, train), len(train.targets)
+    setup = make_setup(config, image_shape[:2], count)
+    variables = init(setup, config.seed, image_shape)
+    if config.init_from:
+        variables = checkpoint.load_encoder(Path(config.init_from), variables, sensors.of(config))
+    template = TrainState.create(variables, setup.full_optimizer)
+
+    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        state, before = checkpoint.restore_latest(checkpoints, template, mesh)
+        start = state if int(state.step) else None
+        print(
+            f"{count} labelled chips, {len(test.targets)} to judge by; "
+            f"{config.finetune.frozen_epochs} epochs with a frozen encoder "
+            f"({config.init_from or 'random weights'}), {config.epochs} of everything"
+            + (f"; going on after step {int(state.step)}" if start else "")
+        )
+        steps_per_epoch = _steps_per_epoch(count, config.batch_size)
+        if int(state.step) > config.epochs * steps_per_epoch:
+            raise InputError(
+                f"config.epochs is {config.epochs}, but {workdir} has learned for "
+                f"{int(state.step) // steps_per_epoch} already; use another --workdir"
+            )
+        if start and (then := before["config"]["epochs"]) != config.epochs:
+            print(rate_change(config, then, steps_per_epoch, int(state.step)))
+        run_folder.claim(workdir, config, data)
+        about = checkpoint.describe(
+            config, steps=config.epochs * steps_per_epoch, data=data, shapes=shapes_of(train)
+        )
+        done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
+        total = config.finetune.frozen_epochs + config.epochs
+        with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
+            maps = None if start else encode_views(setup, variables, train.inputs)
+            for epoch in fit(setup, variables, train, config.seed, maps=maps, start=start):
+                loss = float(epoch.loss)
+                if not np.isfinite(loss):
+                    raise InputError(
+                        f"the loss is {loss} in epoch {epoch.number} of the {epoch.stage} stage; "
+                        "lower optimizer.learning_rate or finetune.frozen_learning_rate"
+                    )
+                bar.update()
+                bar.set_postfix(stage=epoch.stage, loss=f"{loss:.3f}")
+                writer.write_scalars(bar.n, {"loss": loss})
+                state = epoch.state
+                last = epoch.number == config.epochs
+                if epoch.stage == "full" and (
+                    last or epoch.number % config.checkpoint.every_epochs == 0
+                ):
+                    checkpoint.save(checkpoints, state, about)
+
+    matrix, classes = judge(setup, state.variables, test)
+    scores = metrics.summary(matrix)
+    writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
+    writer.flush()
+    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
+    print(_table(scores, len(test.targets)))
+    if classes.ndim == 3:
+        path = workdir / "predictions.png"
+        few = sensors.join(sensors.of(config), test.take(slice(PICTURED)).inputs)
+        shown = pictures.displayable(np.asarray(few), tuple(config.data.rgb))
+        pictures.draw_classes(
+            path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}
+        )
+        print(f"picture: {path}")
+    return scores
+
+
+def _table(scores, count):
+    lines = [f"on {count} test chips, BatchNorm in inference mode"]
+    lines += [f"  {name:<12}{scores[name]:.3f}" for name in ("accuracy", "macro_f1", "mean_iou")]
+    lines.append("  class   precision   recall       F1      IoU")
+    for i, row in enumerate(zip(*(scores[k] for k in metrics.PER_CLASS), strict=True)):
+        cells = "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in row)
+        lines.append(f"  {i:>5}   {cells}")
+    return "\n".join(lines)

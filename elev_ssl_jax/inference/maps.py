@@ -1,0 +1,208 @@
+"""Files of a prediction: GeoTIFFs, GeoParquet, and a picture, all of them or none."""
+
+import json
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
+import rasterio
+import rasterio.shutil
+import shapely
+from rasterio.windows import Window
+
+from elev_ssl_jax import pictures
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference.model import Model
+
+UNKNOWN = 255
+LOOK = 1200  # pixels along the longer side of the picture
+_TILE = 512
+
+
+class MapFiles:
+    """The files under way. They lie in a hidden folder until `finish`, which gives them names.
+
+    Left by an error, nothing remains, and an error of writing is told as an `InputError`.
+
+    Attributes:
+      bands: Of the predictions that `write_map` takes: classes, or 1 for elevation.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        grid: rasterio.DatasetReader,
+        *,
+        out: Path | None,
+        probabilities: Path | None,
+        features: Path | None,
+    ):
+        self.model, self.grid = model, grid
+        self.bands = model.num_classes or 1
+        paths = {"map": out, "probabilities": probabilities, "features": features}
+        self.paths = {name: path for name, path in paths.items() if path is not None}
+        self.rasters: dict[str, Any] = {}
+        self.table: pq.ParquetWriter | None = None
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            stack.push(self._tell)
+            # On the disk of the finished files, so that a name is all that is missing in the end.
+            where = next(iter(self.paths.values())).absolute().parent
+            folder = stack.enter_context(TemporaryDirectory(prefix=".unfinished-", dir=where))
+            self.folder = Path(folder)
+            stack.callback(self._close)
+            if "map" in self.paths and self.model.num_classes is None:
+                self._create("map", "float32", ["elevation (m)"])
+            elif "map" in self.paths:
+                self._create("map", "uint8", ["class"])
+                colors = pictures.class_colors(self.bands)
+                table = {i: tuple(round(255 * c) for c in color) for i, color in enumerate(colors)}
+                self.rasters["map"].write_colormap(1, table)
+            if "probabilities" in self.paths:
+                names = [f"probability of class {i}" for i in range(self.bands)]
+                self._create("probabilities", "float32", names)
+            if "features" in self.paths:
+                self._create_table()
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+    def _tell(self, kind, error, _):
+        """Errors of writing as an `InputError`; reading has errors of its own."""
+        if isinstance(error, rasterio.errors.RasterioError | OSError | pa.ArrowException):
+            paths = ", ".join(map(str, self.paths.values()))
+            reason = str(error).splitlines()[0] if str(error) else kind.__name__
+            raise InputError(
+                f"{paths}: can't be written ({reason}); look at the disk's space"
+            ) from error
+
+    def _close(self):
+        with suppress(rasterio.errors.RasterioError, OSError, pa.ArrowException):
+            for raster in self.rasters.values():
+                raster.close()
+            if self.table is not None:
+                self.table.close()
+
+    def _create(self, name, dtype, descriptions):
+        raster = rasterio.open(
+            self.folder / name,
+            "w",
+            driver="GTiff",
+            height=self.grid.height,
+            width=self.grid.width,
+            count=len(descriptions),
+            dtype=dtype,
+            nodata=UNKNOWN if dtype == "uint8" else np.nan,
+            crs=self.grid.crs,
+            transform=self.grid.transform,
+            tiled=True,
+            blockxsize=_TILE,
+            blockysize=_TILE,
+            compress="deflate",
+            predictor=1 if dtype == "uint8" else 3,
+            zlevel=1,
+            bigtiff="if_safer",
+        )
+        raster.update_tags(run=self.model.run.resolve().name, commit=self.model.commit)
+        raster.descriptions = descriptions
+        self.rasters[name] = raster
+
+    def _create_table(self):
+        # GeoParquet 1.1, geoparquet.org: a Parquet file of WKB with these metadata.
+        crs = json.loads(pyproj.CRS.from_user_input(self.grid.crs).to_json())
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
+        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+        chips = {n: np.zeros((1, *s), np.float32) for n, s in self.model.shapes.items()}
+        channels = jax.eval_shape(self.model.feature_function(), chips).shape[1]
+        self.schema = pa.schema(
+            [
+                ("geometry", pa.binary()),
+                ("valid", pa.float32()),
+                ("features", pa.list_(pa.float32(), channels)),
+            ],
+            metadata={"geo": json.dumps(geo), "run": self.model.run.resolve().name},
+        )
+        self.table = pq.ParquetWriter(self.folder / "features", self.schema)
+
+    def write_map(self, top: int, left: int, values: np.ndarray, valid: np.ndarray) -> None:
+        """Predictions [H, W, bands] of the pixels from (top, left), and where there are any."""
+        window = Window(left, top, valid.shape[1], valid.shape[0])
+        if "map" in self.rasters:
+            if self.model.num_classes is None:
+                shown = np.where(valid, values[..., 0], np.float32(np.nan))
+            else:
+                shown = np.where(valid, values.argmax(axis=-1), UNKNOWN).astype(np.uint8)
+            self.rasters["map"].write(shown, 1, window=window)
+        if "probabilities" in self.rasters:
+            known = np.where(valid[..., None], values, np.float32(np.nan))
+            self.rasters["probabilities"].write(np.moveaxis(known, -1, 0), window=window)
+
+    def write_features(
+        self, top: int, lefts: np.ndarray, size: int, valid: np.ndarray, features: np.ndarray
+    ) -> None:
+        """Windows [N] of `size` from row `top`: valid shares [N] and features [N, F]."""
+        assert self.table is not None
+        columns = lefts[:, None] + np.array([0, size, size, 0])
+        rows = np.broadcast_to(top + np.array([0, 0, size, size]), columns.shape)
+        outlines = shapely.polygons(np.stack(self.grid.transform @ (columns, rows), axis=-1))
+        flat = pa.array(features.astype(np.float32).ravel())
+        fields = [
+            pa.array(shapely.to_wkb(outlines), pa.binary()),
+            pa.array(valid.astype(np.float32)),
+            pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
+        ]
+        self.table.write_table(pa.table(fields, schema=self.schema))
+
+    def finish(self, look: tuple[np.ndarray, np.ndarray]) -> None:
+        """Makes the rasters cloud-optimised, draws the map, and gives all files their names.
+
+        Args:
+          look: The scene as small as it is drawn: bands [C, h, w], and where valid [h, w].
+        """
+        done = {}
+        for name, raster in self.rasters.items():
+            raster.close()
+            whole = raster.dtypes[0] == "uint8"
+            rasterio.shutil.copy(
+                self.folder / name,
+                self.folder / f"{name}.cog",
+                driver="COG",
+                compress="deflate",
+                predictor="no" if whole else "yes",
+                overview_resampling="mode" if whole else "average",
+                bigtiff="if_safer",
+                num_threads="all_cpus",
+            )
+            (self.folder / name).unlink()
+            done[f"{name}.cog"] = self.paths[name]
+        if self.table is not None:
+            self.table.close()
+            done["features"] = self.paths["features"]
+        if "map" in self.rasters:
+            self._draw(*look)
+            done["look.png"] = self.paths["map"].with_suffix(".png")
+        for name, path in done.items():
+            os.replace(self.folder / name, path)
+
+    def _draw(self, pixels, valid):
+        with rasterio.open(self.folder / "map.cog") as source:
+            shown = source.read(1, out_shape=valid.shape)
+        low, high = self.model.config.data.value_range
+        image = (np.moveaxis(pixels, 0, -1).astype(np.float32) - low) / (high - low)
+        rgb = tuple(self.model.config.data.rgb)
+        pictures.draw_map(
+            self.folder / "look.png",
+            pictures.displayable(image, rgb, valid),
+            np.ma.masked_array(shown, ~valid),
+            self.model.num_classes,
+        )

@@ -1,0 +1,233 @@
+"""The model of a finished run, on chips in the sensors' units."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elev_ssl_jax import sensors
+from elev_ssl_jax.config import default
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
+from elev_ssl_jax.pretraining import elevation
+from elev_ssl_jax.runtime import checkpoint
+
+_BATCH = 32  # a power of two
+
+# Images [B, H, W, C], or, of a model with several inputs, each by its name.
+Images = np.ndarray | Mapping[str, np.ndarray]
+Function = Callable[[Mapping[str, Any]], jax.Array]  # of the inputs by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a run has learned; BatchNorm is in inference mode.
+
+    Images are NumPy arrays [B, H, W, C], in the units of the sensor that the run was trained on. If
+    it has several inputs (`inputs.names`), they are a dictionary of such arrays; elevation among
+    them is [B, h, w] in metres, NaN where missing. Too many for the memory are no trouble.
+    """
+
+    run: Path
+    config: Any = dataclasses.field(repr=False)
+    variables: Any = dataclasses.field(repr=False)
+    shapes: dict[str, tuple[int, ...]]  # of the features of a chip
+    step: int
+    commit: str  # of the program that trained it
+
+    @property
+    def inputs(self) -> sensors.Inputs:
+        """Which features it takes, and their scale."""
+        return sensors.of(self.config)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of a chip's inputs, joined: height, width, bands."""
+        size = sensors.image_size(self.inputs, self.shapes)
+        return (*size, sensors.channels(self.inputs, self.shapes))
+
+    @property
+    def elevation_shape(self) -> tuple[int, int] | None:
+        """Of the elevation that it tells, if it has learned that."""
+        if self.config.task == "finetune" or self.config.objective.alpha == 0:
+            return None
+        shape = self.shapes.get(sensors.ELEVATION)
+        return None if shape is None else (shape[0], shape[1])
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of a fine-tuned model."""
+        return self.config.finetune.num_classes if self.config.task == "finetune" else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        named = tuple(self.config.finetune.classes)
+        return named or tuple(f"class {i}" for i in range(self.num_classes or 0))
+
+    def features(self, images: Images) -> np.ndarray:
+        """The mean over the encoder's last map: float32 [B, F]."""
+        return self._in_batches(self.feature_function(), images)
+
+    def predict(self, images: Images) -> np.ndarray:
+        """The likeliest class of each image, uint8 [B], or of each pixel [B, H, W].
+
+        Raises:
+          InputError: The run is not a fine-tuning, or the images don't suit it.
+        """
+        return self.probabilities(images).argmax(axis=-1).astype(np.uint8)
+
+    def probabilities(self, images: Images) -> np.ndarray:
+        """The probability of each class, float32 [B, K], or for each pixel [B, H, W, K].
+
+        Raises:
+          InputError: The run is not a fine-tuning, or the images don't suit it.
+        """
+        size = self._checked(images)[1]
+        return self._in_batches(self.probability_function(size), images)
+
+    def elevation(self, images: Images) -> np.ndarray:
+        """Elevation in metres over images of the size of the run's chips: float32 [B, h, w].
+
+        Raises:
+          InputError: The run has not learned elevation, or the images don't suit it.
+        """
+        function = self.elevation_function()
+        size = self._checked(images)[1]
+        if size != self.image_shape[:2]:
+            raise InputError(
+                f"images are {size[0]} x {size[1]} pixels; {self.run} tells elevation from "
+                f"{self.image_shape[0]} x {self.image_shape[1]}"
+            )
+        return self._in_batches(function, images)
+
+    # The same three for arrays on the device, by name, one batch at a time.
+
+    def feature_function(self) -> Function:
+        """A compiled function from inputs to `features`."""
+        encoder = ENCODERS[self.config.model.encoder](
+            width=self.config.model.width, dtype=compute_dtype(self.config, _platform())
+        )
+        variables = {part: self.variables[part]["encoder"] for part in self.variables}
+        return functools.partial(_features, encoder, self.inputs, variables)
+
+    def probability_function(self, size: tuple[int, int]) -> Function:
+        """A compiled function from inputs of `size` pixels to `probabilities`."""
+        if self.num_classes is None:
+            raise InputError(
+                f"{self.run} is a pre-training, which knows no classes; name a fine-tuned run"
+            )
+        module = loop.make_model(self.config, size, _platform())
+        return functools.partial(_probabilities, module, self.inputs, self.variables)
+
+    def elevation_function(self) -> Function:
+        """A compiled function from inputs of the chips' size to `elevation`."""
+        if self.elevation_shape is None:
+            raise InputError(f"{self.run} has not learned elevation; name a run that has")
+        module = elevation.make_model(self.config, self.elevation_shape, _platform())
+        # Not the heads of the contrastive branches, which want two views.
+        module = module.clone(projection=None, local_projection=None)
+        return functools.partial(_elevation, module, self.inputs, self.variables)
+
+    def check_bands(self, bands: int, name: str, sensor: str) -> None:
+        """Raises `InputError` if images of so many bands are not for this model."""
+        wanted = self.shapes[sensor][2]
+        if bands != wanted:
+            raise InputError(f"{name} has {bands} bands; {self.run} takes {wanted}")
+
+    def _checked(self, images) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+        """Images by name, and their size in pixels."""
+        names = self.inputs.names
+        if not isinstance(images, Mapping):
+            if len(names) > 1:
+                raise InputError(
+                    f"{self.run} takes {', '.join(names)}: a dictionary with an array for each"
+                )
+            images = {names[0]: images}
+        for name in names:
+            if name not in images:
+                raise InputError(f"{self.run} takes {', '.join(names)}; there is no {name}")
+            array, what = images[name], "images" if name == "image" else f"images of {name}"
+            form = "[B, h, w]" if name == sensors.ELEVATION else "[B, H, W, C]"
+            if array.ndim != len(form.split(", ")) or not array.size:
+                raise InputError(f"{what} have shape {array.shape}; {form} is needed")
+            if name != sensors.ELEVATION:
+                self.check_bands(array.shape[3], "an image", name)
+                if not np.isfinite(array).all():
+                    raise InputError(
+                        "an image has values that are not finite; leave it out, or fill them"
+                    )
+        chosen = {name: images[name] for name in names}
+        counts = {len(array) for array in chosen.values()}
+        sizes = {chosen[name].shape[1:3] for name in names if name != sensors.ELEVATION}
+        if len(counts) > 1 or len(sizes) > 1:
+            raise InputError(f"{', '.join(names)} differ in number or size")
+        return chosen, sizes.pop()
+
+    def _in_batches(self, function, images):
+        chosen, _ = self._checked(images)
+        count = len(next(iter(chosen.values())))
+        # Batches are filled up to a power of two, so that few programs are compiled in all.
+        size = min(_BATCH, 1 << (count - 1).bit_length())
+        parts = []
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count
+            batch = {name: jnp.asarray(array[rows]) for name, array in chosen.items()}
+            parts.append(np.asarray(function(batch))[: count - start])
+        return np.concatenate(parts)
+
+
+def load(run: str | Path) -> Model:
+    """The model of a finished run, from its last checkpoint.
+
+    Raises:
+      InputError: There is no such run, it is not finished, or its checkpoint is damaged.
+    """
+    run = Path(run)
+    saved = checkpoint.load(run)
+    steps = saved.about["steps"]
+    if saved.step < steps:
+        raise InputError(
+            f"{run} is not finished (step {saved.step} of {steps}); the command that started it "
+            "goes on"
+        )
+    config = default()
+    try:
+        config.update(saved.about["config"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run} is of another version of this program: {error}") from error
+    return Model(
+        run=run,
+        config=config,
+        variables=saved.variables,
+        shapes=checkpoint.shapes_of(saved.about),
+        step=saved.step,
+        commit=saved.about["commit"],
+    )
+
+
+def _platform():
+    return jax.devices()[0].platform
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features(encoder, inputs, variables, chips):
+    last = encoder.apply(variables, sensors.shown(inputs, chips), train=False)[-1]
+    return jnp.mean(last.astype(jnp.float32), axis=(1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _probabilities(module, inputs, variables, chips):
+    return jax.nn.softmax(module.apply(variables, sensors.shown(inputs, chips), train=False))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _elevation(module, inputs, variables, chips):
+    views = sensors.shown(inputs, chips)[:, None]
+    return module.apply(variables, views, train=False)["elevation"] * inputs.elevation_scale

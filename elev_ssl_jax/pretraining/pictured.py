@@ -1,0 +1,67 @@
+"""Pictures of a pre-training: what the model is shown, and the elevation that it predicts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elev_ssl_jax import augment, pictures, sensors
+from elev_ssl_jax.pretraining.measures import level_and_relief
+from elev_ssl_jax.pretraining.method import Method
+from elev_ssl_jax.runtime.batches import Arrays
+
+COUNT = 6  # chips in a picture
+
+
+def draw_views(config: Any, method: Method, path: Path, few: Arrays) -> None:
+    """A row for each chip: the image, its views, patches that match, and the elevation.
+
+    Args:
+      config: The run's configuration.
+      method: Whose views are arrays [B, H, W, C], or [B, V, H, W, C] of several.
+      path: The PNG to write.
+      few: Chips, by feature.
+    """
+    few = {name: few[name][:COUNT] for name in method.reads}
+
+    @jax.jit
+    def make(batch):
+        count = len(next(iter(batch.values())))
+        return method.views(augment.sample_keys(config.seed, 0, count), batch, True)
+
+    shown, targets = make({name: jnp.asarray(array) for name, array in few.items()})
+    views: dict[str, np.ndarray] = {}
+    for part in shown:
+        if isinstance(part, jax.Array):
+            part = part if part.ndim == 5 else part[:, None]
+            for i in range(part.shape[1]):
+                views[f"view {len(views) + 1}"] = _displayable(config, part[:, i])
+    elevation = getattr(targets, sensors.ELEVATION, None)
+    if elevation is not None:
+        elevation = np.asarray(elevation) * config.data.elevation_scale
+    patches = getattr(targets, "patches", None)
+    if patches is not None:
+        shares = (np.asarray(share) for share in (patches.rows, patches.columns))
+        centres = [share @ (np.arange(share.shape[-1]) + 0.5) for share in shares]
+        patches = np.stack(centres, axis=-1), config.objective.local.patch_size
+    pictures.draw_views(path, displayable(config, few), views, elevation, patches)
+
+
+def draw_elevation(config: Any, path: Path, few: Arrays, predicted: np.ndarray) -> None:
+    """A row for each chip: image, true and predicted elevation, true and predicted relief."""
+    true = few[sensors.ELEVATION][: len(predicted)]
+    known = ~np.isnan(true)
+    reliefs = (level_and_relief(field, known)[1] for field in (true, predicted))
+    pictures.draw_elevation(path, displayable(config, few), true, predicted, *reliefs)
+
+
+def displayable(config: Any, few: Arrays) -> np.ndarray:
+    """Three bands of the chips' inputs, to look at: float [B, H, W, 3] in 0..1."""
+    chips = {name: jnp.asarray(array) for name, array in few.items()}
+    return _displayable(config, sensors.join(sensors.of(config), chips))
+
+
+def _displayable(config, images):
+    return pictures.displayable(np.asarray(images), tuple(config.data.rgb))

@@ -1,0 +1,127 @@
+"""What a pre-training says: of itself at the start, and of its steps while they are taken."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from elev_ssl_jax import augment
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.pretraining.method import Method
+from elev_ssl_jax.runtime.batches import Arrays
+
+
+def topology(config: Any, method: Method, mesh: Mesh, params: Any, few: Arrays) -> str:
+    """Who computes what, and what goes between devices in each step; `few` are some chips."""
+    size, devices = config.batch_size, mesh.size
+    lines = [
+        f"{jax.process_count()} process(es), {devices} device(s) ({jax.devices()[0].device_kind})"
+        f" in a mesh of {dict(mesh.shape)}, computing in {method.model.dtype.name}",
+        f"of each batch of {size}, {size // devices} chips on each device"
+        + (f", {part // devices} at a time" if (part := config.microbatch_size) else ""),
+    ]
+    if devices > 1:
+        embeddings = size * _embedding_bytes(config, method, few)
+        gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        lines.append(
+            f"each step gathers {embeddings / 1e6:,.2f} MB of embeddings, forward and backward, "
+            f"and sums {gradient / 1e6:,.1f} MB of gradient over the devices"
+        )
+    return "\n".join(lines)
+
+
+def _embedding_bytes(config, method, few):
+    """Of one chip: what the loss compares with those of all other chips."""
+
+    def outputs(batch):
+        count = len(next(iter(batch.values())))
+        inputs, _ = method.views(augment.sample_keys(config.seed, 0, count), batch, True)
+        return method.model.init_with_output(jax.random.key(0), *inputs, train=True)[0]
+
+    shapes = jax.eval_shape(outputs, {name: jnp.asarray(few[name][:2]) for name in method.reads})
+    return sum(
+        leaf.size // 2 * leaf.dtype.itemsize
+        for name, leaf in shapes.items()
+        if name.endswith("embeddings")
+    )
+
+
+def overview(params: Any) -> str:
+    """Parameters by part of the model."""
+    counts = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in params.items()
+    }
+    counts["in all"] = sum(counts.values())
+    return "\n".join(f"  {part:<20}{count:>12,} parameters" for part, count in counts.items())
+
+
+@contextmanager
+def open_log(
+    config: Any, writer: Any, devices: int, first_step: int, total_steps: int
+) -> Iterator["Log"]:
+    """A log of the steps after `first_step`, with a progress bar."""
+    with tqdm(
+        total=total_steps * config.batch_size,
+        initial=first_step * config.batch_size,
+        unit=" images",
+        unit_scale=True,
+        desc="pre-training",
+    ) as bar:
+        yield Log(config, writer, bar, devices, first_step)
+
+
+class Log:
+    """Metrics to the writer and the bar, one report late, so that no step waits for the host."""
+
+    def __init__(self, config: Any, writer: Any, bar: tqdm, devices: int, first_step: int):
+        self.config, self.writer, self.bar, self.devices = config, writer, bar, devices
+        self.reported = first_step
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.clock: float | None = None  # starts after the first report, which the compiler delays
+
+    def put(self, step: int, scalars: dict[str, jax.Array]) -> None:
+        """Takes in what a step reports, and writes what the one before has."""
+        self.flush()
+        self.pending = step, scalars
+
+    def flush(self) -> None:
+        """Writes what is pending.
+
+        Raises:
+          InputError: The loss or its gradient is not finite.
+        """
+        if self.pending is None:
+            return
+        step, scalars = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in scalars.items()}
+        images = (step - self.reported) * self.config.batch_size
+        self.reported = step
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            raise InputError(
+                f"the loss is {values['loss']} at step {step}, its gradient's norm "
+                f"{values['gradient_norm']}; lower optimizer.learning_rate "
+                f"(it is {self.config.optimizer.learning_rate}) or look at the data's values; the "
+                "last checkpoint is from before"
+            )
+        now = time.monotonic()
+        if self.clock is not None:
+            rate = images / (now - self.clock) / self.devices
+            values["images_per_second_per_device"] = rate
+        self.clock = now
+        self.writer.write_scalars(step, values)
+        self.bar.update(images)
+        shown = {"loss": f"{values['loss']:.3f}"}
+        if "elevation_rmse_m" in values:
+            shown["elevation"] = f"{values['elevation_rmse_m']:.0f} m"
+        self.bar.set_postfix(shown)
+
+    def restart_clock(self) -> None:
+        """Leaves out time that was not spent on steps."""
+        self.clock = None

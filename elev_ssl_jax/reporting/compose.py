@@ -1,0 +1,235 @@
+"""Tables and figures of an experiment, from its results alone."""
+
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elev_ssl_jax import files, metrics, pictures
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.reporting import documents, evidence, verdicts
+
+# Tables 1 and 2 of arXiv 2304.06857: 80 labels, on the NWRC data, one run a method; per cent. The
+# data are taken for those if their splits have these sizes.
+PAPER_LABELS, PAPER_SPLITS = 80, {"unlabeled": 36_800, "labeled": 3_000, "test": 2_944}
+PAPER = {
+    "linear": {
+        "random": (87.73, 86.85),
+        "simclr": (90.79, 90.31),
+        "elevation": (87.64, 86.46),
+        "simclr_elev": (93.5, 93.04),
+    },
+    "unet": {
+        "random": (71.81, 56.72),
+        "glcnet": (74.17, 59.47),
+        "elevation": (73.29, 58.0),
+        "glcnet_elev": (75.33, 61.01),
+    },
+}
+_CELL = ("method", "labels", "repetition", "draw", "seed")
+_SCALARS = ("accuracy", "macro_f1", "mean_iou")
+
+
+def write(run: Path) -> str:
+    """Writes the report of an experiment's folder; returns its main table and where it is.
+
+    Raises:
+      InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
+    """
+    config, results, splits = _read(run)
+    head = config["finetune"]["head"]
+    files.write_text(run / "results.csv", results[[*_CELL, *_SCALARS]].to_csv(index=False))
+    methods = [m for m in config["experiment"]["methods"] if m in set(results["method"])]
+    results = results[results["method"].isin(methods)]
+    if results.empty:
+        raise InputError(f"{run} holds no finished fine-tuning of config.experiment.methods")
+
+    title = f"{config['data']['name']}: {len(results)} fine-tunings"
+    blocks: list[tuple[str, Any]] = [("title", title), ("text", verdicts.setting(config, results))]
+    main_table, main_verdict = pd.DataFrame(), ""
+    for labels in sorted(results["labels"].unique().tolist()):
+        some = results[results["labels"] == labels]
+        beside_paper = labels == PAPER_LABELS and splits == PAPER_SPLITS
+        table = _summary(some, methods, head, with_paper=beside_paper)
+        differences = _compare(run, some, methods, head)
+        verdict = verdicts.verdict(some, methods, head, differences)
+        if main_table.empty:
+            main_table, main_verdict = table, verdict
+        blocks += [("heading", f"{labels} labels"), ("table", table), ("text", verdict)]
+        if config["experiment"]["label_draws"] and splits and labels >= splits.get("labeled", 0):
+            blocks.append(("text", "These are all labelled chips there are, in every draw."))
+        if any(d.repetitions > 1 for d in differences):
+            blocks.append(("table", verdicts.differences_table(differences, methods, head)))
+            blocks.append(("text", verdicts.reading(differences)))
+    if results["labels"].nunique() > 1:
+        pictures.draw_curves(run / "curves.png", _curves(results, methods, head), "labelled chips")
+        blocks += [("heading", "Label efficiency"), ("image", run / "curves.png")]
+    largest = results[results["labels"] == results["labels"].max()]
+    pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
+    pooled = {verdicts.NAMES[m]: pooled[m] for m in methods if m in pooled}
+    pictures.draw_confusion(run / "confusion.png", pooled)
+    blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
+    blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled))]
+    if _draw_panel(run, methods, largest):
+        blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
+    files.write_text(run / "report.md", documents.markdown(blocks))
+    files.write_text(run / "report.html", documents.page(title, blocks))
+    return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {run / 'report.html'}"
+
+
+def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None]:
+    """Configuration, a row for each cell, and the chips in each split, if that is known."""
+    paths = sorted((run / "cells").glob("*.json"))
+    if not paths:
+        raise InputError(f"{run} holds no finished fine-tuning; is it an experiment's --workdir?")
+    try:
+        config = json.loads((run / "config.json").read_text())
+        results = pd.DataFrame([json.loads(path.read_text()) for path in paths])
+        splits = run / "splits.json"
+        counts = json.loads(splits.read_text()) if splits.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} can't be read ({error}); run the experiment again") from error
+    if not {*_CELL} <= set(results) or results[[*_CELL]].isna().any(axis=None):
+        raise InputError(
+            f"{run} holds results of an earlier version; run the experiment in another --workdir"
+        )
+    known = [data for data in results.get("data", ()) if isinstance(data, dict)]
+    # Cells of the random encoder alone may not know what others were pre-trained on.
+    if (pd.DataFrame(known).nunique() > 1).any():
+        raise InputError(
+            f"{run} holds results on different data; run the experiment in another --workdir"
+        )
+    results["file"] = [path.stem for path in paths]
+    return config, results.sort_values([*_CELL], ignore_index=True), counts
+
+
+def _scores(some, methods, head):
+    """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
+    repetitions = sorted(some["repetition"].unique())
+    places: dict[int, dict[tuple[int, int], int]] = {}
+    for r in repetitions:
+        mine = some[some["repetition"] == r]
+        keys = sorted(set(zip(mine["draw"], mine["seed"], strict=True)))
+        places[r] = {key: i for i, key in enumerate(keys)}
+    rows = np.full((len(methods), len(repetitions), max(map(len, places.values()))), -1)
+    for row, cell in enumerate(zip(*(some[name] for name in _CELL), strict=True)):
+        method, _, r, draw, seed = cell
+        rows[methods.index(method), repetitions.index(r), places[r][draw, seed]] = row
+    values = 100 * some[list(verdicts.METRICS[head])].to_numpy(float)
+    return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
+
+
+def _compare(run, some, methods, head):
+    """All differences, in per cent, with the test ground's luck where its blocks are known."""
+    scores, rows = _scores(some, methods, head)
+    chips = int(np.sum(some["confusion_matrix"].iloc[0]))
+    counts, ground = _block_counts(run, some, rows), None
+    if counts is not None:
+        ground = evidence.resample(counts, tuple(verdicts.METRICS[head]))
+        if ground.scores is not None:
+            ground = ground._replace(scores=100 * ground.scores)
+    return evidence.compare(scores, ground, resolution=100 / max(chips, 1))
+
+
+def _block_counts(run, some, rows):
+    """Confusion matrices of the test blocks [M, R, C, G, K, K]; None if they are not known."""
+    known: dict[int, np.ndarray] = {}
+    names: list[str] = []
+    for row, file in enumerate(some["file"]):
+        path = run / "cells" / f"{file}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as cell:
+                known[row], blocks = cell["matrices"], cell["blocks"].tolist()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} can't be read; delete it and {path.with_suffix('.json').name}, and run "
+                "the experiment again"
+            ) from error
+        if names and names != blocks:
+            raise InputError(f"{path} is of other test blocks than the rest; use another --workdir")
+        names = blocks
+    missing = np.zeros_like(known[0])
+    counts = np.stack([known.get(row, missing) for row in rows.ravel()])
+    return counts.reshape(*rows.shape, *missing.shape)
+
+
+def _summary(some, methods, head, *, with_paper):
+    rows = []
+    for method in methods:
+        mine = some[some["method"] == method]
+        if mine.empty:
+            continue
+        row: dict[str, Any] = {
+            "method": verdicts.NAMES[method],
+            "pre-trainings": mine["repetition"].nunique(),
+            "fine-tunings": len(mine),
+        }
+        for i, (name, title) in enumerate(verdicts.METRICS[head].items()):
+            row[title] = _plus_minus(
+                *evidence.interval(100 * verdicts.repetition_means(mine, name))
+            )
+            if with_paper:
+                paper = PAPER[head].get(method)
+                row[f"{title}, paper"] = "" if paper is None else f"{paper[i]:.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _plus_minus(mean, half):
+    return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def _per_class(pooled):
+    rows = []
+    for name, matrix in pooled.items():
+        summary = metrics.summary(matrix)
+        for i in range(len(matrix)):
+            values = (summary[key][i] for key in metrics.PER_CLASS)
+            cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
+            titles = ("precision", "recall", "F1", "IoU")
+            rows.append({"method": name, "class": i, **dict(zip(titles, cells, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def _pooled(mine):
+    """The cells' counts together."""
+    return np.sum([np.asarray(m, np.int64) for m in mine["confusion_matrix"]], axis=0)
+
+
+def _curves(results, methods, head):
+    """Of each metric, each method's mean and interval by the number of labels (figures 4 and 5)."""
+    curves: dict[str, dict[str, Any]] = {}
+    for name, title in verdicts.METRICS[head].items():
+        curves[f"{title} (%)"] = {
+            verdicts.NAMES[method]: {
+                labels: evidence.interval(100 * verdicts.repetition_means(some, name))
+                for labels, some in results[results["method"] == method].groupby("labels")
+            }
+            for method in methods
+        }
+    return curves
+
+
+def _draw_panel(run, methods, some) -> bool:
+    """Image, truth and every method's prediction for some test chips (figure 3)."""
+    classes = {}
+    try:
+        for method in methods:
+            stems = some[some["method"] == method]["file"]
+            paths = [run / "cells" / f"{stem}.npy" for stem in stems]
+            for path in [path for path in paths if path.exists()][:1]:
+                classes[verdicts.NAMES[method]] = np.load(path)
+        if classes:
+            panel = np.load(run / "panel.npz")
+            pictures.draw_classes(run / "panel.png", panel["images"], panel["targets"], classes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"the examples in {run} can't be read ({error}); run the experiment's command again"
+        ) from error
+    return bool(classes)

@@ -1,0 +1,176 @@
+"""What an experiment's numbers say, in words and in a table of differences.
+
+Results are a table with a row for each fine-tuning: `method`, `labels`, `repetition`, `draw`,
+`seed`, scores and `confusion_matrix`.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elev_ssl_jax.reporting import evidence
+
+NAMES = {
+    "random": "random",
+    "simclr": "SimCLR",
+    "glcnet": "GLCNet",
+    "elevation": "Elevation-Map",
+    "simclr_elev": "SimCLR+Elevation",
+    "glcnet_elev": "GLCNet+Elevation",
+}
+METRICS = {
+    "linear": {"accuracy": "accuracy", "macro_f1": "macro F1"},
+    "unet": {"macro_f1": "F1", "mean_iou": "mIoU"},
+}
+
+
+def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
+    """What was done, what is repeated and what isn't."""
+    settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
+    matrix = np.asarray(results["confusion_matrix"].iloc[0])
+    pixels = "pixels" if config["finetune"]["head"] == "unet" else "chips"
+    repetitions = results["repetition"].nunique()
+    most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
+    draws = settings["label_draws"]
+    chosen = f"on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
+    sentences = [
+        f"A method is pre-trained {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
+        f"{pretrain['split']}), then fine-tuned on labelled chips "
+        f"({config['finetune']['frozen_epochs']} epochs with a frozen encoder, {config['epochs']} "
+        f"of everything) and judged by {matrix.sum():,} labelled {pixels} of "
+        f"{config['data']['eval_split']}. Encoder: {config['model']['encoder']}, width "
+        f"{config['model']['width']:g}. Numbers are per cent.",
+        f"Repeated: {_count(repetitions, 'pre-training')} of each method (for random, initial "
+        f"encoders){', ' + chosen if chosen else ''}, and for each of those "
+        f"{_count(most, 'fine-tuning')} (the new layers' initial weights, order and flips of the "
+        "chips)."
+        + ("" if draws else " Not repeated: the labelled chips, which are always the first."),
+    ]
+    if repetitions > 1:
+        sentences.append(
+            "A method's interval holds its mean with 95 % confidence (Student's t) over "
+            "pre-trainings, each the mean of its fine-tunings; the test chips are the same for "
+            "all, and their luck is not in it."
+        )
+    if draws:
+        sentences.append(
+            "Labelled chips are drawn from all of `labeled`, so that pre-training may have seen "
+            "images (never labels) of some."
+        )
+    return " ".join(sentences)
+
+
+def verdict(
+    some: pd.DataFrame, methods: list[str], head: str, differences: list[evidence.Difference]
+) -> str:
+    """Which method is first, by how much, and whether that is noise, in words."""
+    name, title = next(iter(METRICS[head].items()))
+    means = {
+        m: repetition_means(some[some["method"] == m], name).mean()
+        for m in methods
+        if (some["method"] == m).any()
+    }
+    if len(means) < 2:
+        return "Only one method is finished."
+    first, second = sorted(means, key=lambda m: -means[m])[:2]
+    says = f"{NAMES[first]} has the highest {title}"
+    if not any(d.repetitions > 1 for d in differences):
+        return f"{says}; one pre-training a method says nothing about noise."
+    found = {(methods[d.one], methods[d.other]): d for d in differences if d.metric == 0}
+    sentences = []
+    for rival in dict.fromkeys((second, "random")):
+        pair, sign = found.get((first, rival)), 1
+        if pair is None:
+            pair, sign = found.get((rival, first)), -1
+        if rival == first or pair is None:
+            continue
+        judged = "of which one pre-training in common says nothing"
+        if not math.isnan(pair.p):
+            verb = "" if pair.more_than_noise is False else "is "
+            judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
+        sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {NAMES[rival]}, {judged}")
+    return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."
+
+
+def differences_table(
+    differences: list[evidence.Difference], methods: list[str], head: str
+) -> pd.DataFrame:
+    """A row for each pair of methods and metric."""
+    titles = list(METRICS[head].values())
+    with_blocks = any(d.blocks for d in differences)
+    rows = []
+    for d in differences:
+        row: dict[str, Any] = {
+            "difference": f"{NAMES[methods[d.one]]} - {NAMES[methods[d.other]]}",
+            "in": titles[d.metric],
+            "points": f"{d.mean:+.2f}",
+            "over pre-trainings": _between(d.mean - d.half, d.mean + d.half),
+        }
+        if with_blocks:
+            row["over test blocks"] = _between(*d.blocks) if d.blocks else ""
+        row["p, adjusted"] = "" if math.isnan(d.p) else _p_value(d.p)
+        row["noise?"] = _judged(d)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def reading(differences: list[evidence.Difference]) -> str:
+    """How to read `differences_table`."""
+    tested = [d for d in differences if not math.isnan(d.p)]
+    fewest = min(d.repetitions for d in tested)
+    ground = tested[0].ground
+    of_ground = ", so that the luck of the test ground is in none of the intervals and p-values"
+    if ground is not None and ground.scores is not None:
+        luck = (
+            ", and hold both kinds of luck. The "
+            f"{ground.blocks} blocks of test chips are drawn again and again, with replacement "
+            "(expanded percentiles). More than noise: p below 0.05, and the interval over test "
+            "blocks without zero."
+        )
+    elif ground is not None:
+        luck = (
+            f". The test chips lie in {_count(ground.blocks, 'block')} only{of_ground}: whether a "
+            "difference with p below 0.05 would be there on other ground is not known."
+        )
+    else:
+        luck = (
+            f". Which chips of the test lie together isn't known{of_ground}. More than noise of "
+            "pre-training: p below 0.05."
+        )
+    return (
+        "Differences are taken within a pre-training's repetition, over the fine-tunings that both "
+        "methods have. Intervals hold 95 % and are of one comparison by itself; p-values are "
+        f"adjusted (Holm) for all {len(tested)}{luck} With "
+        f"{_count(fewest, 'pre-training')} of each method that takes a difference of at "
+        f"least {evidence.detectable(fewest, len(tested)):.1f} of its standard deviations between "
+        "pre-trainings; more of them (experiment.pretrain_seeds) show smaller ones."
+    )
+
+
+def repetition_means(mine: pd.DataFrame, name: str) -> np.ndarray:
+    """Each repetition's mean of a score over its fine-tunings."""
+    return mine.groupby("repetition")[name].mean().to_numpy()
+
+
+def _judged(difference):
+    judged = difference.more_than_noise
+    if judged is not None:
+        alone = " of pre-training" * (difference.ground is None)
+        return f"more than noise{alone}" if judged else "could be noise"
+    if math.isnan(difference.p):
+        return "not known: one pre-training"
+    return f"not known: the test lies in {_count(difference.ground.blocks, 'block')}"
+
+
+def _between(low, high):
+    return "" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+
+
+def _p_value(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _count(number, noun):
+    return f"{number} {noun}" + ("" if number == 1 else "s")

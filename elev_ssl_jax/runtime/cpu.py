@@ -1,0 +1,32 @@
+"""The compiler's options for a CPU, measured in benchmarks/NOTES.md."""
+
+import functools
+
+import jax
+
+# XLA's choices among its own kernels and those of YNNPACK, oneDNN and Eigen. Options come and go
+# with XLA, and each that it doesn't know is left out.
+_OPTIONS: dict[str, str | bool] = {
+    # Products and sums, and not the default's convolutions.
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    ),
+    "xla_cpu_experimental_onednn_custom_call": True,  # convolutions; without effect before jax 0.11
+    "xla_cpu_use_fusion_emitters": False,  # before jax 0.11
+}
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str | bool]:
+    """For `jax.jit` of programs with convolutions that run on devices of a platform."""
+    if platform != "cpu":
+        return {}
+    return {name: value for name, value in _OPTIONS.items() if _is_known({name: value})}
+
+
+def _is_known(option):
+    try:
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -1,0 +1,251 @@
+"""What of a chip a network is shown, and in which numbers.
+
+The features that `config.data.inputs` names are joined, band after band, to one image: sensors
+scaled to 0..1 by their range, and elevation, where it is an input, in units of
+`config.data.elevation_scale`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elev_ssl_jax.errors import InputError
+
+ELEVATION = "elevation"  # the feature in metres; every other input is a sensor's image
+_SHARE = 0.5  # per cent of the values that lie below, and above, a range that is measured
+
+
+class Inputs(NamedTuple):
+    """Which features, and the scale of each band; made of tuples, so that it can be hashed."""
+
+    names: tuple[str, ...]
+    value_range: tuple[tuple[float, float], ...]  # one pair for all bands, or one for each
+    mean: tuple[float, ...]  # of the sensors' units; (), one for all bands, or one for each
+    std: tuple[float, ...]
+    nodata: tuple[float, ...]  # beside NaN; (), one for all sensors, or one for each
+    elevation_scale: float
+
+    @property
+    def with_elevation(self) -> bool:
+        """Whether the last band is elevation."""
+        return ELEVATION in self.names
+
+
+def of(config: Any) -> Inputs:
+    """The inputs that `config.data` describes; what is measured must have been (`measure`)."""
+    data = config.data
+    return Inputs(
+        names=tuple(data.inputs),
+        value_range=pairs(data.value_range),
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        nodata=tuple(data.nodata),
+        elevation_scale=data.elevation_scale,
+    )
+
+
+def pairs(value_range: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+    """`data.value_range`, one pair or a pair for each band, as pairs."""
+    each = value_range if isinstance(value_range[0], Sequence) else [value_range]
+    return tuple((low, high) for low, high in each)
+
+
+def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses inputs that chips don't have, and numbers of bands that don't fit them.
+
+    Args:
+      config: The run's configuration.
+      shapes: Of each feature of a chip.
+
+    Raises:
+      InputError: Names the field.
+    """
+    data, inputs = config.data, of(config)
+    for name in inputs.names:
+        if len(shapes.get(name, ())) != (2 if name == ELEVATION else 3):
+            images = [n for n, shape in shapes.items() if len(shape) == 3]
+            raise InputError(
+                f"config.data.inputs names {name!r}, which {data.name} doesn't have; it has "
+                f"{', '.join(images) or 'no images'}" + f" and {ELEVATION}" * (ELEVATION in shapes)
+            )
+    sizes = {shapes[name][:2] for name in _sensors(inputs)}
+    if len(sizes) > 1:
+        raise InputError(
+            f"config.data.inputs: {', '.join(inputs.names)} of {data.name} have different sizes"
+        )
+    bands = sum(shapes[name][2] for name in _sensors(inputs))
+    for field, values in (
+        ("value_range", inputs.value_range),
+        ("mean", inputs.mean),
+        ("std", inputs.std),
+    ):
+        if len(values) not in (1, bands) and (values or field == "value_range"):
+            raise InputError(
+                f"config.data.{field} is of {len(values)} bands; {', '.join(inputs.names)} of "
+                f"{data.name} have {bands}: give one for all of them, or one for each"
+            )
+    if len(inputs.nodata) not in (0, 1, len(_sensors(inputs))):
+        raise InputError(f"config.data.nodata has {len(inputs.nodata)} values; one a sensor is it")
+    if any(not 0 <= band < bands for band in data.rgb):
+        raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+
+
+def image_size(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Height and width in pixels of the images that `join` makes."""
+    height, width = shapes[_sensors(inputs)[0]][:2]
+    return height, width
+
+
+def channels(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bands of the images that `join` makes."""
+    return sum(shapes[name][2] for name in _sensors(inputs)) + inputs.with_elevation
+
+
+def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
+    """The inputs as one image: float32 [B, H, W, C], sensors in 0..1.
+
+    Pixels without a value get the mean of their band in the chip; where there is no elevation, it
+    is 0.
+
+    Args:
+      inputs: Which, and their scale.
+      chips: `image` or other sensors [B, H, W, bands] in their units, `elevation` [B, h, w] in
+        metres, NaN where missing.
+    """
+    parts: list[jax.Array] = []
+    sensors = _sensors(inputs)
+    nodata = inputs.nodata * (len(sensors) if len(inputs.nodata) == 1 else 1)
+    first = 0
+    for i, name in enumerate(sensors):
+        stored = jnp.asarray(chips[name])
+        low, high = _limits(inputs, first, stored.shape[-1])
+        first += stored.shape[-1]
+        values = stored.astype(jnp.float32)
+        missing = None
+        if jnp.issubdtype(stored.dtype, jnp.floating):
+            missing = jnp.isnan(values)
+        if nodata and not math.isnan(nodata[i]):
+            is_nodata = values == nodata[i]
+            missing = is_nodata if missing is None else missing | is_nodata
+        if missing is None:
+            parts.append((jnp.clip(values, low, high) - low) / (high - low))
+            continue
+        scaled = (jnp.clip(jnp.where(missing, low, values), low, high) - low) / (high - low)
+        count = jnp.sum(~missing, axis=(1, 2), keepdims=True)
+        total = jnp.sum(jnp.where(missing, 0, scaled), axis=(1, 2), keepdims=True)
+        parts.append(jnp.where(missing, total / jnp.maximum(count, 1), scaled))
+    if inputs.with_elevation:
+        heights = jnp.nan_to_num(chips[ELEVATION] / inputs.elevation_scale)
+        shape = (*parts[0].shape[:3], 1)
+        parts.append(jax.image.resize(heights[..., None], shape, "linear"))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def shown(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
+    """The inputs as the network sees them where nothing is augmented: float32 [B, H, W, C]."""
+    return standardize(inputs, join(inputs, chips))
+
+
+def standardize(inputs: Inputs, images: jax.Array) -> jax.Array:
+    """Images [..., C] of `join`, augmented perhaps, as the network sees them.
+
+    With `std` it sees (x - mean) / std, where x is in the sensors' units; elevation stays as it is.
+    """
+    if not inputs.std:
+        return images
+    bands = images.shape[-1] - inputs.with_elevation
+    low, high = (np.broadcast_to(v, bands) for v in _limits(inputs, 0, bands))
+    mean, std = (np.broadcast_to(v, bands) for v in (inputs.mean or (0.0,), inputs.std))
+    factor, shift = (high - low) / std, (low - mean) / std
+    if inputs.with_elevation:
+        factor, shift = np.append(factor, 1), np.append(shift, 0)
+    return images * factor.astype(np.float32) + shift.astype(np.float32)
+
+
+def affine(inputs: Inputs, bands: int) -> tuple[np.ndarray, ...]:
+    """`shown` as numbers for each of `bands`: clip to low and high, times a factor, plus a shift.
+
+    Returns:
+      Low, high, factor and shift, float32 [bands] each.
+    """
+    light = bands - inputs.with_elevation
+    low, high = (np.broadcast_to(np.float64(v), light) for v in _limits(inputs, 0, light))
+    mean, std = low, high - low
+    if inputs.std:
+        mean, std = (np.broadcast_to(v, light) for v in (inputs.mean or (0.0,), inputs.std))
+    parts = [low, high, 1 / std, -mean / std]
+    if inputs.with_elevation:
+        last = -np.inf, np.inf, 1 / inputs.elevation_scale, 0.0
+        parts = [np.append(part, value) for part, value in zip(parts, last, strict=True)]
+    return tuple(part.astype(np.float32) for part in parts)
+
+
+def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of `config.data` that are "auto", as numbers for each band, by name.
+
+    `value_range` holds all but the lowest and highest half per cent of a band's values; `mean` and
+    `std` are of the values within the range.
+
+    Args:
+      config: The run's configuration.
+      sample: Some training chips, as in `join`.
+    """
+    data = config.data
+    wanted = [name for name in ("value_range", "mean", "std") if is_auto(data[name])]
+    if not wanted:
+        return {}
+    sensors = [name for name in data.inputs if name != ELEVATION]
+    given = None if "value_range" in wanted else pairs(data.value_range)
+    found: dict[str, list[Any]] = {name: [] for name in wanted}
+    number = 0
+    nodata = [*data.nodata] * (len(sensors) if len(data.nodata) == 1 else 1)
+    for i, name in enumerate(sensors):
+        for band in range(sample[name].shape[-1]):
+            values = sample[name][..., band].astype(np.float64).ravel()
+            values = values[np.isfinite(values)]
+            if nodata:
+                values = values[values != nodata[i]]
+            if not values.size:
+                raise InputError(f"band {band} of {name} of {data.name} has no values to measure")
+            if given is None:
+                low, high = np.percentile(values, (_SHARE, 100 - _SHARE))
+                if high <= low:
+                    low, high = low - 0.5, low + 0.5  # a band that is everywhere the same
+            else:
+                low, high = given[number if len(given) > 1 else 0]
+            clipped = np.clip(values, low, high)
+            measured = {
+                "value_range": (_rounded(low), _rounded(high)),
+                "mean": _rounded(clipped.mean()),
+                "std": _rounded(clipped.std()) or 1.0,
+            }
+            for field in wanted:
+                found[field].append(measured[field])
+            number += 1
+    return {name: tuple(values) for name, values in found.items()}
+
+
+def is_auto(value: Any) -> bool:
+    """Whether a field asks to be measured."""
+    return value == "auto" or tuple(value) == ("auto",)
+
+
+def _sensors(inputs):
+    return [name for name in inputs.names if name != ELEVATION]
+
+
+def _limits(inputs, first, bands):
+    """Low and high ends for `bands` bands from number `first` on: numbers, or arrays."""
+    if len(inputs.value_range) == 1:
+        return inputs.value_range[0]
+    low, high = np.array(inputs.value_range[first : first + bands], np.float32).T
+    return low, high
+
+
+def _rounded(value):
+    """Six digits, which is what anybody wants to read."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,269 @@
+import collections
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from elev_ssl_jax import metrics, sensors
+from elev_ssl_jax.checks import check
+from elev_ssl_jax.config import fine_tuning
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning import loop, step
+from elev_ssl_jax.inference import model as inference
+from elev_ssl_jax.pretraining import loop as pretraining
+from elev_ssl_jax.runtime import checkpoint, sharding
+from tests.pretraining.test_loop import Writer
+
+SIZE = 32
+
+
+@pytest.fixture(params=["linear", "unet"])
+def head(request):
+    return request.param
+
+
+@pytest.fixture
+def config(head):
+    """A fine-tuning whose steps take milliseconds, with a rate that shows in a few of them."""
+    config = fine_tuning(head)
+    config.model.width, config.finetune.num_classes = 0.125, 2
+    config.finetune.frozen_epochs, config.epochs = 2, 3
+    config.finetune.frozen_learning_rate = config.optimizer.learning_rate = 3e-3
+    config.checkpoint.every_epochs = 1
+    return config
+
+
+def make_chips(head, count, seed=0):
+    """Class 1 is bright, and so are its pixels; some are unlabelled."""
+    rng = np.random.default_rng(seed)
+    mask = rng.integers(0, 2, (count, 4, 4)).repeat(SIZE // 4, 1).repeat(SIZE // 4, 2)
+    label = np.arange(count) % 2
+    if head == "linear":
+        mask = np.broadcast_to(label[:, None, None], mask.shape)
+    images = rng.integers(0, 3000, (count, SIZE, SIZE, 3)) + 2500 * mask[..., None]
+    targets = (label if head == "linear" else mask).astype(np.uint8)
+    if head == "unet":
+        targets[:, :3, :3] = loop.UNLABELLED
+    return loop.Labelled({"image": images.astype(np.uint16)}, targets)
+
+
+@pytest.fixture
+def chips(head):
+    return make_chips(head, 24)
+
+
+def start(config, chips):
+    setup = loop.make_setup(config, (SIZE, SIZE), len(chips.targets))
+    return setup, loop.init(setup, 0, (SIZE, SIZE, 3))
+
+
+def equal(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_frozen_stage_leaves_the_encoder_as_it_is(config, chips, mode):
+    config.finetune.frozen_batchnorm, config.epochs = mode, 1
+    setup, variables = start(config, chips)
+    before = jax.device_get(variables)
+    states = {}
+    for epoch in loop.fit(setup, variables, chips, seed=0):
+        states[epoch.stage] = jax.device_get(epoch.state)
+        assert np.isfinite(epoch.loss)
+    frozen, full = states["frozen"], states["full"]
+    assert "encoder" not in frozen.params
+    statistics = frozen.batch_stats["encoder"]
+    assert equal(statistics, before["batch_stats"]["encoder"]) == (mode == "inference")
+    new = {name: p for name, p in before["params"].items() if name != "encoder"}
+    assert not equal(frozen.params, new)
+    # The variables that the caller passed in are still his, and the full stage moves them all.
+    assert equal(jax.device_get(variables), before)
+    assert not equal(full.params["encoder"], before["params"]["encoder"])
+    assert int(full.step) == len(chips.targets) // config.batch_size
+
+
+def test_the_encoder_that_enters_the_full_stage_is_bit_identical(config, chips):
+    config.optimizer.learning_rate = 0.0  # the full stage then moves nothing
+    setup, variables = start(config, chips)
+    *_, last = loop.fit(setup, variables, chips, seed=0)
+    assert equal(last.state.params["encoder"], variables["params"]["encoder"])
+
+
+def test_the_last_chips_of_an_epoch_are_learned_from_too(config, head):
+    chips = make_chips(head, 20)  # two batches of eight and one of four
+    steps = [batch for epoch in (0, 1) for batch in loop._batches(3, epoch, 20, 8)]
+    assert [len(batch) for batch in steps] == [8, 8, 4] * 2
+    for epoch in (steps[:3], steps[3:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(20))
+    setup, variables = start(config, chips)
+    last = collections.deque(loop.fit(setup, variables, chips, seed=0), maxlen=1).pop()
+    assert int(last.state.step) == 3 * config.epochs
+
+
+def test_no_batch_is_a_single_chip(rng):
+    for count, sizes in ((8, [8]), (9, [9]), (16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2])):
+        batches = loop._batches(0, 0, count, 8)
+        assert [len(batch) for batch in batches] == sizes
+        assert loop._steps_per_epoch(count, 8) == len(sizes)
+    assert len(loop._batches(0, 0, 3, 1)) == 3  # unless that is what is asked for
+
+
+def test_the_frozen_stage_has_a_rate_of_its_own(config, chips):
+    def after_frozen_stage():
+        setup, variables = start(config, chips)
+        epochs = loop.fit(setup, variables, chips, seed=0)
+        frozen = list(itertools.islice(epochs, config.finetune.frozen_epochs))
+        return jax.device_get(frozen[-1].state.params)
+
+    plain = after_frozen_stage()
+    config.optimizer.schedule, config.optimizer.scaling = "cosine", "linear"
+    config.optimizer.warmup_epochs = 2.5  # longer than the frozen stage
+    check(config)
+    assert equal(after_frozen_stage(), plain)
+
+
+def test_classes_that_eight_bits_do_not_hold_are_refused():
+    np.testing.assert_array_equal(loop.as_targets(np.array([-1, 0, 254])), [255, 0, 254])
+    with pytest.raises(InputError, match="class 256 is above 254"):
+        loop.as_targets(np.array([0, 256]))
+
+
+def test_maps_that_are_known_change_nothing(config, chips):
+    config.epochs = 1
+    setup, variables = start(config, chips)
+    maps = loop.encode_views(setup, variables, chips.inputs)
+    losses = [
+        [float(epoch.loss) for epoch in loop.fit(setup, variables, chips, seed=4, maps=m)]
+        for m in (maps, None)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    config.data.resident_gib = 1e-6
+    small = loop.make_setup(config, (SIZE, SIZE), 24)
+    assert loop.encode_views(small, variables, chips.inputs) is None
+
+
+def test_it_learns_and_counts_like_scikit_learn(config, chips, head):
+    config.epochs = 15
+    setup, variables = start(config, chips)
+    *_, last = loop.fit(setup, variables, chips, seed=0)
+    test = make_chips(head, 70, seed=1)  # more than a batch, and not a whole number of them
+    matrix, classes = loop.judge(setup, last.state.variables, test)
+    assert classes.shape == test.targets.shape
+    labelled = test.targets != loop.UNLABELLED
+    expected = sklearn.metrics.confusion_matrix(test.targets[labelled], classes[labelled])
+    np.testing.assert_array_equal(matrix, expected)
+    assert np.trace(matrix) > 0.9 * matrix.sum()
+
+
+def test_fewer_labels_are_the_first_ones(config, chips):
+    config.epochs = 1
+    setup, variables = start(config, chips)
+    few = chips.take(slice(16))
+    *_, whole = loop.fit(setup, variables, chips, seed=0, count=16)
+    *_, part = loop.fit(setup, variables, few, seed=0)
+    np.testing.assert_allclose(whole.loss, part.loss, rtol=1e-4)
+
+
+def test_cross_entropy_equals_float64_reference(rng):
+    logits = rng.normal(size=(2, 5, 5, 3)).astype(np.float32) * 4
+    targets = rng.choice([0, 1, 2, 255], (2, 5, 5)).astype(np.uint8)
+    wide = logits.astype(np.float64)
+    log_softmax = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    picked = [log_softmax[(*i, targets[i])] for i in np.ndindex(targets.shape) if targets[i] < 3]
+    np.testing.assert_allclose(step.cross_entropy(logits, targets), -np.mean(picked), rtol=1e-5)
+    nothing = jnp.full((2, 2), 255, jnp.uint8)
+    assert step.cross_entropy(jnp.ones((2, 2, 3)), nothing) == 0
+
+
+@pytest.mark.parametrize("head", ["unet"], indirect=True)
+def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
+    config, chips, head, tmp_path, monkeypatch, batch_mesh, capsys
+):
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
+    elevation = np.random.default_rng(0).uniform(0, 900, (24, 8, 8)).astype(np.float32)
+    arrays = {**chips.inputs, "elevation": elevation, "mask": chips.targets}
+    settings = pretrain_settings(config)
+    pretraining.pretrain(
+        settings, tmp_path / "pretrained", pretraining.Data(arrays, arrays), Writer()
+    )
+    config.init_from = str(tmp_path / "pretrained")
+    test = make_chips(head, 10, seed=2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    scores = loop.finetune(config, whole, chips, test, Writer())
+    assert json.loads((whole / "results.json").read_text()) == scores
+    classes = inference.load(whole).predict(test.inputs["image"])
+    matrix = metrics.confusion_matrix(test.targets, classes, 2)
+    np.testing.assert_array_equal(matrix, scores["confusion_matrix"])
+    assert (whole / "predictions.png").stat().st_size > 5000
+    assert sum(map(sum, scores["confusion_matrix"])) == (test.targets < 2).sum()
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Writer):
+        def write_scalars(self, step, scalars):
+            if step == 4:  # the second epoch of the full stage
+                raise Stop
+
+    with pytest.raises(Stop):
+        loop.finetune(config, parts, chips, test, Stopping())
+    resumed = Writer()
+    assert loop.finetune(config, parts, chips, test, resumed) == scores
+    assert min(resumed.scalars) == 4
+
+    for width, bands, message in (
+        (0.25, 3, r"has another encoder \(bn1/bias is \(8,\) there .*model.width"),
+        (0.125, 4, "takes 3 bands, but these images have 4"),
+    ):
+        config.model.width = width
+        setup = loop.make_setup(config, (SIZE, SIZE), 24)
+        variables = loop.init(setup, 0, (SIZE, SIZE, bands))
+        with pytest.raises(InputError, match=message):
+            checkpoint.load_encoder(tmp_path / "pretrained", variables)
+    capsys.readouterr()
+    config.model.width = 0.125
+    _, variables = start(config, chips)
+    load = functools.partial(checkpoint.load_encoder, tmp_path / "pretrained", variables)
+    load(sensors.of(config))
+    assert capsys.readouterr().err == ""
+    config.data.value_range = (0.0, 10000.0)
+    load(sensors.of(config))
+    said = capsys.readouterr().err
+    assert "data.value_range (0.0, 6000.0), and here it is (0.0, 10000.0)" in said
+    with pytest.raises(InputError, match="nowhere has no checkpoint"):
+        checkpoint.load_encoder(tmp_path / "nowhere", variables)
+
+
+def pretrain_settings(config):
+    from elev_ssl_jax.config import default
+
+    settings = default()
+    settings.model.update(config.model)
+    settings.batch_size, settings.epochs = 8, 1
+    settings.model.projection = (16, 8)
+    return settings
+
+
+@pytest.mark.parametrize("head", ["unet"], indirect=True)
+def test_chips_that_cannot_be_learned_from_are_refused(config, chips):
+    loop.check_chips(config, chips, chips, 24)
+
+    def change(targets):
+        return chips._replace(targets=np.asarray(targets, np.uint8))
+
+    for train, test, labels, message in (
+        (chips, chips, 25, "25 labels are more than .* has: 24"),
+        (chips, chips, 7, "batch_size is 8, but there are only 7"),
+        (change(np.zeros_like(chips.targets)), chips, None, "are all of class 0"),
+        (chips, change(chips.targets + 6), None, "test chips .* have class 5.* below 2, or 255"),
+    ):
+        with pytest.raises(InputError, match=message):
+            loop.check_chips(config, train, test, labels)
+    tall = jax.tree.map(lambda array: array[:, : SIZE // 2], chips)
+    with pytest.raises(InputError, match=r"augment.finetune.transpose is 0.5; it must be 0"):
+        loop.check_chips(config, tall, tall)

@@ -1,0 +1,97 @@
+import jax
+import numpy as np
+import pytest
+
+import elev_ssl_jax
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference import model as inference
+from tests import runs
+
+SHAPE = (32, 32, 3)
+
+
+def images(rng, count=3, size=32, bands=3):
+    return rng.integers(0, 7000, (count, size, size, bands)).astype(np.uint16)
+
+
+def test_a_pretrained_model_gives_features_and_metres(tmp_path, rng):
+    config = runs.settings(high=5000.0)
+    variables = runs.save_run(tmp_path, config, SHAPE)
+    model = elev_ssl_jax.load(tmp_path)
+    assert (model.num_classes, model.step, model.elevation_shape) == (None, 4, (11, 11))
+    batch = images(rng)
+
+    # The model as it was trained, on three views that are all the image itself.
+    from elev_ssl_jax.pretraining import elevation as objective
+
+    module = objective.make_model(config, (11, 11), "cpu")
+    views = (batch.clip(0, 5000) / 5000).astype(np.float32)[:, None].repeat(3, axis=1)
+    outputs = jax.jit(lambda: module.apply(variables, views, train=False))()
+    features, elevation = model.features(batch), model.elevation(batch)
+    np.testing.assert_allclose(features, outputs["features"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(elevation, 500 * outputs["elevation"], rtol=1e-4, atol=1e-2)
+    assert features.dtype == elevation.dtype == np.float32
+
+    with pytest.raises(InputError, match="is a pre-training, which knows no classes"):
+        model.predict(batch)
+    with pytest.raises(InputError, match=r"images are 64 x 64 pixels; .* from 32 x 32"):
+        model.elevation(images(rng, size=64))
+    for wrong, message in (
+        (images(rng, bands=4), "an image has 4 bands; .* takes 3"),
+        (batch[0], r"images have shape \(32, 32, 3\)"),
+        (batch[:0], r"images have shape \(0, 32, 32, 3\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.features(wrong)
+
+
+def test_a_fine_tuned_model_gives_classes(tmp_path, rng):
+    for head, shape in (("linear", (40,)), ("unet", (40, 64, 64))):
+        runs.save_run(tmp_path / head, runs.settings(head), SHAPE)
+        model = inference.load(tmp_path / head)
+        batch = images(rng, 40, size=64)  # more than a batch, and larger than the run's chips
+        probabilities = model.probabilities(batch)
+        assert probabilities.shape == (*shape, 2)
+        np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_array_equal(model.predict(batch), probabilities.argmax(-1))
+        alone = model.probabilities(batch[37:38])
+        np.testing.assert_allclose(alone[0], probabilities[37], atol=1e-5)
+        assert model.features(batch).shape == (40, 64)
+        with pytest.raises(InputError, match="has not learned elevation"):
+            model.elevation(batch)
+
+
+def test_few_programs_serve_any_number_of_images(tmp_path, rng):
+    runs.save_run(tmp_path, runs.settings(), SHAPE)
+    model = inference.load(tmp_path)
+    inference._features.clear_cache()
+    batch = images(rng, 40)
+    whole = model.features(batch)
+    for count in (1, 2, 3, 5, 7, 11, 20, 31, 33, 39):
+        np.testing.assert_allclose(model.features(batch[:count]), whole[:count], atol=1e-5)
+    assert inference._features._cache_size() <= 6
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path, rng):
+    runs.save_run(tmp_path, runs.settings("unet"), SHAPE)
+    batch = images(rng).astype(np.float32)
+    batch[1, 3, 4, 0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        inference.load(tmp_path).predict(batch)
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="nowhere has no checkpoint"):
+        inference.load(tmp_path / "nowhere")
+    runs.save_run(tmp_path / "early", runs.settings(), SHAPE, step=3)
+    with pytest.raises(InputError, match=r"early is not finished \(step 3 of 4\)"):
+        inference.load(tmp_path / "early")
+
+    import orbax.checkpoint as ocp
+
+    path = (tmp_path / "foreign" / "checkpoints").absolute()
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(path, item_handlers=handler) as foreign:
+        foreign.save(1, args=ocp.args.StandardSave({"weights": np.zeros(3)}))
+    with pytest.raises(InputError, match="foreign holds checkpoints of another program"):
+        inference.load(tmp_path / "foreign")

@@ -1,0 +1,317 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import hypothesis
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import scipy.ndimage
+from hypothesis import strategies as st
+from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
+
+from elev_ssl_jax import predict
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference import model as inference
+from tests import runs
+from tests.data.test_chips import LEFT, TOP, UTM, write
+
+GRID = from_origin(LEFT, TOP, 10, 10)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A segmentation, a classification and a pre-training of 32-pixel chips."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, head in (("unet", "unet"), ("linear", "linear"), ("elevation", None)):
+        runs.save_run(folder / name, runs.settings(head), (32, 32, 3))
+    return folder
+
+
+@pytest.fixture
+def scene(tmp_path, rng):
+    """Smooth ground, 150 x 90 pixels in two files of two bands and one, a corner without data."""
+    places = np.linspace(0, 3, 150)[:, None] + np.linspace(0, 2, 90)
+    bands = [3000 + 2000 * np.sin(places + i) + 300 * rng.random((150, 90)) for i in range(3)]
+    bands = np.stack(bands).astype(np.uint16)
+    bands[2, 120:, 50:] = 0
+    write(tmp_path / "two.tif", bands[:2], GRID, nodata=0)
+    write(tmp_path / "one.tif", bands[2], GRID, nodata=0)
+    return [tmp_path / "two.tif", tmp_path / "one.tif"], np.moveaxis(bands, 0, -1)
+
+
+def read(path):
+    with rasterio.open(path) as source:
+        assert (source.crs, source.transform) == (UTM, GRID)
+        return np.moveaxis(source.read(), 0, -1)
+
+
+@hypothesis.given(st.integers(32, 300), st.integers(32, 80), st.data())
+def test_windows_cover_every_pixel_once_in_all(length, size, data):
+    hypothesis.assume(size <= length)
+    overlap = data.draw(st.integers(0, size - 1))
+    starts, weights = predict.window_grid(length, size, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == length - size
+    assert (np.diff(starts) <= size - overlap).all()
+    total = np.zeros(length)
+    for start, weight in zip(starts, weights, strict=True):
+        assert (weight > 0).all()
+        total[start : start + size] += weight
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"overlap": 0}, {"overlap": 25, "window": 47}])
+def test_windows_of_what_needs_no_surroundings_make_the_whole(
+    folders, scene, tmp_path, monkeypatch, options
+):
+    images, pixels = scene
+
+    def pointwise(images):
+        second = images[..., 1:2] / np.float32(6000)
+        return np.concatenate([second, 1 - second], axis=-1)
+
+    monkeypatch.setattr(predict, "_functions", lambda *_, **__: {"map": pointwise})
+    monkeypatch.setattr(predict, "_COLUMNS", 64)  # two parts of the width, which windows straddle
+    model = inference.load(folders / "unet")
+    out, probabilities = tmp_path / "map.tif", tmp_path / "probabilities.tif"
+    predict.predict(
+        model, images, out=out, probabilities=probabilities, progress=False, batch_size=5, **options
+    )
+    wanted = pixels[..., 1] / 6000
+    valid = pixels[..., 2] > 0
+    got = read(probabilities)
+    np.testing.assert_allclose(got[valid], np.stack([wanted, 1 - wanted], -1)[valid], rtol=1e-5)
+    assert np.isnan(got[~valid]).all()
+    clear = valid & (abs(wanted - 0.5) > 1e-3)
+    np.testing.assert_array_equal(read(out)[clear, 0], wanted[clear] < 0.5)
+    assert (read(out)[~valid] == 255).all()
+
+
+def test_a_map_has_no_seams(folders, scene, tmp_path):
+    images, _ = scene
+    model = inference.load(folders / "unet")
+    path = tmp_path / "probabilities.tif"
+
+    def jumps(overlap):
+        """The mean step between neighbouring pixels at windows' borders, over that elsewhere."""
+        predict.predict(
+            model, images, probabilities=path, overlap=overlap, overwrite=True, progress=False
+        )
+        steps = np.abs(np.diff(read(path)[:120, :, 1], axis=0))
+        starts = predict.window_grid(150, 32, overlap).starts
+        borders = np.unique([starts[1:] - 1, starts[:-1] + 31])
+        borders = borders[borders < len(steps)]
+        return steps[borders].mean() / np.delete(steps, borders, axis=0).mean()
+
+    assert jumps(0) > 1.5
+    assert jumps(16) < 1.15
+
+
+def test_windows_that_overlap_give_what_one_large_window_gives(
+    folders, scene, tmp_path, monkeypatch
+):
+    images, pixels = scene
+
+    def local(images):
+        """What a network with zero padding and 5 x 5 pixels of surroundings might say."""
+        mean = scipy.ndimage.uniform_filter(images[..., 1] / 6000, (0, 5, 5), mode="constant")
+        return np.stack([mean, 1 - mean], axis=-1)
+
+    monkeypatch.setattr(predict, "_functions", lambda *_, **__: {"map": local})
+    model = inference.load(folders / "unet")
+    whole = local(pixels[None, :120])[0, 4:110, 4:86, 0]
+
+    def error(**options):
+        path = tmp_path / "probabilities.tif"
+        path.unlink(missing_ok=True)
+        predict.predict(model, images, probabilities=path, progress=False, **options)
+        return np.abs(read(path)[4:110, 4:86, 0] - whole)
+
+    blended, side_by_side = error(), error(overlap=0)
+    assert blended.mean() < side_by_side.mean() / 5
+    assert blended.max() < side_by_side.max() / 5
+
+
+def test_the_command_writes_a_map_for_a_desktop_gis(folders, scene, tmp_path, monkeypatch, capsys):
+    images, _ = scene
+    out = tmp_path / "map.tif"
+    words = ["predict", "--run", folders / "unet", "--image", *images, "--out", out]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    predict.main()
+    assert "pixels/s" in capsys.readouterr().out
+    with rasterio.open(out) as source:
+        assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert (source.dtypes, source.nodata, source.descriptions) == (("uint8",), 255, ("class",))
+        assert len({source.colormap(1)[i] for i in range(2)}) == 2
+        assert source.tags()["run"] == "unet"
+    assert out.with_suffix(".png").stat().st_size > 5000
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".unfinished")]
+
+
+def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
+    images, pixels = scene
+    out = tmp_path / "map.tif"
+    model = inference.load(folders / "elevation")
+    predict.predict(model, images, out=out, overlap=0, progress=False)
+    got = read(out)[..., 0]
+    assert np.isnan(got[pixels[..., 2] == 0]).all()
+    cells = model.elevation(pixels[None, 32:64, 32:64])[0]
+    # The centre of a cell of 32 / 11 pixels is near the pixel it lies in.
+    at = (np.arange(1, 10) + 0.5) * 32 / 11
+    inside = got[32:64, 32:64][np.ix_(at.astype(int), at.astype(int))]
+    spread = np.ptp(cells)
+    assert np.abs(inside - cells[1:10, 1:10]).mean() < 0.25 * spread
+
+    model = inference.load(folders / "linear")
+    probabilities = tmp_path / "probabilities.tif"
+    predict.predict(
+        model,
+        images,
+        out=out,
+        probabilities=probabilities,
+        overlap=0,
+        overwrite=True,
+        progress=False,
+    )
+    wanted = model.probabilities(pixels[None, 32:64, 32:64])[0]
+    got = read(probabilities)[32:64, 32:58]  # the last window of a row begins at 58
+    np.testing.assert_allclose(got, np.broadcast_to(wanted, got.shape), atol=1e-5)
+
+
+def test_features_are_a_table_of_windows(folders, scene, tmp_path, monkeypatch):
+    images, pixels = scene
+    monkeypatch.setattr(predict, "_COLUMNS", 50)
+    model = inference.load(folders / "elevation")
+    path = tmp_path / "features.parquet"
+    counts = predict.predict(model, images, features=path, progress=False)
+    table = geopandas.read_parquet(path)
+    assert table.crs == UTM
+    assert len(table) == counts.windows == len(table.geometry.drop_duplicates())
+    corners = [
+        (top, left) for top in (0, 32, 64, 96, 118) for left in (0, 32, 58)
+    ]  # the last corner is 118, 58: without data from 120, 50
+    assert counts.windows == len(corners)
+    for row in table.itertuples():
+        left, bottom, right, top = row.geometry.bounds
+        column, line = round((left - LEFT) / 10), round((TOP - top) / 10)
+        assert (line, column) in corners
+        assert (right - left, top - bottom) == (320, 320)
+        window = pixels[line : line + 32, column : column + 32]
+        assert row.valid == pytest.approx((window[..., 2] > 0).mean(), abs=1e-6)
+        if row.valid == 1:
+            wanted = model.features(window[None])[0]
+            np.testing.assert_allclose(row.features, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_path):
+    images, pixels = scene
+    unet, elevation = (inference.load(folders / name) for name in ("unet", "elevation"))
+    bands = np.moveaxis(pixels, -1, 0)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+
+    def file(name, array, **more):
+        return [write(bad / name, array, GRID, **more)]
+
+    nowhere = file("nowhere.tif", bands, crs=None)
+    small = file("small.tif", bands[:, :20])
+    torn = file("torn.tif", bands)
+    torn[0].write_bytes(torn[0].read_bytes()[: 2 * 150 * 90])
+    empty = file("empty.tif", 0 * bands, nodata=0)
+    share = file("share.tif", bands / 1e4)
+    before = set(os.listdir(bad))
+    out = bad / "map.tif"
+    for model, files, options, message in (
+        (unet, images[:1], {}, r"two.tif has 2 bands; .*unet takes 3"),
+        (unet, nowhere, {}, "nowhere.tif has no CRS; assign one"),
+        (unet, [bad / "none.tif"], {}, "none.tif not found"),
+        (unet, small, {}, "small.tif is 20 x 90 pixels, smaller than a window of 32"),
+        (unet, torn, {}, "torn.tif can't be read at row .*; is it truncated"),
+        (unet, empty, {}, "every pixel is nodata"),
+        (unet, share, {}, "has values from 0 to 0.* trained on 0 to 6000"),
+        (unet, images, {"window": 16}, "--window is 16; it must be at least 32"),
+        (unet, images, {"overlap": 32}, "--overlap is 32; it must be 0 to 31"),
+        (unet, images, {"batch_size": 0}, "--batch-size is 0"),
+        (unet, images, {"features": out}, "map.tif would be written twice"),
+        (unet, images, {"features": out.with_suffix(".png")}, "map.png would be written twice"),
+        (unet, images, {"features": bad / "no" / "f"}, "there is no folder"),
+        (unet, images, {"features": tmp_path}, "is a folder; name a file"),
+        (elevation, images, {"window": 64}, "--window is 64; .* from 32 x 32"),
+        (elevation, images, {"probabilities": bad / "p.tif"}, "is a pre-training"),
+    ):
+        with pytest.raises(InputError, match=message) as told:
+            predict.predict(model, files, out=out, progress=False, **options)
+        assert "\n" not in str(told.value)
+        assert set(os.listdir(bad)) == before
+    with pytest.raises(InputError, match="nothing to write"):
+        predict.predict(unet, images)
+
+
+def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path):
+    images, _ = scene
+    model = inference.load(folders / "unet")
+    mosaic = tmp_path / "mosaic.vrt"
+    with rasterio.open(images[1]) as source, WarpedVRT(source) as warped:
+        rasterio.shutil.copy(warped, mosaic, driver="VRT")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "map.png").write_text("a picture of mine")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    two, one = images
+    for options in (
+        {"out": two},
+        {"out": one},
+        {"probabilities": tmp_path / "a" / ".." / "one.tif"},
+        {"features": two},
+    ):
+        with pytest.raises(InputError, match="is an input"):
+            predict.predict(model, images, overwrite=True, progress=False, **options)
+    with pytest.raises(InputError, match="is an input"):  # which the mosaic only names
+        predict.predict(model, [two, mosaic], out=one, overwrite=True, progress=False)
+    own = next(path for path in (folders / "unet").rglob("*") if path.is_file())
+    with pytest.raises(InputError, match="is an input"):
+        predict.predict(model, images, features=own, overwrite=True, progress=False)
+    with pytest.raises(InputError, match=r"name a .tif"):
+        predict.predict(model, images, out=tmp_path / "new.png", progress=False)
+    with pytest.raises(InputError, match=r"map.png exists already; .* add --overwrite"):
+        predict.predict(model, images, out=tmp_path / "map.tif", progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_a_value_that_means_no_data_can_be_named(folders, scene, tmp_path):
+    _, pixels = scene
+    path = write(tmp_path / "undeclared.tif", np.moveaxis(pixels, -1, 0), GRID)
+    out = tmp_path / "map.tif"
+    predict.predict(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
+    np.testing.assert_array_equal(read(out)[..., 0] == 255, pixels[..., 2] == 0)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(folders, scene, tmp_path):
+    images, _ = scene
+    out = tmp_path / "out"
+    out.mkdir()
+    # Files may not grow beyond some bytes, which to a program is a full disk.
+    code = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from elev_ssl_jax import predict
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+sys.argv = {["predict", "--run", str(folders / "unet"), "--image", *map(str, images)]!r}
+sys.argv += ["--out", {str(out / "map.tif")!r}]
+predict.main()
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "map.tif: can't be written" in done.stderr.splitlines()[-1]
+    assert not os.listdir(out)
