@@ -252,8 +252,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         need("finetune.num_classes", config.finetune.num_classes in (0, count), f"0 or {count}")
     need("data.mean", not config.data.mean or len(config.data.std) > 0, "() without data.std")
     if config.data.synthetic.chips:
-        names = ("nwrc/classification", "nwrc/segmentation")
-        need("data.name", config.data.name in names, f"{' or '.join(names)} for synthetic chips")
+        kinds = ("classification", "segmentation")
+        names = [f"{builder}/{kind}" for builder in ("nwrc", "chips") for kind in kinds]
+        need("data.name", config.data.name in names, f"{', '.join(names)} for synthetic chips")
         others = "empty with synthetic chips; --config.data.synthetic.chips=0 takes your own"
         need("data.dir", not config.data.dir, others)
 

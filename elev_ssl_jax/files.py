@@ -15,6 +15,7 @@ UNLABELLED = 255  # what files of classes, eight bits each, hold where there is 
 
 _UMASK = os.umask(0)  # that of the process can be read only by setting it, for all threads
 os.umask(_UMASK)
+_CONTENT = ".content"  # in a folder that can be gone on with: what it is of
 _LOCK = ".lock"  # in a folder that is being written; held by its writer, as long as that lives
 
 
@@ -42,11 +43,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, goes_on: str | None = None) -> Iterator[Path]:
     """A folder that appears under its name only when all of it is written.
 
     Until then it is `.NAME.unfinished`, beside it, and has one writer. What a killed writer has
-    left there is deleted by the next.
+    left there is deleted by the next, or kept for it to go on with, if that is wished.
+
+    Args:
+      path: Its name.
+      goes_on: A text that is the same if, and only if, what was left can be gone on with; an error
+        leaves it then, too. None always begins anew.
 
     Raises:
       InputError: `path` exists already, can't be written, or another process is writing it.
@@ -60,18 +66,26 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{partial} is in the way, and not of this program; move it elsewhere")
     with sole_writer(partial, f"{path} is being written by another process; wait for it"):
         try:
-            for child in partial.iterdir():
-                if child.name != _LOCK:
-                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+            said = partial / _CONTENT
+            if goes_on is None or not said.is_file() or said.read_text() != goes_on:
+                for child in partial.iterdir():
+                    if child.name != _LOCK:
+                        shutil.rmtree(child) if child.is_dir() else child.unlink()
+            if goes_on is not None:
+                said.write_text(goes_on)
             yield partial
             if path.exists():
                 raise InputError(f"{path} has come into being meanwhile; name another folder")
+            said.unlink(missing_ok=True)
             partial.rename(path)
             (path / _LOCK).unlink()
         except OSError as error:
             raise InputError(f"{path} can't be written: {error.strerror or error}") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            # Something may be there to go on with.
+            kept = goes_on is not None and partial.is_dir()
+            if not kept or {p.name for p in partial.iterdir()} <= {_LOCK, _CONTENT}:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

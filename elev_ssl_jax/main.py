@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
                 sharding.check_shared(workdir)
                 if config.data.synthetic.chips:
                     _make_synthetic(config, workdir)
+                else:
+                    _find_data(config)
                 task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
                 task[config.task](config, workdir)
                 sharding.wait_for_all("end")  # the first has pictures to draw
@@ -98,10 +100,21 @@ def _make_synthetic(config, workdir: Path) -> None:
     size = config.data.synthetic.size
     if config.task == "pretrain":
         elevation.check_image_size(config, size, size)
-    config.data.dir = str(synthetic.folder_of(config.data, workdir) / "tfds")
     with sharding.together():
         if sharding.is_first():
             synthetic.prepare(config.data, workdir)
+    synthetic.point_to(config.data, workdir)
+
+
+def _find_data(config) -> None:
+    from elev_ssl_jax.data import source
+
+    with sharding.together():
+        name = source.find_name(config.data)
+    if name != config.data.name:
+        where = config.data.dir or "the default data.dir"
+        print(f"note: {where} has no {config.data.name}, but {name}, which is taken")
+        config.data.name = name
 
 
 def _pretrain(config, workdir: Path) -> None:

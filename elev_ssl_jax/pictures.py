@@ -1,5 +1,6 @@
 """Pictures of a run: what the model is shown, and what it predicts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -143,14 +144,16 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
     _save(figure, path)
 
 
-def draw_map(path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: int | None) -> None:
+def draw_map(
+    path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: Sequence[str] = ()
+) -> None:
     """A scene beside its map, with a legend.
 
     Args:
       path: The PNG to write.
       image: float [H, W, 3] in 0..1.
-      shown: [H, W], masked where unknown: one of `classes`, or elevation in metres if that is None.
-      classes: How many there are.
+      shown: [H, W], masked where unknown: one of `classes`, or elevation in metres without any.
+      classes: Their names.
     """
     height, width = image.shape[:2]
     figure, axes = plt.subplots(
@@ -159,14 +162,15 @@ def draw_map(path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: i
     for axis in axes:
         axis.set_axis_off()
     axes[0].imshow(image)
-    if classes is None:
+    if not classes:
         figure.colorbar(axes[1].imshow(shown, cmap="terrain"), ax=axes[1], label="elevation (m)")
     else:
-        colors = class_colors(classes)
-        scale = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": classes - 0.5}
+        colors = class_colors(len(classes))
+        scale = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": len(classes) - 0.5}
         axes[1].imshow(shown, interpolation="nearest", **scale)
-        handles = [Patch(color=color, label=f"class {i}") for i, color in enumerate(colors)]
-        figure.legend(handles=handles[:20], loc="outside lower center", ncols=10)
+        handles = [Patch(color=c, label=n) for c, n in zip(colors, classes, strict=True)]
+        columns = 10 if max(map(len, classes)) < 12 else 5
+        figure.legend(handles=handles[:20], loc="outside lower center", ncols=columns)
     _save(figure, path)
 
 

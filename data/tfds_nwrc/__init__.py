@@ -1,5 +1,5 @@
-"""The NWRC data, and any folder in its layout, as a TensorFlow dataset."""
+"""The NWRC data, and any folder in their layout, as a TensorFlow dataset."""
 
-from tfds_nwrc.builder import Nwrc, build
+from tfds_nwrc.builder import Nwrc, look
 
-__all__ = ["Nwrc", "build"]
+__all__ = ["Nwrc", "look"]

@@ -1,65 +1,83 @@
-"""Builds the TFDS dataset from a folder of chips.
+"""Builds the TFDS dataset from folders of chips.
 
 python -m elev_ssl_jax.data.prepare --chips CHIPS --config classification
 """
 
 import argparse
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import layout, source
+from elev_ssl_jax.data import source, store
 from elev_ssl_jax.errors import InputError, reported
 
 
-def prepare(
-    chips: Path,
+def prepare_chips(
+    chips: Path | Sequence[Path],
     data_dir: Path | None = None,
     *,
     config: str = "segmentation",
-    bands: Sequence[int] | None = None,
+    bands: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     overwrite: bool = False,
     split_by: str | None = None,
     allow_overlap: bool = False,
+    workers: int = 1,
     **split_settings: Any,
 ) -> Path:
-    """Builds `nwrc/<config>` under `data_dir` and returns the folder that holds it.
+    """Builds `chips/<config>` under `data_dir` and returns the folder that holds it.
 
-    Nothing is written under that name until all of it is, and what is there stays until then.
-    Sizes are those of the first chip. Prints how the chips were split, and how many test chips
-    share ground with training chips.
+    A folder in the layout of the NWRC data gives `nwrc/<config>`. Nothing is written under that
+    name until all of it is, and what is there stays until then. Prints how the chips were split,
+    and how many test chips share ground with training chips.
 
     Args:
-      chips: A folder in the reference layout.
+      chips: Folders of `elev_ssl_jax.data.chips`, or one in the layout of the NWRC data.
       data_dir: TFDS' folder; ~/tensorflow_datasets by default.
       config: "segmentation" or "classification".
-      bands: Which bands to keep, counted from 0; the first three by default.
+      bands: Which bands to keep of each sensor, or of the only one, counted from 0; by default
+        all, and of the NWRC data the first three.
       overwrite: Whether to build again what is there already.
-      split_by: "random", "tile" or "block"; by default "random" if no chips share ground, else
-        "block".
+      split_by: "random", "scene", "tile" or "block"; by default "random" if no chips share ground,
+        else "block".
       allow_overlap: Whether "random" will do for chips that share ground.
-      **split_settings: `purity`, `num_labeled`, `num_test` of `tfds_nwrc.splits.assign`.
+      workers: Processes.
+      **split_settings: `purity`, `coverage`, `num_labeled`, `num_test` of `splits.assign`.
 
     Raises:
       InputError: A file is missing or malformed, the settings don't fit the data, or another
         process is preparing them.
     """
-    rows = layout.read_metadata(chips)
-    image = layout.read_image(chips / layout.IMAGES / rows["Image"][0], bands)
-    bands = tuple(range(min(3, image.shape[-1]))) if bands is None else tuple(bands)
+    folders = [chips] if isinstance(chips, Path) else list(chips)
+    tfds_chips, tfds_nwrc = _import_builders()
+    from elev_ssl_jax.data import splits
 
-    try:
-        import tfds_nwrc
-    except ModuleNotFoundError:  # a checkout that is not installed
-        sys.path.append(str(Path(__file__).parents[2] / "data"))
-        import tfds_nwrc
-    from tfds_nwrc import splits
+    settings: dict[str, Any] = {
+        "config": config,
+        "workers": workers,
+        "split_settings": {
+            "split_by": split_by,
+            "allow_overlap": allow_overlap,
+            **split_settings,
+        },
+    }
+    others = [folder for folder in folders if not store.is_store(folder)]
+    if not others:
+        builder, rows = tfds_chips.Chips, store.read_tables(folders)
+        about = store.common(folders)
+        settings |= {"folders": folders, "bands": _bands(bands, about)}
+    else:
+        builder = tfds_nwrc.Nwrc
+        if len(folders) > 1:
+            raise InputError(f"{others[0]} is not a folder of elev_ssl_jax.data.chips")
+        rows, sizes = tfds_nwrc.look(folders[0], bands)
+        settings |= sizes
 
     data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser()
-    name = Path(tfds_nwrc.Nwrc.name, config, str(tfds_nwrc.Nwrc.VERSION))
+    name = Path(builder.name, config, str(builder.VERSION))
     target = data_dir / name
     # Both on the disk of `target`, and hidden: TFDS takes other names for versions.
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -73,19 +91,11 @@ def prepare(
         try:
             if source.is_whole(target) and not overwrite:
                 raise InputError(f"{target} exists already; --overwrite builds it again")
-            split_by, why = splits.choose(rows, split_by, allow_overlap=allow_overlap)
+            chosen, why = splits.choose(rows, split_by, allow_overlap=allow_overlap)
             if why:
-                print(f"--split-by {split_by}: {why}")
-            counts, shared_ground = tfds_nwrc.build(
-                chips,
-                unfinished / "tfds",
-                config=config,
-                size=image.shape[:2],
-                elevation_size=layout.elevation_size(chips, rows),
-                bands=bands,
-                split_by=split_by,
-                allow_overlap=allow_overlap,
-                **split_settings,
+                print(f"--split-by {chosen}: {why}")
+            counts, shared_ground = tfds_chips.build(
+                builder, folders[0], unfinished / "tfds", **settings
             )
             shutil.rmtree(old, ignore_errors=True)
             if target.exists():
@@ -100,10 +110,59 @@ def prepare(
     return target
 
 
+def _import_builders():
+    from elev_ssl_jax.runtime import quiet
+
+    quiet.import_tensorflow()
+    try:
+        import tfds_chips
+        import tfds_nwrc
+    except ModuleNotFoundError:  # a checkout that is not installed
+        sys.path.append(str(Path(__file__).parents[2] / "data"))
+        import tfds_chips
+        import tfds_nwrc
+    return tfds_chips, tfds_nwrc
+
+
+def _bands(bands, about: store.About) -> dict[str, list[int]]:
+    """By sensor."""
+    if bands is None:
+        return {}
+    if not isinstance(bands, Mapping):
+        if len(about.sensors) > 1:
+            raise InputError(f"--bands: say of which sensor: {next(iter(about.sensors))}=0,1,2")
+        bands = dict.fromkeys(about.sensors, bands)
+    for name, chosen in bands.items():
+        if name not in about.sensors:
+            raise InputError(f"--bands: there is no sensor {name}; {', '.join(about.sensors)}")
+        count = about.sensors[name]["bands"]
+        for band in chosen:
+            if not 0 <= band < count:
+                raise InputError(f"--bands: {name} has {count} bands; band {band} is asked for")
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise InputError(f"--bands: of {name} different bands are needed")
+    return {name: list(chosen) for name, chosen in bands.items()}
+
+
+def parse_bands(arguments: Sequence[str]) -> dict[str, list[int]] | list[int]:
+    """`--bands` arguments: numbers, or NAME=NUMBER[,NUMBER...] for each sensor.
+
+    Raises:
+      InputError: They are neither.
+    """
+    try:
+        if not any("=" in text for text in arguments):
+            return [int(text) for text in arguments]
+        parts = [text.split("=", 1) for text in arguments]
+        return {name: [int(n) for n in numbers.split(",")] for name, numbers in parts}
+    except ValueError as error:
+        raise InputError(f"--bands {' '.join(arguments)}: numbers, or NAME=0,1,2") from error
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=Path, required=True, help="folder of chips")
+    parser.add_argument("--chips", type=Path, nargs="+", required=True, help="folders of chips")
     parser.add_argument("--data-dir", type=Path, help="default: ~/tensorflow_datasets")
     parser.add_argument(
         "--config", choices=("segmentation", "classification"), default="segmentation"
@@ -112,10 +171,16 @@ def main() -> None:
         "--purity", type=float, default=1.0, help="least share of one class (classification)"
     )
     parser.add_argument(
+        "--coverage",
+        type=float,
+        default=1.0,
+        help="least share of labelled pixels of a labeled or test chip (default: 1)",
+    )
+    parser.add_argument(
         "--split-by",
-        choices=("random", "tile", "block"),
-        help="tile, block: keep whole ones, and what overlaps them, out of training (default: "
-        "random where no chips share ground, else block)",
+        choices=("random", "scene", "tile", "block"),
+        help="scene, tile, block: keep whole ones, and what overlaps them, out of training "
+        "(default: random where no chips share ground, else block)",
     )
     parser.add_argument(
         "--allow-overlap",
@@ -124,11 +189,20 @@ def main() -> None:
     )
     parser.add_argument("--labeled", type=int, dest="num_labeled", help="chips in `labeled`")
     parser.add_argument("--test", type=int, dest="num_test", help="chips in `test`")
-    parser.add_argument("--bands", type=int, nargs="+", help="from 0 (default: 0 1 2)")
+    parser.add_argument(
+        "--bands",
+        nargs="+",
+        help="from 0; NAME=0,1,2 of one of several sensors (default: all; of NWRC data 0 1 2)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
     args = vars(parser.parse_args())
     with reported():
-        prepare(args.pop("chips"), args.pop("data_dir"), **args)
+        bands = args.pop("bands")
+        bands = None if bands is None else parse_bands(bands)
+        prepare_chips(args.pop("chips"), args.pop("data_dir"), bands=bands, **args)
 
 
 if __name__ == "__main__":

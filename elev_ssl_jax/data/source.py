@@ -32,8 +32,8 @@ _CLASSES = {
 class Split(Sequence):
     """A split of prepared data: item i is a dictionary of NumPy arrays and numbers.
 
-    `image` uint16 [H, W, C] in sensor units, `elevation` float32 [h, w] in metres with NaN where
-    missing, and the other features of `tfds_nwrc.Nwrc` that the data have.
+    `image`, or other sensors, [H, W, C] in their units, `elevation` float32 [h, w] in metres with
+    NaN where missing, and the other features of `tfds_chips.Chips` that the data have.
     """
 
     def __init__(
@@ -123,6 +123,16 @@ class Split(Sequence):
         return out | {name: np.array(values) for name, values in texts.items()}
 
 
+def find_name(data: Any) -> str:
+    """`config.data.name`, or what it should be: own scenes were of the name nwrc, too, before."""
+    folder = Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+    kind = data.name.removeprefix("nwrc/")
+    own = f"chips/{kind}"
+    if kind == data.name or newest(folder / data.name) or not newest(folder / own):
+        return str(data.name)
+    return own
+
+
 def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
     """Opens a split, in TFDS' notation ("unlabeled+labeled[80:]"), of the data in `config.data`.
 
@@ -148,6 +158,7 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
     try:
         builder = tfds.builder_from_directory(version)
         counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+        about = _check_about(dict(builder.info.metadata or {}))
     except Exception as error:  # of TFDS, protobuf, JSON: each part has its own
         raise InputError(f"{version} is not a prepared dataset; {_AGAIN}") from error
     within = _within(split, counts)
@@ -166,7 +177,7 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise InputError(f"split {split!r} of {data.name} won't do; it has {counts}") from error
-    return Split(records, builder.info.features, split, counts)
+    return Split(records, builder.info.features, split, counts, about)
 
 
 def _remedy(data, split, within):
@@ -254,6 +265,17 @@ def _check_classes(content, path):
                 _check_classes(value, path)
 
 
+def _check_about(about):
+    """What the data say of themselves, which older ones don't; a `ValueError` if it is damaged."""
+    classes, sensors = about.get("classes", []), about.get("sensors", {})
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError(classes)
+    for sensor in sensors.values():
+        if not isinstance(sensor.get("nodata"), int | float | None):
+            raise ValueError(sensor)
+    return {name: about[name] for name in ("classes", "sensors") if about.get(name)}
+
+
 def _check_files(content, path):
     # In both spellings that protobuf reads.
     names = [content.get(key, "") for key in ("name", "configName", "config_name")]
@@ -262,7 +284,8 @@ def _check_files(content, path):
     for name in names:
         if not isinstance(name, str) or "/" in name or name in ("..", "."):
             raise InputError(f"{path} names {name!r}, which leaves the folder; {_AGAIN}")
-    if "array_record" not in content.get("alternativeFileFormats", ()):
+    formats = [content.get("fileFormat"), *content.get("alternativeFileFormats", ())]
+    if "array_record" not in formats:
         return
     for split in content.get("splits", ()):
         shards = len(split.get("shardLengths", ()))

@@ -17,8 +17,10 @@ from rasterio.transform import from_origin
 from tqdm import tqdm
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import chips, layout
-from elev_ssl_jax.data.prepare import prepare as prepare_tfds
+from elev_ssl_jax.data import store
+from elev_ssl_jax.data.cutting import SceneFiles, Settings, cut, plan
+from elev_ssl_jax.data.labels import Classes
+from elev_ssl_jax.data.prepare import prepare_chips
 from elev_ssl_jax.data.source import newest
 from elev_ssl_jax.errors import InputError, reported
 
@@ -26,6 +28,8 @@ CHIPS_PER_SIDE = 3
 PIXEL_METRES = 10.0
 # The 10 m pixels under one cell of the DEM, as Sentinel-2 and SRTM have it.
 DEM_FACTOR = 3
+
+CLASSES = Classes(("wild", "farmed"), {0: 0, 1: 1})
 
 # Reflectance (x 10,000) of red, green, blue on flat ground; plants at the bottom, in the middle
 # and at the top of the mountains, wet and dry.
@@ -113,7 +117,7 @@ def write_chips(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Writes a folder of synthetic chips in the reference layout; each scene is one tile.
+    """Writes a folder of synthetic chips, as `store` describes it; each scene gives nine.
 
     Args:
       folder: Made by this call.
@@ -130,7 +134,13 @@ def write_chips(
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     side = -(-size * CHIPS_PER_SIDE // DEM_FACTOR) * DEM_FACTOR
-    rows: list[dict] = []
+    settings = Settings(
+        size=size,
+        elevation_size=elevation_size or max(1, size // DEM_FACTOR),
+        block=side,
+        classes=CLASSES,
+    )
+    done = 0
     with (
         files.new_folder(folder) as partial,
         tempfile.TemporaryDirectory() as scratch,
@@ -146,24 +156,20 @@ def write_chips(
                 pixel = PIXEL_METRES * side / array.shape[-1]
                 grid = from_origin(300_000 + left, 800_000 + top, pixel, pixel)
                 _write_geotiff(path, array, grid)
-            scene_rows, _ = chips.cut(
-                [rasters["image"]],
-                rasters["dem"],
-                rasters["labels"],
-                partial,
-                size=size,
-                elevation_size=elevation_size or max(1, size // DEM_FACTOR),
-                block=side,
-                tile=f"synthetic{scene:04d}",
-                progress=False,
+            name = f"synthetic{scene:04d}"
+            files_of_scene = SceneFiles(
+                name, {"image": (rasters["image"],)}, rasters["dem"], rasters["labels"]
             )
-            spare = len(rows) + len(scene_rows) - num_chips
-            for row in scene_rows[len(scene_rows) - max(spare, 0) :]:
-                layout.delete(partial, row)
-                scene_rows.remove(row)
-            rows += scene_rows
-            bar.update(len(rows) - bar.n)
-        layout.write_metadata(partial, rows)
+            about, strips = plan(files_of_scene, settings, partial / name)
+            sensors = strips[0].sensors
+            for strip in strips:
+                kept = cut(strip._replace(most=num_chips - done)).kept
+                done += kept
+                bar.update(kept)
+            store.write_scene(partial / name, about)
+        store.write_about(
+            partial, store.About(sensors, size, settings.elevation_size, CLASSES.names)
+        )
 
 
 def folder_of(data: Any, workdir: Path) -> Path:
@@ -171,31 +177,39 @@ def folder_of(data: Any, workdir: Path) -> Path:
     return workdir / "synthetic" / f"{data.synthetic.chips}x{data.synthetic.size}"
 
 
+def point_to(data: Any, workdir: Path) -> None:
+    """Sets `config.data` to what `prepare` makes."""
+    data.dir = str(folder_of(data, workdir) / "tfds")
+    data.name = f"chips/{data.name.split('/')[-1]}"
+
+
 def prepare(data: Any, workdir: Path) -> None:
     """Makes the demo's data in `workdir`, unless they are whole, and points `config.data` to them.
+
+    They are `chips/classification` or `chips/segmentation`, as the last part of `data.name` says.
 
     Whole scenes are held out, so that no test chip has a neighbour among the others.
 
     Args:
-      data: `config.data`, whose `name` is nwrc/classification or nwrc/segmentation.
+      data: `config.data`.
       workdir: The run's folder.
 
     Raises:
       InputError: Another process is making them.
     """
-    folder = folder_of(data, workdir)
-    data.dir = str(folder / "tfds")
+    point_to(data, workdir)
+    folder, kind = folder_of(data, workdir), data.name.split("/")[-1]
     if newest(folder / "tfds" / data.name):
         return
     chips_folder, count = folder / "chips", data.synthetic.chips
     if not chips_folder.exists():
         write_chips(chips_folder, count, size=data.synthetic.size)
-    prepare_tfds(
+    prepare_chips(
         chips_folder,
         folder / "tfds",
-        config=data.name.split("/")[-1],
+        config=kind,
         purity=0.8,
-        split_by="tile",
+        split_by="scene",
         num_labeled=count // 10,
         num_test=count // 5,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pyproj
 import shapely
 
@@ -16,7 +17,7 @@ from elev_ssl_jax.errors import InputError
 # other files.
 _MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
 _GEOJSON = (".geojson", ".json")
-SUFFIXES = {*_MAGIC, *_GEOJSON}
+SUFFIXES = {*_MAGIC, *_GEOJSON}  # labels.VECTORS, which does without geopandas
 
 
 def read_polygons(path: Path) -> geopandas.GeoDataFrame:
@@ -55,7 +56,9 @@ def _read_geojson(path):
         features = content["features"] if kind == "FeatureCollection" else [content]
         geometries = [f["geometry"] if f["type"] == "Feature" else f for f in features]
         shapes = [None if g is None else shapely.geometry.shape(g) for g in geometries]
-        return geopandas.GeoDataFrame(geometry=shapes, crs=_crs(content.get("crs"), path))
+        fields = pd.DataFrame([f.get("properties") or {} for f in features])
+        fields = fields.drop(columns="geometry", errors="ignore").set_index(np.arange(len(shapes)))
+        return geopandas.GeoDataFrame(fields, geometry=shapes, crs=_crs(content.get("crs"), path))
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -49,6 +49,8 @@ class MapFiles:
         paths = {"map": out, "probabilities": probabilities, "features": features}
         self.paths = {name: path for name, path in paths.items() if path is not None}
         self.rasters: dict[str, Any] = {}
+        # Rows that don't make up whole tiles yet, and where they begin.
+        self.pending: dict[tuple[str, int], tuple[int, list[np.ndarray]]] = {}
         self.table: pq.ParquetWriter | None = None
 
     def __enter__(self):
@@ -66,8 +68,10 @@ class MapFiles:
                 colors = pictures.class_colors(self.bands)
                 table = {i: tuple(round(255 * c) for c in color) for i, color in enumerate(colors)}
                 self.rasters["map"].write_colormap(1, table)
+                tags = {f"class_{i}": name for i, name in enumerate(self.model.classes)}
+                self.rasters["map"].update_tags(1, **tags)
             if "probabilities" in self.paths:
-                names = [f"probability of class {i}" for i in range(self.bands)]
+                names = [f"probability of {name}" for name in self.model.classes]
                 self._create("probabilities", "float32", names)
             if "features" in self.paths:
                 self._create_table()
@@ -79,7 +83,9 @@ class MapFiles:
 
     def _tell(self, kind, error, _):
         """Errors of writing as an `InputError`; reading has errors of its own."""
-        if isinstance(error, rasterio.errors.RasterioError | OSError | pa.ArrowException):
+        # Of what GDAL raises in the middle of things not all is a RasterioError.
+        of_gdal = kind is not None and kind.__module__.startswith("rasterio.")
+        if of_gdal or isinstance(error, OSError | pa.ArrowException):
             paths = ", ".join(map(str, self.paths.values()))
             reason = str(error).splitlines()[0] if str(error) else kind.__name__
             raise InputError(
@@ -134,18 +140,46 @@ class MapFiles:
         )
         self.table = pq.ParquetWriter(self.folder / "features", self.schema)
 
+    @property
+    def takes_sums(self) -> bool:
+        """Whether `write_map` needs predictions as they are, rather than classes alone."""
+        return "probabilities" in self.paths or self.model.num_classes is None
+
     def write_map(self, top: int, left: int, values: np.ndarray, valid: np.ndarray) -> None:
-        """Predictions [H, W, bands] of the pixels from (top, left), and where there are any."""
-        window = Window(left, top, valid.shape[1], valid.shape[0])
+        """Takes in the pixels from (top, left) on, which come from top to bottom for each left.
+
+        Args:
+          top: Row.
+          left: Column.
+          values: Classes uint8 [H, W], or, if `takes_sums`, predictions float32 [H, W, bands].
+          valid: bool [H, W], where there are any.
+        """
         if "map" in self.rasters:
             if self.model.num_classes is None:
                 shown = np.where(valid, values[..., 0], np.float32(np.nan))
             else:
-                shown = np.where(valid, values.argmax(axis=-1), UNKNOWN).astype(np.uint8)
-            self.rasters["map"].write(shown, 1, window=window)
+                classes = values.argmax(axis=-1) if self.takes_sums else values
+                shown = np.where(valid, classes, UNKNOWN).astype(np.uint8)
+            self._put("map", top, left, shown[None])
         if "probabilities" in self.rasters:
             known = np.where(valid[..., None], values, np.float32(np.nan))
-            self.rasters["probabilities"].write(np.moveaxis(known, -1, 0), window=window)
+            self._put("probabilities", top, left, np.moveaxis(known, -1, 0))
+
+    def _put(self, name, top, left, rows):
+        """Writes rows [bands, H, W] when they make up whole tiles, each of which is written once.
+
+        Of a tile that is written in parts every part would remain in the file, compressed.
+        """
+        first, parts = self.pending.setdefault((name, left), (top, []))
+        parts.append(rows)
+        after = top + rows.shape[1]
+        ready = after if after == self.grid.height else after // _TILE * _TILE
+        if ready <= first:
+            return
+        whole = np.concatenate(parts, axis=1)
+        window = Window(left, first, whole.shape[2], ready - first)
+        self.rasters[name].write(whole[:, : ready - first], window=window)
+        self.pending[name, left] = ready, [whole[:, ready - first :]]
 
     def write_features(
         self, top: int, lefts: np.ndarray, size: int, valid: np.ndarray, features: np.ndarray
@@ -163,11 +197,12 @@ class MapFiles:
         ]
         self.table.write_table(pa.table(fields, schema=self.schema))
 
-    def finish(self, look: tuple[np.ndarray, np.ndarray]) -> None:
+    def finish(self, look: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
         """Makes the rasters cloud-optimised, draws the map, and gives all files their names.
 
         Args:
-          look: The scene as small as it is drawn: bands [C, h, w], and where valid [h, w].
+          look: The scene as small as it is drawn: each sensor's bands [C, h, w], and where they
+            are valid [h, w].
         """
         done = {}
         for name, raster in self.rasters.items():
@@ -197,12 +232,12 @@ class MapFiles:
     def _draw(self, pixels, valid):
         with rasterio.open(self.folder / "map.cog") as source:
             shown = source.read(1, out_shape=valid.shape)
-        low, high = self.model.config.data.value_range
-        image = (np.moveaxis(pixels, 0, -1).astype(np.float32) - low) / (high - low)
-        rgb = tuple(self.model.config.data.rgb)
+        bands = np.moveaxis(np.concatenate(list(pixels.values())), 0, -1).astype(np.float32)
+        low, high = np.moveaxis(np.array(self.model.inputs.value_range, np.float32), -1, 0)
+        image, rgb = (bands - low) / (high - low), tuple(self.model.config.data.rgb)
         pictures.draw_map(
             self.folder / "look.png",
             pictures.displayable(image, rgb, valid),
             np.ma.masked_array(shown, ~valid),
-            self.model.num_classes,
+            self.model.classes,
         )

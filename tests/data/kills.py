@@ -35,11 +35,13 @@ def demo(folder):
 def first(folder):
     """What `overwrite` finds."""
     synthetic.write_chips(folder / "chips", 20, size=12, progress=False)
-    prepare.prepare(folder / "chips", folder / "tfds", num_labeled=3, num_test=OLD)
+    prepare.prepare_chips(folder / "chips", folder / "tfds", num_labeled=3, num_test=OLD)
 
 
 def overwrite(folder):
-    prepare.prepare(folder / "chips", folder / "tfds", overwrite=True, num_labeled=3, num_test=NEW)
+    prepare.prepare_chips(
+        folder / "chips", folder / "tfds", overwrite=True, num_labeled=3, num_test=NEW
+    )
 
 
 def run(function, folder, kill_at=None):
@@ -79,9 +81,9 @@ def main():
     base, kind = Path(sys.argv[1]), sys.argv[2]
     quiet.import_tensorflow()
     if kind == "demo":
-        function, name, inside, whole = demo, "nwrc/classification", "synthetic/40x12/tfds", {DEMO}
+        function, name, inside, whole = demo, "chips/classification", "synthetic/40x12/tfds", {DEMO}
     else:
-        function, name, inside, whole = overwrite, "nwrc/segmentation", "tfds", {OLD, NEW}
+        function, name, inside, whole = overwrite, "chips/segmentation", "tfds", {OLD, NEW}
 
     def start(number):
         folder = base / str(number)
@@ -103,7 +105,7 @@ def main():
         tests = len(source.open_split(data(folder / inside, name), "test"))
         assert tests == (DEMO if function is demo else NEW)
         versions = [path.name for path in (folder / inside / name).iterdir()]
-        assert [v for v in versions if function is overwrite or v[0] != "."] == ["1.1.0"]
+        assert [v for v in versions if function is overwrite or v[0] != "."] == ["1.0.0"]
     print(f"killed {len(places)} times")
 
 

@@ -2,21 +2,23 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import geopandas
 import numpy as np
-import pandas as pd
 import pytest
 import rasterio
 from rasterio.transform import from_bounds, from_origin
 from rasterio.warp import transform, transform_bounds
 from shapely.geometry import box
 
-from elev_ssl_jax.data import chips, layout
+from elev_ssl_jax.data import chips, labels, store
+from elev_ssl_jax.data.cutting import SceneFiles, Settings, plan
 from elev_ssl_jax.errors import InputError
 
 UTM, LEFT, TOP, SIDE = "EPSG:32618", 500_000, 800_000, 60  # a scene of 60 x 60 pixels of 10 m
-SMALL = {"size": 20, "elevation_size": 7, "progress": False}
+SMALL = Settings(size=20, elevation_size=7)
 
 
 def write(path, array, transform, crs=UTM, nodata=None):
@@ -56,60 +58,100 @@ def scene(tmp_path, rng):
     return {"bands": bands, "folder": tmp_path, **paths}
 
 
-def cut(scene, labels="cover", image=("image",), dem="dem", **kwargs):
-    out = scene["folder"] / "out"
-    out.mkdir(exist_ok=True)
-    images = [scene[name] for name in image]
-    return out, *chips.cut(images, scene[dem], scene.get(labels), out, **SMALL, **kwargs)
+def cut_files(out, images, dem=None, cover=None, settings=SMALL, *, name="image", **kwargs):
+    """Chips of one scene: their table, what was counted, and their arrays."""
+    scene = SceneFiles(name, images, dem, cover)
+    counts = chips.cut_scenes([scene], settings, out, progress=False, **kwargs)
+    return read(out, counts)
 
 
-def read(folder, row, kind):
-    top = {"Elevation": layout.ELEVATIONS, "Mask": layout.MASKS}[kind]
-    with rasterio.open(folder / top / row[kind]) as source:
-        return source.read(1), source.transform, source.crs
+def read(out, counts=None):
+    """A folder of chips whole: `rows`, `counts`, and an array for each feature."""
+    about, rows = store.read_about(out), store.read_table(out)
+    names = [*about.sensors, *["elevation"] * bool(about.elevation_size)]
+    names += ["mask"] * (about.classes is not None)
+    places = list(zip(map(Path, rows["part"]), rows["index"], strict=True))
+    arrays = {
+        name: np.stack([store.open_array(part, about, name)[i] for part, i in places])
+        for name in names
+    }
+    return types.SimpleNamespace(rows=rows, counts=counts, about=about, **arrays)
 
 
-def test_chips_are_windows_of_the_scene_in_the_reference_layout(scene):
-    out, rows, counts = cut(scene, stride=10, block=30)
-    assert counts.kept == len(rows) == 25
-    assert counts.dropped == 0
-    row = next(r for r in rows if r["Image"] == "image/image_1_0/(40, 20)/chip.npy")
-    image = np.load(out / "Dataset" / row["Image"])
-    np.testing.assert_array_equal(image, scene["bands"][:, 40:60, 20:40])
+def cut(scene, cover="cover", image=("image",), values=(4,), **kwargs):
+    """The scene's chips, in a folder that is new each time."""
+    number = len(list(scene["folder"].glob("out*")))
+    vector = cover in scene and scene[cover].suffix != ".tif"
+    classes = labels.inside() if vector else labels.two_classes(values)
+    settings = SMALL._replace(classes=classes, **kwargs)
+    images = {"image": tuple(scene[name] for name in image)}
+    out = scene["folder"] / f"out{number}"
+    return cut_files(out, images, scene["dem"], scene.get(cover), settings)
+
+
+def whole(masks):
+    """Nine masks side by side."""
+    return np.block([[masks[3 * i + j] for j in range(3)] for i in range(3)])
+
+
+def cells_of(row, count, size=20, pixel=10.0):
+    """Where the centres of a chip's elevation cells lie."""
+    step = size * pixel / count
+    columns, lines = np.meshgrid(np.arange(count) + 0.5, np.arange(count) + 0.5)
+    return row["left"] + columns * step, row["top"] - lines * step
+
+
+def test_chips_are_windows_of_the_scene(scene):
+    done = cut(scene, stride=10, block=30)
+    assert done.counts.kept == len(done.rows) == 25
+    assert done.counts.dropped == 0
+    (i,) = np.flatnonzero(done.rows["key"] == "image/image_1_0/(40, 20)/chip.npy")
+    row = done.rows.iloc[i]
+    np.testing.assert_array_equal(
+        done.image[i], np.moveaxis(scene["bands"][:, 40:60, 20:40], 0, -1)
+    )
+    assert done.image.dtype == np.uint16
     assert (row["left"], row["top"]) == (LEFT + 200, TOP - 400)
     assert (row["right"], row["bottom"]) == (LEFT + 400, TOP - 600)
-    assert row["crs"] == UTM
-    assert row["non_agricultural(km2)"] + row["agricultural_frontier(km2)"] <= 0.04
+    assert (row["crs"], row["Id"], row["block"]) == (UTM, "image_40_20", "image/image_1_0")
 
 
 def test_single_band_files_make_the_same_chips(scene):
-    out, rows, _ = cut(scene, image=("red", "green", "blue"))
-    image = np.load(out / "Dataset" / rows[4]["Image"])
-    np.testing.assert_array_equal(image, scene["bands"][:, 20:40, 20:40])
+    done = cut(scene, image=("red", "green", "blue"))
+    wanted = np.moveaxis(scene["bands"][:, 20:40, 20:40], 0, -1)
+    np.testing.assert_array_equal(done.image[4], wanted)
 
 
 def test_elevation_is_that_of_the_chips_ground_and_missing_outside_the_dem(scene):
-    out, rows, counts = cut(scene)
-    assert counts.incomplete == 3  # the right column
-    for row in rows:
-        heights, grid, crs = read(out, row, "Elevation")
-        assert heights.shape == (7, 7)
-        assert crs == UTM
-        columns, lines = np.meshgrid(np.arange(7) + 0.5, np.arange(7) + 0.5)
-        x, y = grid @ (columns, lines)
+    done = cut(scene)
+    assert done.counts.incomplete == 3  # the right column
+    assert done.elevation.shape == (9, 7, 7)
+    for heights, row in zip(done.elevation, done.rows.to_dict("records"), strict=True):
+        x, y = cells_of(row, 7)
         outside = x > LEFT + 560
         inside = x < LEFT + 540
         assert np.isnan(heights[outside]).all()
         np.testing.assert_allclose(heights[inside], plane(x, y)[inside], atol=1.5)
-        assert (grid.c, grid.f) == (row["left"], row["top"])
 
 
 def test_label_raster_is_nearest_and_its_nodata_unlabelled(scene):
-    out, rows, _ = cut(scene, label_values=(4, 7))
-    masks = np.block([[read(out, rows[3 * i + j], "Mask")[0] for j in range(3)] for i in range(3)])
-    expected = np.repeat([[0, 2], [2, 255]], 30, 0).repeat(30, 1)
-    np.testing.assert_array_equal(masks, expected)
-    assert rows[4]["agricultural_frontier"] == 0.5
+    done = cut(scene, values=(4, 7))
+    expected = np.repeat([[0, 1], [1, 255]], 30, 0).repeat(30, 1)
+    np.testing.assert_array_equal(whole(done.mask), expected)
+    row = done.rows.iloc[4]
+    assert (row["label"], row["share"], row["labelled"]) == (1, 2 / 3, 0.75)
+    assert done.about.classes == ("other", "values 4, 7")
+
+
+def test_named_classes_and_values_of_none(scene):
+    classes = labels.parse_classes(["crops=7", "wood=3,9"])
+    settings, images = SMALL._replace(classes=classes), {"image": (scene["image"],)}
+    done = cut_files(scene["folder"] / "out", images, scene["dem"], scene["cover"], settings)
+    expected = np.repeat([[1, 255], [0, 255]], 30, 0).repeat(30, 1)
+    np.testing.assert_array_equal(whole(done.mask), expected)
+    assert done.about.classes == ("crops", "wood")
+    assert done.counts.unclassed == 30 * 30  # of value 4; the fourth quarter has no data
+    assert done.rows["label"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # of equal shares the first
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp"])
@@ -118,25 +160,109 @@ def test_polygons_are_class_1_inside(scene, suffix):
     path = scene["folder"] / f"fields{suffix}"
     geopandas.GeoDataFrame(geometry=[polygon], crs=UTM).to_crs("EPSG:4326").to_file(path)
     scene["fields"] = path
-    out, rows, _ = cut(scene, labels="fields")
-    masks = np.block([[read(out, rows[3 * i + j], "Mask")[0] for j in range(3)] for i in range(3)])
     expected = np.zeros((60, 60))
-    expected[:30, 10:30] = 2
-    assert (masks != expected).mean() < 0.01  # the corners' way through degrees
+    expected[:30, 10:30] = 1
+    # The corners' way through degrees.
+    assert (whole(cut(scene, cover="fields").mask) != expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp"])
+def test_a_field_of_polygons_has_their_class(scene, suffix):
+    boxes = [box(LEFT + 300 * i, TOP - 600, LEFT + 300 * i + 200, TOP) for i in range(2)]
+    boxes.append(box(LEFT + 100, TOP - 100, LEFT + 200, TOP))  # over the first: the later counts
+    path = scene["folder"] / f"fields{suffix}"
+    fields = {"crop": ["rice", "maize", None], "number": [2, 1, 2]}
+    geopandas.GeoDataFrame(fields, geometry=boxes, crs=UTM).to_file(path)
+    images = {"image": (scene["image"],)}
+    for field, wanted, names in (
+        ("crop", (1, 0, 255), ("maize", "rice")),
+        ("number", (1, 0, 1), ("1", "2")),
+    ):
+        settings = SMALL._replace(classes=labels.classes_of_field([path], field))
+        out = scene["folder"] / f"out_{field}"
+        done = cut_files(out, images, scene["dem"], path, settings)
+        assert done.about.classes == names
+        expected = np.full((60, 60), 255)
+        expected[:, :20], expected[:, 30:50], expected[:10, 10:20] = wanted
+        np.testing.assert_array_equal(whole(done.mask), expected)
+    grouped = labels.parse_classes(["grass=rice,maize", "none=x"], "crop")
+    done = cut_files(
+        scene["folder"] / "grouped", images, None, path, SMALL._replace(classes=grouped)
+    )
+    assert set(np.unique(done.mask)) == {0, 255}
+    with pytest.raises(InputError, match=f"fields{suffix} has no field kind; it has crop, number"):
+        labels.classes_of_field([path], "kind")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a=1", "a=2"], "the class a is given twice"),
+        (["a=1,2", "b=2"], "the value 2 is of a and of b"),
+        (["a=1,1", "b=2"], "the value 1 is there twice"),
+        (["a", "b=2"], r"NAME=VALUE\[,VALUE...\] is needed"),
+        (["a=x", "b=2"], "'x' is no whole number"),
+        (["a=1"], "1 classes .* are needed"),
+    ],
+)
+def test_impossible_classes_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        labels.parse_classes(arguments)
 
 
 def test_chips_with_nodata_are_dropped(scene):
     bands = scene["bands"].copy()
     bands[1, 25, 25] = 0
     write(scene["image"], bands, from_origin(LEFT, TOP, 10, 10), nodata=0)
-    _, rows, counts = cut(scene)
-    assert counts.dropped == 1
-    assert "image_20_20" not in {r["Id"] for r in rows}
+    done = cut(scene)
+    assert done.counts.dropped == 1
+    assert "image_20_20" not in set(done.rows["Id"])
 
 
-def test_labels_may_be_left_out(scene):
-    out, rows, _ = cut(scene, labels="none")
-    assert (read(out, rows[0], "Mask")[0] == layout.UNLABELLED).all()
+def test_chips_with_little_nodata_are_kept_if_that_is_wished_and_it_stays_nodata(scene):
+    bands = scene["bands"].astype(np.int16) - 3000
+    bands[1, 20:24, 20:25] = -9999  # 5 % of the chip in the middle
+    bands[0, :20, :20] = -9999
+    write(scene["image"], bands, from_origin(LEFT, TOP, 10, 10), nodata=-9999)
+    done = cut(scene, max_nodata=0.05)
+    assert (done.counts.kept, done.counts.dropped) == (8, 1)
+    assert done.about.sensors == {"image": {"bands": 3, "dtype": "int16", "nodata": -9999.0}}
+    (i,) = np.flatnonzero(done.rows["Id"] == "image_20_20")
+    assert (done.image[i, :4, :5] == -9999).all()  # in all bands
+    wanted = np.moveaxis(bands[:, 24:40, 20:40], 0, -1)
+    np.testing.assert_array_equal(done.image[i, 4:], wanted)
+    assert wanted.min() < 0
+    decibels = (bands / 300).astype(np.float64)
+    decibels[bands == -9999] = np.nan
+    write(scene["image"], decibels, from_origin(LEFT, TOP, 10, 10))
+    done = cut(scene, max_nodata=0.05)
+    assert done.about.sensors["image"] == {"bands": 3, "dtype": "float32", "nodata": None}
+    assert np.isnan(done.image[i, :4, :5]).all()
+    np.testing.assert_allclose(done.image[i, 4:], wanted / 300, rtol=1e-6)
+
+
+def test_several_sensors_are_cut_alike(scene):
+    radar = np.random.default_rng(0).normal(-12, 4, (2, SIDE, SIDE)).astype(np.float32)
+    radar[0, 5, 50] = np.nan
+    path = write(scene["folder"] / "radar.tif", radar, from_origin(LEFT, TOP, 10, 10))
+    images = {"s2": (scene["red"], scene["green"]), "s1": (path,)}
+    done = cut_files(scene["folder"] / "out", images, scene["dem"])
+    assert done.counts.dropped == 1  # for both
+    assert [(s["bands"], s["dtype"]) for s in done.about.sensors.values()] == [
+        (2, "uint16"),
+        (2, "float32"),
+    ]
+    for i, row in enumerate(done.rows.to_dict("records")):
+        top, left = map(int, row["Id"].split("_")[1:])
+        window = (slice(None), slice(top, top + 20), slice(left, left + 20))
+        np.testing.assert_array_equal(done.s1[i], np.moveaxis(radar[window], 0, -1))
+        np.testing.assert_array_equal(done.s2[i], np.moveaxis(scene["bands"][:2][window], 0, -1))
+
+
+def test_labels_and_elevation_may_be_left_out(scene):
+    done = cut_files(scene["folder"] / "out", {"image": (scene["image"],)})
+    assert done.about.classes is done.about.elevation_size is None
+    assert set(np.unique(cut(scene, cover="none").image)) == set(np.unique(done.image))
 
 
 def break_dem_crs(scene):
@@ -214,9 +340,12 @@ def test_bands_on_other_grids_and_scenes_below_a_chip_are_refused(scene):
     with pytest.raises(InputError, match=r"blue.tif is not on the grid of .*red.tif"):
         cut(scene, image=("red", "blue"))
     with pytest.raises(InputError, match="smaller than one chip"):
-        chips.cut([scene["image"]], scene["dem"], None, scene["folder"], size=61)
+        cut(scene, size=61)
     with pytest.raises(InputError, match="--stride is 0"):
-        chips.cut([scene["image"]], scene["dem"], None, scene["folder"], size=20, stride=0)
+        cut(scene, stride=0)
+    with pytest.raises(InputError, match="--max-nodata is 1"):
+        cut(scene, max_nodata=1.0)
+    assert not list(scene["folder"].glob("*out*"))
 
 
 def test_the_command_writes_all_or_nothing(scene):
@@ -228,9 +357,8 @@ def test_the_command_writes_all_or_nothing(scene):
     assert done.returncode == 0
     assert "9 chips kept, 0 dropped" in done.stdout
     assert "3 of those kept are incomplete" in done.stdout
-    metadata = pd.read_csv(out / "metadata.csv")
-    assert list(metadata)[: len(layout.COLUMNS)] == layout.COLUMNS
-    assert len(layout.read_metadata(out)) == 9
+    assert len(store.read_table(out)) == 9
+    assert {path.name for path in out.iterdir()} == {"chips.json", "image"}
 
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
@@ -242,11 +370,7 @@ def test_the_command_writes_all_or_nothing(scene):
     assert broken.returncode == 2
     assert "Traceback" not in broken.stderr
     assert broken.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert not list(scene["folder"].glob("broken*"))
-
-
-def heights_of(out, row):
-    return read(out, row, "Elevation")[0]
+    assert not list(scene["folder"].glob("*broken*"))
 
 
 @pytest.mark.parametrize("nodata", [None, -32768])
@@ -258,15 +382,11 @@ def test_voids_are_missing_and_not_blended_whether_or_not_they_are_declared(scen
     plain[21:23, 30] = -999
     grid = from_origin(LEFT - 100, TOP + 100, 30, 30)
     write(scene["dem"], plain, grid, nodata=nodata)
-    out, rows, counts = cut(scene)
-    assert counts.incomplete
-    seen = np.stack([heights_of(out, row) for row in rows])
-    np.testing.assert_array_equal(seen[~np.isnan(seen)], 1500)
-    for row in rows:
-        heights, cells, _ = read(out, row, "Elevation")
-        columns, lines = ~grid @ (
-            cells @ tuple(np.meshgrid(np.arange(7) + 0.5, np.arange(7) + 0.5))
-        )
+    done = cut(scene)
+    assert done.counts.incomplete
+    np.testing.assert_array_equal(done.elevation[~np.isnan(done.elevation)], 1500)
+    for heights, row in zip(done.elevation, done.rows.to_dict("records"), strict=True):
+        columns, lines = ~grid @ cells_of(row, 7)
         inside = (columns > 8) & (columns < 14) & (lines > 8) & (lines < 14)
         outside = (columns < 7) | (columns > 15) | (lines < 7) | (lines > 15)
         assert np.isnan(heights[inside]).all()
@@ -280,8 +400,7 @@ def test_scale_and_offset_of_the_dem_are_applied(scene):
     )
     with rasterio.open(scene["dem"], "r+") as sink:
         sink.scales, sink.offsets = (0.5,), (1000.0,)
-    out, rows, _ = cut(scene)
-    np.testing.assert_array_equal(heights_of(out, rows[0]), 1150)
+    np.testing.assert_array_equal(cut(scene).elevation[0], 1150)
 
 
 @pytest.mark.parametrize("name", ["image", "cover"])
@@ -296,13 +415,10 @@ def test_black_ground_is_dropped_if_it_is_said_to_be_nodata(scene, capsys):
     bands = scene["bands"].copy()
     bands[:, :, :20] = 0
     write(scene["image"], bands, from_origin(LEFT, TOP, 10, 10))
-    _, _, counts = cut(scene)
-    assert counts.dropped == 0
+    assert cut(scene).counts.dropped == 0
     assert "image.tif: 33% of the pixels are 0" in capsys.readouterr().err
-    _, counts = chips.cut(
-        [scene["image"]], scene["dem"], None, scene["folder"] / "again", nodata=0, **SMALL
-    )
-    assert counts == (6, 3, 3)
+    counts = cut(scene, nodata={"": 0.0}).counts
+    assert (counts.kept, counts.dropped, counts.incomplete) == (6, 3, 3)
     assert capsys.readouterr().err == ""
 
 
@@ -338,11 +454,10 @@ def test_a_dem_covers_chips_across_180_degrees_however_it_is_cut(tmp_path, rng, 
     image = rng.integers(1, 9000, (1, side, side)).astype(np.uint16)
     image = write(tmp_path / "image.tif", image, from_origin(left, top, pixel, pixel), crs)
     out = tmp_path / "out"
-    rows, counts = chips.cut([image], dem, None, out, size=20, elevation_size=8, progress=False)
-    assert counts == (4, 0, 0)
-    for row in rows:
-        seen, cells, _ = read(out, row, "Elevation")
-        xs, ys = cells @ tuple(np.meshgrid(np.arange(8) + 0.5, np.arange(8) + 0.5))
+    done = cut_files(out, {"image": (image,)}, dem, settings=Settings(20, elevation_size=8))
+    assert (done.counts.kept, done.counts.dropped, done.counts.incomplete) == (4, 0, 0)
+    for seen, row in zip(done.elevation, done.rows.to_dict("records"), strict=True):
+        xs, ys = cells_of(row, 8, pixel=pixel)
         lon, lat = transform(crs, "EPSG:4326", xs.ravel(), ys.ravel())
         expected = 1000 + 100 * (np.array(lon) % 360 - 180) + 50 * (np.array(lat) - 10)
         np.testing.assert_allclose(seen.ravel(), expected, atol=12)  # a cell is 10 m
@@ -356,9 +471,9 @@ def test_a_dem_covers_chips_around_a_pole(tmp_path, rng):
     grid = from_origin(-50_000, 50_000, 5000, 5000)
     image = write(tmp_path / "image.tif", image, grid, "EPSG:3413")
     out = tmp_path / "out"
-    (row,), counts = chips.cut([image], dem, None, out, size=20, elevation_size=10, progress=False)
-    assert counts.incomplete == 0
-    seen = heights_of(out, row)
+    done = cut_files(out, {"image": (image,)}, dem, settings=Settings(20, elevation_size=10))
+    assert done.counts.incomplete == 0
+    (seen,) = done.elevation
     assert seen[0, 0] == pytest.approx(1000 + 500 * 0.57, abs=60)
     assert seen[5, 5] < 1060
 
@@ -370,12 +485,10 @@ def test_a_dem_on_a_turned_grid_or_far_finer_than_the_chips_is_read(scene, facto
     rows, columns = np.mgrid[: 60 * factor, : 60 * factor] + 0.5
     x, y = grid @ (columns, rows)
     write(scene["dem"], plane(x, y).astype(np.float32), grid)
-    out, chips_, counts = cut(scene)
-    assert counts.incomplete == 0
-    for row in chips_:
-        heights, cells, _ = read(out, row, "Elevation")
-        x, y = cells @ tuple(np.meshgrid(np.arange(7) + 0.5, np.arange(7) + 0.5))
-        np.testing.assert_allclose(heights, plane(x, y), atol=2)
+    done = cut(scene)
+    assert done.counts.incomplete == 0
+    for heights, row in zip(done.elevation, done.rows.to_dict("records"), strict=True):
+        np.testing.assert_allclose(heights, plane(*cells_of(row, 7)), atol=2)
 
 
 @pytest.mark.parametrize(
@@ -383,30 +496,18 @@ def test_a_dem_on_a_turned_grid_or_far_finer_than_the_chips_is_read(scene, facto
     [((373, 485), 64, 74), ((100, 100), 64, 64), ((3000, 9000), 100, 500), ((1428, 1128), 64, 225)],
 )
 def test_blocks_are_a_fifth_of_the_scene_but_at_least_a_chip(tmp_path, rng, shape, size, block):
-    # One row of chips is enough to see the blocks.
-    image = rng.integers(1, 9000, (1, *shape)).astype(np.uint8)
-    image = write(tmp_path / "i.tif", image, from_origin(LEFT, TOP, 10, 10))
-    high = np.full((10, 10), 100, np.float32)
-    dem = write(tmp_path / "d.tif", high, from_origin(LEFT, TOP, 9000, 9000))
-    where = []
-    sink = chips._write
-    chips._write = lambda folder, path, *rest: where.append(path)
-    try:
-        chips.cut([image], dem, None, tmp_path, size=size, elevation_size=1, progress=False)
-    finally:
-        chips._write = sink
-    for path in where:
-        row, column = map(int, path.split("/")[1].split("_")[1:])
-        top, left = map(int, path.split("(")[1][:-1].split(", "))
-        assert (row, column) == (top // block, left // block)
+    image = np.zeros((1, *shape), np.uint8)
+    image = write(tmp_path / "i.tif", image, from_origin(LEFT, TOP, 10, 10), nodata=255)
+    scene = SceneFiles("i", {"image": (image,)}, None, None)
+    about, _ = plan(scene, Settings(size, elevation_size=None), tmp_path)
+    assert about["block"] == block
 
 
 def test_coordinate_systems_are_written_as_code_or_wkt(scene):
-    _, rows, _ = cut(scene)
-    assert rows[0]["crs"] == UTM
-    warped = rasterio.crs.CRS.from_string("ESRI:54009")
-    row = chips._row("a", "a", np.zeros((2, 2), np.uint8), from_origin(0, 0, 1, 1), warped)
-    assert row["crs"].startswith("PROJCS[")
+    assert cut(scene).rows["crs"][0] == UTM
+    path = write(scene["folder"] / "m.tif", scene["bands"], from_origin(0, 0, 9, 9), "ESRI:54009")
+    about, _ = plan(SceneFiles("m", {"image": (path,)}, None, None), SMALL, scene["folder"])
+    assert about["crs"].startswith("PROJCS[")
 
 
 def test_two_commands_on_one_folder_make_it_once_and_whole(scene):
@@ -415,7 +516,7 @@ def test_two_commands_on_one_folder_make_it_once_and_whole(scene):
     command += ["--elevation", scene["dem"], "--size", "20", "--stride", "1", "--out", out]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        while not list(scene["folder"].glob(".chips.unfinished/Dataset/*")):
+        while not list(scene["folder"].glob(".chips.unfinished/image/0*")):
             assert first.poll() is None
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
@@ -431,4 +532,4 @@ def test_two_commands_on_one_folder_make_it_once_and_whole(scene):
     said, _ = first.communicate()
     assert first.returncode == 0
     assert "1681 chips kept" in said
-    assert len(list(out.rglob("chip.npy"))) == len(layout.read_metadata(out)) == 1681
+    assert len(store.read_table(out)) == 1681

@@ -1,7 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tfds_nwrc import ground
+
+from elev_ssl_jax.data import ground
 
 
 def table(*boxes, crs="EPSG:32618"):

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+from tfds_nwrc import layout
 
-from elev_ssl_jax.data import layout
 from elev_ssl_jax.errors import InputError
 from tests.data import reference
 
@@ -222,7 +222,7 @@ def memory_of(code, *args):
     program = """
 import resource, sys
 from pathlib import Path
-from elev_ssl_jax.data import layout
+from tfds_nwrc import layout
 from elev_ssl_jax.errors import InputError
 import rasterio
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

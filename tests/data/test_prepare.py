@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from elev_ssl_jax.data import layout, prepare, source, synthetic
+from elev_ssl_jax.data import prepare, source, store, synthetic
 from elev_ssl_jax.errors import InputError
 from tests.data.test_source import Data
 
@@ -56,7 +56,7 @@ def test_chips_that_overlap_are_split_by_block_without_a_word(overlapping, tmp_p
     )
     train = source.open_split(Data(tmp_path), "unlabeled+labeled").arrays("block")
     assert not blocks & set(train["block"])
-    rows = layout.read_metadata(overlapping).set_index("Id")
+    rows = store.read_table(overlapping).set_index("Id")
     for record in split:
         assert record["block"].decode() == rows["block"][record["id"].decode()]
 
@@ -75,7 +75,7 @@ def test_a_random_split_of_chips_that_overlap_must_be_asked_for_twice(overlappin
 
 def test_chips_side_by_side_are_split_at_random(tmp_path, capsys):
     synthetic.write_chips(tmp_path / "chips", 30, size=12, progress=False)
-    prepare.prepare(tmp_path / "chips", tmp_path / "tfds", num_labeled=5, num_test=5)
+    prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", num_labeled=5, num_test=5)
     first, _, last = capsys.readouterr().out.splitlines()
     assert first == "--split-by random: no chips share ground"
     assert last.startswith("0 of 5 test chips share ground")
@@ -84,12 +84,12 @@ def test_chips_side_by_side_are_split_at_random(tmp_path, capsys):
 def test_the_commands_say_nothing_but_what_they_have_to(tmp_path):
     code, said, noise = command("synthetic", "--chips", 20, "--size", 12, "--out", tmp_path / "c")
     assert (code, said, noise) == (0, "", [])
-    mask = next((tmp_path / "c").rglob("mask.tif"))
+    mask = next((tmp_path / "c").rglob("mask.npy"))
     mask.write_bytes(mask.read_bytes()[:200])
     code, said, noise = command("prepare", "--chips", tmp_path / "c", "--data-dir", tmp_path / "d")
     assert code == 2
     assert len(noise) == 1
-    assert noise[0] == f"error: {mask} is truncated or not a readable GeoTIFF; write it again"
+    assert noise[0] == f"error: {mask} is damaged; delete {mask.parent}, and cut again"
 
 
 @pytest.mark.parametrize("kind", ["demo", "overwrite"])
@@ -104,12 +104,12 @@ def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, kind):
 def test_a_second_process_is_refused_while_the_first_prepares(tmp_path):
     synthetic.write_chips(tmp_path / "chips", 20, size=12, progress=False)
     settings = {"num_labeled": 3, "num_test": 3}
-    target = prepare.prepare(tmp_path / "chips", tmp_path / "tfds", **settings)
+    target = prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", **settings)
     from elev_ssl_jax import files
 
     with (
-        files.sole_writer(target.with_name(".1.1.0.unfinished"), ""),
-        pytest.raises(InputError, match=r"1.1.0 is being prepared by another process"),
+        files.sole_writer(target.with_name(".1.0.0.unfinished"), ""),
+        pytest.raises(InputError, match=r"1.0.0 is being prepared by another process"),
     ):
-        prepare.prepare(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
+        prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
     assert len(source.open_split(Data(tmp_path / "tfds"), "test")) == 3

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from tfds_nwrc import layout
 
-from elev_ssl_jax.data import layout, rasters, scene
+from elev_ssl_jax.data import rasters, scene
 from elev_ssl_jax.errors import InputError
 from tests.data import hostile
 
@@ -176,10 +177,13 @@ def test_every_so_manyth_height_is_the_middle_of_its_cells(folder):
     np.testing.assert_array_equal(heights, stored[7:27:3, 4:18:3])
 
 
-def scene_of(paths, **kwargs):
+def scene_of(paths, nodata=None):
     with ExitStack() as stack:
-        opened = scene.open_scene(paths, stack, **kwargs)
-        return opened.read(rasterio.windows.Window(0, 0, SIDE, SIDE))
+        given = None if nodata is None else {"": nodata}
+        opened = scene.open_scene({"image": paths}, stack, given)
+        scene.warn_of_blanks(opened)
+        pixels, valid = opened.read(rasterio.windows.Window(0, 0, SIDE, SIDE))
+        return pixels["image"], valid
 
 
 def test_grids_a_hair_apart_are_one(folder):

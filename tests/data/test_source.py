@@ -13,7 +13,7 @@ from elev_ssl_jax.errors import InputError
 class Data:
     """Stands for config.data."""
 
-    def __init__(self, folder, name="nwrc/segmentation", **fields):
+    def __init__(self, folder, name="chips/segmentation", **fields):
         self.dir, self.name = str(folder), name
         self.__dict__.update(fields)
 
@@ -23,7 +23,7 @@ def prepared(tmp_path_factory):
     """40 synthetic chips of 12 pixels, prepared."""
     folder = tmp_path_factory.mktemp("data")
     synthetic.write_chips(folder / "chips", 40, size=12, progress=False)
-    prepare.prepare(folder / "chips", folder / "tfds", num_labeled=10, num_test=8)
+    prepare.prepare_chips(folder / "chips", folder / "tfds", num_labeled=10, num_test=8)
     return folder
 
 
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory):
 def copy(prepared, tmp_path):
     """A copy of the prepared data's folder of versions."""
     subprocess.run(["cp", "-r", prepared / "tfds", tmp_path], check=True)
-    return tmp_path / "tfds" / "nwrc" / "segmentation"
+    return tmp_path / "tfds" / "chips" / "segmentation"
 
 
 def test_a_text_becomes_an_array_of_str_if_it_is_asked_for(prepared):
@@ -41,20 +41,20 @@ def test_a_text_becomes_an_array_of_str_if_it_is_asked_for(prepared):
     assert arrays["image"].shape == (8, 12, 12, 3)
     assert arrays["block"].dtype.kind == "U"
     for block, record in zip(arrays["block"], split, strict=True):
-        tile = record["tile"].decode()
-        assert block == f"{tile}/{tile}_0_0"
+        scene = record["scene"].decode()
+        assert block == f"{scene}/{scene}_0_0"
     with pytest.raises(InputError, match="no label; prepare them again"):
         split.arrays("label")
 
 
 def test_the_newest_whole_version_is_read(copy):
     for name in ("9.0.0", "10.0.0", "10.0.0.old", "11.0.0.incompleteABC", "99.0.0.xyz"):
-        subprocess.run(["cp", "-r", copy / "1.1.0", copy / name], check=True)
+        subprocess.run(["cp", "-r", copy / "1.0.0", copy / name], check=True)
     assert source.newest(copy).name == "10.0.0"
     data = Data(copy.parents[1])
     assert len(source.open_split(data, "test")) == 8
-    subprocess.run(["rm", "-r", copy / "1.1.0", copy / "9.0.0", copy / "10.0.0"], check=True)
-    with pytest.raises(InputError, match="has no nwrc/segmentation; build it"):
+    subprocess.run(["rm", "-r", copy / "1.0.0", copy / "9.0.0", copy / "10.0.0"], check=True)
+    with pytest.raises(InputError, match="has no chips/segmentation; build it"):
         source.open_split(data, "test")
 
 
@@ -64,17 +64,17 @@ def test_a_newest_version_that_is_not_whole_never_loses_to_an_older_one(copy, em
     if empty:
         newest.mkdir()
     else:
-        subprocess.run(["cp", "-r", copy / "1.1.0", newest], check=True)
+        subprocess.run(["cp", "-r", copy / "1.0.0", newest], check=True)
         (newest / "dataset_info.json").unlink()
     with pytest.raises(InputError, match=r"2.0.0 is not whole; delete it, or prepare it again"):
         source.open_split(Data(copy.parents[1]), "test")
     # Only the one that was to be replaced may stand in for it.
-    subprocess.run(["cp", "-r", copy / "1.1.0", copy / ".2.0.0.old"], check=True)
+    subprocess.run(["cp", "-r", copy / "1.0.0", copy / ".2.0.0.old"], check=True)
     assert source.newest(copy).name == ".2.0.0.old"
 
 
 def test_data_of_the_version_without_blocks_still_open(copy):
-    (copy / "1.1.0").rename(copy / "1.0.0")
+    (copy / "1.0.0").rename(copy / "1.0.0")
     info = json.loads((copy / "1.0.0" / "dataset_info.json").read_text()) | {"version": "1.0.0"}
     (copy / "1.0.0" / "dataset_info.json").write_text(json.dumps(info))
     features = json.loads((copy / "1.0.0" / "features.json").read_text())
@@ -84,9 +84,9 @@ def test_data_of_the_version_without_blocks_still_open(copy):
     assert set(split.arrays()) == {"image", "elevation", "mask"}
     assert "block" not in split.features
     import tensorflow_datasets as tfds
-    import tfds_nwrc  # noqa: F401
+    import tfds_chips  # noqa: F401
 
-    builder = tfds.builder("nwrc/segmentation:1.0.0", data_dir=copy.parents[1])
+    builder = tfds.builder("chips/segmentation:1.0.0", data_dir=copy.parents[1])
     assert builder.info.splits["test"].num_examples == 8
 
 
@@ -126,18 +126,18 @@ def evil_string(features):
     ids=lambda f: f.__name__,
 )
 def test_data_run_no_code(copy, monkeypatch, change, reader):
-    path = copy / "1.1.0" / "features.json"
+    path = copy / "1.0.0" / "features.json"
     features = json.loads(path.read_text())
     change(features)
     path.write_text(json.dumps(features))
     (copy / "evilmod.py").write_text(EVIL)
     monkeypatch.chdir(copy)
     monkeypatch.syspath_prepend(str(copy))
-    import tfds_nwrc
+    import tfds_chips
 
     read = {
         "open_split": lambda: source.open_split(Data(copy.parents[1]), "test"),
-        "builder": lambda: tfds_nwrc.Nwrc(data_dir=copy.parents[1], config="segmentation"),
+        "builder": lambda: tfds_chips.Chips(data_dir=copy.parents[1], config="segmentation"),
     }[reader]
     with pytest.raises(InputError, match=r"features.json names the class"):
         read()
@@ -148,16 +148,16 @@ def test_data_run_no_code(copy, monkeypatch, change, reader):
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_damaged_files_are_named(copy, name, content):
-    (copy / "1.1.0" / name).write_bytes(content)
+    (copy / "1.0.0" / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is damaged; prepare it again"):
         source.open_split(Data(copy.parents[1]), "test")
 
 
 def test_other_damage_gives_one_line(copy):
-    whole = (copy / "1.1.0" / "dataset_info.json").read_text()
+    whole = (copy / "1.0.0" / "dataset_info.json").read_text()
     for text in (
         "{}",
-        whole.replace('"version": "1.1.0"', '"version": "x"'),
+        whole.replace('"version": "1.0.0"', '"version": "x"'),
         whole.replace('"shardLengths"', '"shardWidths"'),
         whole.replace('"numBytes": "', '"numBytes": "x'),
         whole.replace("array_record", "nonsense"),
@@ -165,19 +165,19 @@ def test_other_damage_gives_one_line(copy):
         whole.replace('"filepathTemplate": "', '"filepath_template": "../'),
         whole.replace('"name": "test"', '"name": "../test"'),
     ):
-        (copy / "1.1.0" / "dataset_info.json").write_text(text)
+        (copy / "1.0.0" / "dataset_info.json").write_text(text)
         with pytest.raises(InputError) as raised:
             source.open_split(Data(copy.parents[1]), "test")
-        assert str(copy / "1.1.0") in str(raised.value)
+        assert str(copy / "1.0.0") in str(raised.value)
         assert "\n" not in str(raised.value)
-    (copy / "1.1.0" / "dataset_info.json").write_text(whole)
-    for shard in (copy / "1.1.0").glob("*test.array_record*"):
+    (copy / "1.0.0" / "dataset_info.json").write_text(whole)
+    for shard in (copy / "1.0.0").glob("*test.array_record*"):
         shard.unlink()
-    with pytest.raises(InputError, match=r"1.1.0.*test.array_record.* not found; prepare it again"):
+    with pytest.raises(InputError, match=r"1.0.0.*test.array_record.* not found; prepare it again"):
         source.open_split(Data(copy.parents[1]), "test")
-    (copy / "1.1.0" / "features.json").unlink()
-    os.mkfifo(copy / "1.1.0" / "features.json")
-    with pytest.raises(InputError, match=r"1.1.0 is not whole; delete it"):
+    (copy / "1.0.0" / "features.json").unlink()
+    os.mkfifo(copy / "1.0.0" / "features.json")
+    with pytest.raises(InputError, match=r"1.0.0 is not whole; delete it"):
         source.open_split(Data(copy.parents[1]), "test")
 
 
@@ -205,10 +205,10 @@ def test_a_split_that_is_too_small_says_what_to_do(prepared):
 @pytest.mark.parametrize("damage", ["half", "noise"])
 def test_a_damaged_shard_is_one_line(tmp_path, damage):
     synthetic.write_chips(tmp_path / "chips", 20, size=12, progress=False)
-    version = prepare.prepare(tmp_path / "chips", tmp_path, num_labeled=3, num_test=5)
+    version = prepare.prepare_chips(tmp_path / "chips", tmp_path, num_labeled=3, num_test=5)
     (shard,) = version.glob("*-test.array_record*")
     content = shard.read_bytes()
     noise = np.random.default_rng(0).bytes(len(content))
     shard.write_bytes({"half": content[: len(content) // 2], "noise": noise}[damage])
     with pytest.raises(InputError, match="prepare it again"):
-        source.open_split(Data(str(tmp_path), "nwrc/segmentation"), "test").arrays()
+        source.open_split(Data(str(tmp_path), "chips/segmentation"), "test").arrays()

@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tfds_nwrc import splits
 
+from elev_ssl_jax.data import splits
 from elev_ssl_jax.errors import InputError
 
 
@@ -13,7 +13,7 @@ def table(count, seed=0, pure=0.6, side=20):
     share = np.where(rng.random(count) < pure, 1.0, rng.uniform(0.5, 0.99, count))
     return pd.DataFrame(
         {
-            "Image": [f"t/{i}/chip.npy" for i in range(count)],
+            "key": [f"t/{i}/chip.npy" for i in range(count)],
             "tile": np.where(row < side // 2, "a", "b"),
             "block": [f"{r // 5}_{c // 5}" for r, c in zip(row, column, strict=True)],
             "label": rng.integers(0, 2, count),
@@ -29,7 +29,7 @@ def table(count, seed=0, pure=0.6, side=20):
 
 
 def names(chips, positions):
-    return {split: list(chips["Image"].iloc[rows]) for split, rows in positions.items()}
+    return {split: list(chips["key"].iloc[rows]) for split, rows in positions.items()}
 
 
 @pytest.mark.parametrize("classification", [True, False])
@@ -171,7 +171,7 @@ def test_a_test_chip_across_180_degrees_leaves_its_latitude_in_training():
     left = np.concatenate([[179.95], np.linspace(-170, 170, count - 1)])
     chips = pd.DataFrame(
         {
-            "Image": [f"t/{i}/chip.npy" for i in range(count)],
+            "key": [f"t/{i}/chip.npy" for i in range(count)],
             "tile": ["east", *["rest"] * (count - 1)],
             "block": "b",
             "label": 0,
@@ -195,7 +195,7 @@ def test_a_test_chip_across_180_degrees_leaves_its_latitude_in_training():
     positions = {"test": np.array([0]), "labeled": np.array([5]), "unlabeled": np.arange(1, 60)}
     assert splits.shared_ground(chips, positions).startswith("1 of 1 test chips share")
     train = np.arange(1, 60)
-    from tfds_nwrc import ground
+    from elev_ssl_jax.data import ground
 
     assert list(train[ground.shared(chips, train, np.array([0]))]) == [1]
 
@@ -213,7 +213,7 @@ def test_a_small_scene_splits_by_block_as_it_comes(stride, counts, flip):
         for left in range(0, width - size + 1, stride):
             rows.append(
                 {
-                    "Image": f"s/s_{top // block}_{left // block}/({top}, {left})/chip.npy",
+                    "key": f"s/s_{top // block}_{left // block}/({top}, {left})/chip.npy",
                     "tile": "s",
                     "block": f"s/s_{top // block}_{left // block}",
                     "label": 0,

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import ml_collections
 import numpy as np
 
-from elev_ssl_jax.data import layout, source, synthetic
+from elev_ssl_jax.data import source, store, synthetic
 
 
 def test_scenes_are_seeded_and_within_their_ranges():
@@ -25,18 +27,16 @@ def test_both_classes_are_common_and_elevation_matters():
     assert np.corrcoef(shares, heights)[0, 1] < -0.4
 
 
-def test_any_number_of_chips_in_the_reference_layout(tmp_path):
+def test_any_number_of_chips(tmp_path):
     synthetic.write_chips(tmp_path / "chips", 11, size=24, seed=1, progress=False)
-    rows = layout.read_metadata(tmp_path / "chips")
+    rows, about = store.read_table(tmp_path / "chips"), store.read_about(tmp_path / "chips")
     assert len(rows) == 11
-    assert rows["tile"].nunique() == 2
-    assert len(list((tmp_path / "chips").rglob("chip.npy"))) == 11
-    image = layout.read_image(tmp_path / "chips" / layout.IMAGES / rows["Image"][10])
-    assert image.shape == (24, 24, 3)
-    elevation = layout.read_elevation(
-        tmp_path / "chips" / layout.ELEVATIONS / rows["Elevation"][10], (8, 8)
-    )
-    assert np.isfinite(elevation).all()
+    assert rows["scene"].nunique() == 2
+    part = Path(rows["part"][10])
+    assert store.open_array(part, about, "image").shape == (2, 24, 24, 3)
+    assert np.isfinite(store.open_array(part, about, "elevation")).all()
+    assert about.elevation_size == 8
+    assert about.classes == ("wild", "farmed")
 
 
 def test_chips_of_another_number_or_size_are_others(tmp_path):

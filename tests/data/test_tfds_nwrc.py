@@ -33,7 +33,7 @@ def prepared(tmp_path_factory):
     folder, data_dir = tmp_path_factory.mktemp("chips"), tmp_path_factory.mktemp("tfds")
     metadata = reference.write_folder(folder, count=40, size=20, elevation_size=7)
     for config in ("segmentation", "classification"):
-        prepare.prepare(folder, data_dir, config=config, num_labeled=8, num_test=6)
+        prepare.prepare_chips(folder, data_dir, config=config, num_labeled=8, num_test=6)
     return folder, data_dir, metadata
 
 
@@ -110,21 +110,21 @@ def test_what_is_not_there_is_named(prepared, name, split, message):
 def test_a_failed_rebuild_keeps_what_was_there(prepared, tmp_path):
     reference.write_folder(tmp_path / "chips", count=20, size=20, elevation_size=7)
     settings = {"num_labeled": 4, "num_test": 3}
-    target = prepare.prepare(tmp_path / "chips", tmp_path / "tfds", **settings)
+    target = prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", **settings)
     with pytest.raises(InputError, match="--overwrite"):
-        prepare.prepare(tmp_path / "chips", tmp_path / "tfds", **settings)
+        prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", **settings)
 
     bad = next((tmp_path / "chips" / "Dataset").rglob("chip.npy"))
     whole = bad.read_bytes()
     np.save(bad, np.zeros((4, 20, 21), np.uint16))
     with pytest.raises(InputError, match=r"chip.npy is 20 x 21 pixels|first chip is 20 x 21"):
-        prepare.prepare(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
+        prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
     assert len(source.open_split(Data(tmp_path / "tfds", "nwrc/segmentation"), "unlabeled")) == 13
-    assert [p.name for p in target.parent.iterdir()] == ["1.1.0"]
+    assert [p.name for p in target.parent.iterdir()] == ["1.2.0"]
 
     bad.write_bytes(whole)
     settings["num_test"] = 5
-    prepare.prepare(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
+    prepare.prepare_chips(tmp_path / "chips", tmp_path / "tfds", overwrite=True, **settings)
     assert len(source.open_split(Data(tmp_path / "tfds", "nwrc/segmentation"), "unlabeled")) == 11
 
 

@@ -17,6 +17,7 @@ from rasterio.vrt import WarpedVRT
 from elev_ssl_jax import predict
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import model as inference
+from elev_ssl_jax.inference import windows
 from tests import runs
 from tests.data.test_chips import LEFT, TOP, UTM, write
 
@@ -54,7 +55,7 @@ def read(path):
 def test_windows_cover_every_pixel_once_in_all(length, size, data):
     hypothesis.assume(size <= length)
     overlap = data.draw(st.integers(0, size - 1))
-    starts, weights = predict.window_grid(length, size, overlap)
+    starts, weights = windows.window_grid(length, size, overlap)
     assert starts[0] == 0
     assert starts[-1] == length - size
     assert (np.diff(starts) <= size - overlap).all()
@@ -71,15 +72,15 @@ def test_windows_of_what_needs_no_surroundings_make_the_whole(
 ):
     images, pixels = scene
 
-    def pointwise(images):
-        second = images[..., 1:2] / np.float32(6000)
+    def pointwise(chips):
+        second = chips["image"][..., 1:2] / np.float32(6000)
         return np.concatenate([second, 1 - second], axis=-1)
 
-    monkeypatch.setattr(predict, "_functions", lambda *_, **__: {"map": pointwise})
-    monkeypatch.setattr(predict, "_COLUMNS", 64)  # two parts of the width, which windows straddle
+    monkeypatch.setattr(windows, "_functions", lambda *_, **__: {"map": pointwise})
+    monkeypatch.setattr(windows, "_COLUMNS", 64)  # two parts of the width, which windows straddle
     model = inference.load(folders / "unet")
     out, probabilities = tmp_path / "map.tif", tmp_path / "probabilities.tif"
-    predict.predict(
+    windows.map_scene(
         model, images, out=out, probabilities=probabilities, progress=False, batch_size=5, **options
     )
     wanted = pixels[..., 1] / 6000
@@ -99,11 +100,11 @@ def test_a_map_has_no_seams(folders, scene, tmp_path):
 
     def jumps(overlap):
         """The mean step between neighbouring pixels at windows' borders, over that elsewhere."""
-        predict.predict(
+        windows.map_scene(
             model, images, probabilities=path, overlap=overlap, overwrite=True, progress=False
         )
         steps = np.abs(np.diff(read(path)[:120, :, 1], axis=0))
-        starts = predict.window_grid(150, 32, overlap).starts
+        starts = windows.window_grid(150, 32, overlap).starts
         borders = np.unique([starts[1:] - 1, starts[:-1] + 31])
         borders = borders[borders < len(steps)]
         return steps[borders].mean() / np.delete(steps, borders, axis=0).mean()
@@ -117,19 +118,21 @@ def test_windows_that_overlap_give_what_one_large_window_gives(
 ):
     images, pixels = scene
 
-    def local(images):
+    def local(chips):
         """What a network with zero padding and 5 x 5 pixels of surroundings might say."""
-        mean = scipy.ndimage.uniform_filter(images[..., 1] / 6000, (0, 5, 5), mode="constant")
+        mean = scipy.ndimage.uniform_filter(
+            chips["image"][..., 1] / 6000, (0, 5, 5), mode="constant"
+        )
         return np.stack([mean, 1 - mean], axis=-1)
 
-    monkeypatch.setattr(predict, "_functions", lambda *_, **__: {"map": local})
+    monkeypatch.setattr(windows, "_functions", lambda *_, **__: {"map": local})
     model = inference.load(folders / "unet")
-    whole = local(pixels[None, :120])[0, 4:110, 4:86, 0]
+    whole = local({"image": pixels[None, :120]})[0, 4:110, 4:86, 0]
 
     def error(**options):
         path = tmp_path / "probabilities.tif"
         path.unlink(missing_ok=True)
-        predict.predict(model, images, probabilities=path, progress=False, **options)
+        windows.map_scene(model, images, probabilities=path, progress=False, **options)
         return np.abs(read(path)[4:110, 4:86, 0] - whole)
 
     blended, side_by_side = error(), error(overlap=0)
@@ -157,7 +160,7 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
     images, pixels = scene
     out = tmp_path / "map.tif"
     model = inference.load(folders / "elevation")
-    predict.predict(model, images, out=out, overlap=0, progress=False)
+    windows.map_scene(model, images, out=out, overlap=0, progress=False)
     got = read(out)[..., 0]
     assert np.isnan(got[pixels[..., 2] == 0]).all()
     cells = model.elevation(pixels[None, 32:64, 32:64])[0]
@@ -169,7 +172,7 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
 
     model = inference.load(folders / "linear")
     probabilities = tmp_path / "probabilities.tif"
-    predict.predict(
+    windows.map_scene(
         model,
         images,
         out=out,
@@ -185,10 +188,10 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
 
 def test_features_are_a_table_of_windows(folders, scene, tmp_path, monkeypatch):
     images, pixels = scene
-    monkeypatch.setattr(predict, "_COLUMNS", 50)
+    monkeypatch.setattr(windows, "_COLUMNS", 50)
     model = inference.load(folders / "elevation")
     path = tmp_path / "features.parquet"
-    counts = predict.predict(model, images, features=path, progress=False)
+    counts = windows.map_scene(model, images, features=path, progress=False)
     table = geopandas.read_parquet(path)
     assert table.crs == UTM
     assert len(table) == counts.windows == len(table.geometry.drop_duplicates())
@@ -245,11 +248,11 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
         (elevation, images, {"probabilities": bad / "p.tif"}, "is a pre-training"),
     ):
         with pytest.raises(InputError, match=message) as told:
-            predict.predict(model, files, out=out, progress=False, **options)
+            windows.map_scene(model, files, out=out, progress=False, **options)
         assert "\n" not in str(told.value)
         assert set(os.listdir(bad)) == before
     with pytest.raises(InputError, match="nothing to write"):
-        predict.predict(unet, images)
+        windows.map_scene(unet, images)
 
 
 def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path):
@@ -269,16 +272,16 @@ def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path)
         {"features": two},
     ):
         with pytest.raises(InputError, match="is an input"):
-            predict.predict(model, images, overwrite=True, progress=False, **options)
+            windows.map_scene(model, images, overwrite=True, progress=False, **options)
     with pytest.raises(InputError, match="is an input"):  # which the mosaic only names
-        predict.predict(model, [two, mosaic], out=one, overwrite=True, progress=False)
+        windows.map_scene(model, [two, mosaic], out=one, overwrite=True, progress=False)
     own = next(path for path in (folders / "unet").rglob("*") if path.is_file())
     with pytest.raises(InputError, match="is an input"):
-        predict.predict(model, images, features=own, overwrite=True, progress=False)
+        windows.map_scene(model, images, features=own, overwrite=True, progress=False)
     with pytest.raises(InputError, match=r"name a .tif"):
-        predict.predict(model, images, out=tmp_path / "new.png", progress=False)
+        windows.map_scene(model, images, out=tmp_path / "new.png", progress=False)
     with pytest.raises(InputError, match=r"map.png exists already; .* add --overwrite"):
-        predict.predict(model, images, out=tmp_path / "map.tif", progress=False)
+        windows.map_scene(model, images, out=tmp_path / "map.tif", progress=False)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
@@ -286,7 +289,7 @@ def test_a_value_that_means_no_data_can_be_named(folders, scene, tmp_path):
     _, pixels = scene
     path = write(tmp_path / "undeclared.tif", np.moveaxis(pixels, -1, 0), GRID)
     out = tmp_path / "map.tif"
-    predict.predict(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
+    windows.map_scene(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
     np.testing.assert_array_equal(read(out)[..., 0] == 255, pixels[..., 2] == 0)
 
 
@@ -297,8 +300,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(folders, scene, tmp_path):
     # Files may not grow beyond some bytes, which to a program is a full disk.
     code = f"""
 import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from elev_ssl_jax import predict
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 sys.argv = {["predict", "--run", str(folders / "unet"), "--image", *map(str, images)]!r}
 sys.argv += ["--out", {str(out / "map.tif")!r}]
@@ -307,7 +310,7 @@ predict.main()
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ import pandas as pd
 import pyproj
 import shapely
 
-from elev_ssl_jax.data import layout
+from elev_ssl_jax.data import store
 from elev_ssl_jax.data.rasters import parse_crs
 
 _HAIR = 1e-4  # of a side: neighbours only touch, however their bounds were rounded
@@ -14,7 +14,7 @@ _EDGE = 8  # points along a side, where it is bent by going to another coordinat
 
 def is_known(chips: pd.DataFrame) -> bool:
     """Whether the chips have bounds and coordinate systems."""
-    return {*layout.BOUNDS, "crs"} <= set(chips)
+    return {*store.BOUNDS, "crs"} <= set(chips)
 
 
 def shared(chips: pd.DataFrame, positions: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -25,13 +25,13 @@ def shared(chips: pd.DataFrame, positions: np.ndarray, others: np.ndarray) -> np
 
     Args:
       chips: A row for each chip, with `left`, `bottom`, `right`, `top` and `crs`, as
-        `layout.read_metadata` has them.
+        `store.read_table` has them.
       positions: Of the chips to judge.
       others: Of the chips they are compared with.
     """
-    bounds = np.array(chips[layout.BOUNDS], float)
+    bounds = np.array(chips[store.BOUNDS], float)
     codes, names = pd.factorize(chips["crs"])
-    systems = [parse_crs(name, "metadata.csv") for name in names]
+    systems = [parse_crs(name, "a chip") for name in names]
     geographic = np.array([system.is_geographic for system in systems])[codes]
     bounds[:, 2] += np.where(geographic & (bounds[:, 2] < bounds[:, 0]), 360, 0)
     hair = _HAIR * (bounds[:, 2:] - bounds[:, :2])

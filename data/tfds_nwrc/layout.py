@@ -1,4 +1,4 @@
-"""The folder of chips: the reference implementation's layout, read and written here alone.
+"""The layout of the NWRC data, which is the reference implementation's.
 
     FOLDER/metadata.csv
     FOLDER/Dataset/18NVN/18NVN_1_0/(200, 900)/chip.npy            image, [C, H, W] or [T, C, H, W]
@@ -9,7 +9,6 @@ The first part of a chip's path is its tile, the second the spatial block within
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,41 +23,16 @@ from elev_ssl_jax.data.rasters import (
     parse_crs,
     read_heights,
 )
+from elev_ssl_jax.data.store import BOUNDS
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import UNLABELLED
 
 IMAGES, ELEVATIONS, MASKS = "Dataset", "Elevations", "LabelsGeoTiffv2"
 NON_AGRICULTURAL, LEGAL_EXCLUSIONS, AGRICULTURAL_FRONTIER = 0, 1, 2
-UNLABELLED = 255
-BOUNDS = ["left", "bottom", "right", "top"]
-COLUMNS = [
-    "Id",
-    "Elevation",
-    "Image",
-    "Mask",
-    "non_agricultural(km2)",
-    "agricultural_frontier(km2)",
-    "legal_exclusions(km2)",
-    "non_agricultural",
-    "legal_exclusions",
-    "agricultural_frontier",
-]
-
-
-def write_metadata(folder: Path, rows: list[dict]) -> None:
-    """Writes `metadata.csv`: the reference columns, then each chip's bounds and CRS."""
-    pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS, "crs"]).to_csv(
-        folder / "metadata.csv", index=False
-    )
-
-
-def delete(folder: Path, row: dict) -> None:
-    """Deletes the files of one row of the metadata."""
-    for top, column in ((IMAGES, "Image"), (ELEVATIONS, "Elevation"), (MASKS, "Mask")):
-        shutil.rmtree((folder / top / row[column]).parent)
 
 
 def read_metadata(folder: Path) -> pd.DataFrame:
-    """The rows of `metadata.csv` that are used, with `tile` and `block` of each chip.
+    """The rows of `metadata.csv` that are used, with `key`, `tile` and `block` of each chip.
 
     Rows whose `legal_exclusions` is 1 are left out. Bounds and CRS are there if the file has
     them.
@@ -99,6 +73,7 @@ def read_metadata(folder: Path) -> pd.DataFrame:
                 )
     _check_bounds(rows, path)
     rows = rows.reset_index(drop=True)
+    rows["key"] = rows["Image"]
     parts = rows["Image"].str.split("/")
     rows["tile"] = parts.str[0]
     rows["block"] = parts.str[:2].str.join("/")

@@ -6,14 +6,16 @@ sections 4.1 and 4.2 of the paper; a smaller folder gives the same proportions.
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from elev_ssl_jax.data import ground
 from elev_ssl_jax.errors import InputError
-from tfds_nwrc import ground
 
 FULL, LABELED, TEST = 42_744, 3_000, 2_944
+GROUPS = ("scene", "tile", "block")  # that lie within one another
 
 
 def choose(
@@ -35,7 +37,7 @@ def choose(
     if split_by not in (None, "random"):
         return str(split_by), ""
     if not ground.is_known(chips):
-        return "random", "metadata.csv has no bounds, so which chips share ground can't be told"
+        return "random", "the chips have no bounds, so which of them share ground can't be told"
     every = np.arange(len(chips))
     overlapping = int(ground.shared(chips, every, every).sum())
     if not overlapping:
@@ -51,6 +53,19 @@ def choose(
     return "random", f"{share}, as allowed"
 
 
+def split(
+    chips: pd.DataFrame,
+    *,
+    classification: bool,
+    split_by: str | None = None,
+    allow_overlap: bool = False,
+    **settings: Any,
+) -> Mapping[str, np.ndarray]:
+    """`assign` as `choose` says."""
+    split_by, _ = choose(chips, split_by, allow_overlap=allow_overlap)
+    return assign(chips, classification=classification, split_by=split_by, **settings)
+
+
 def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> str:
     """A line on how many test chips share ground with the others, and in how many blocks they lie.
 
@@ -62,7 +77,7 @@ def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> s
     if not ground.is_known(chips):
         return (
             f"whether the {len(test)} test chips share ground with training chips can't be told: "
-            "metadata.csv has no bounds"
+            "they have no bounds"
         )
     train = np.concatenate([positions["unlabeled"], labeled])
     with_train, with_labeled = (ground.shared(chips, test, others) for others in (train, labeled))
@@ -79,6 +94,7 @@ def assign(
     *,
     classification: bool,
     purity: float = 1.0,
+    coverage: float = 1.0,
     split_by: str = "random",
     num_labeled: int | None = None,
     num_test: int | None = None,
@@ -90,28 +106,33 @@ def assign(
     balanced to within one chip.
 
     Args:
-      chips: A row for each chip, with `Image`, `tile`, `block`, `label` (its commonest class),
-        `share` (of that class) and `labelled` (share of pixels with a label), and `left`,
-        `bottom`, `right`, `top`, `crs` if known.
+      chips: A row for each chip, with `key` (a text of its own), the groups that it lies in
+        (`scene`, `tile`, `block`), and if known `label` (its commonest class), `share` (of that
+        class) and `labelled` (share of pixels with a label), `left`, `bottom`, `right`, `top` and
+        `crs`.
       classification: Whether `labeled` and `test` take only chips of (nearly) one class.
       purity: The least `share` of such a chip.
-      split_by: What `choose` says: "random", or "tile" or "block": then whole tiles or blocks go
-        to `test`, what is left of them is left out, and so is every other chip that overlaps a
-        test chip.
+      coverage: The least `labelled` of a chip of `labeled` or `test`.
+      split_by: What `choose` says: "random", or one of the groups: then whole scenes, tiles or
+        blocks go to `test`, what is left of them is left out, and so is every other chip that
+        overlaps a test chip.
       num_labeled: Chips in `labeled`; in proportion by default.
       num_test: Chips in `test`; in proportion by default.
 
     Raises:
       InputError: A setting is impossible, or too few chips qualify.
     """
-    if split_by not in ("random", "tile", "block"):
-        raise InputError(f"--split-by is {split_by!r}; it must be random, tile or block")
-    if not 0 < purity <= 1:
-        raise InputError(f"--purity is {purity}; it must lie in (0, 1]")
-    eligible = _eligible(chips, classification, purity)
+    groups = [name for name in GROUPS if name in chips]
+    if split_by not in ("random", *groups):
+        allowed = ", ".join(["random", *groups])
+        raise InputError(f"--split-by is {split_by!r}; these chips have {allowed}")
+    for name, value in (("purity", purity), ("coverage", coverage)):
+        if not 0 < value <= 1:
+            raise InputError(f"--{name} is {value}; it must lie in (0, 1]")
+    eligible = _eligible(chips, classification, purity, coverage)
     num_labeled, num_test = _counts(len(chips), eligible, num_labeled, num_test)
 
-    hashes = [_hash(path) for path in chips["Image"]]
+    hashes = [_hash(key) for key in chips["key"]]
     order = np.array(sorted(range(len(chips)), key=hashes.__getitem__))
     if split_by == "random":
         test = order[eligible[order]][:num_test]
@@ -135,9 +156,13 @@ def assign(
     return {"unlabeled": train[~np.isin(train, labeled)], "labeled": labeled, "test": test}
 
 
-def _eligible(chips, classification, purity):
+def _eligible(chips, classification, purity, coverage):
     """Which chips may go to `labeled` or `test`: bool [len(chips)]."""
-    labelled = (chips["labelled"] == 1).to_numpy()
+    labelled = np.zeros(len(chips), bool)
+    if "labelled" in chips:
+        labelled = (chips["labelled"] >= coverage).to_numpy()
+    elif classification:
+        raise InputError("the chips have no labels; cut them with --labels, or use segmentation")
     if not classification:
         # Without any labels the elevation can still be evaluated on held-out chips.
         return labelled if labelled.any() else np.ones(len(chips), bool)
@@ -185,7 +210,7 @@ def _split_groups(chips, group, order, eligible, num_test, split_by):
     while names and eligible[group.isin(chosen)].sum() < num_test:
         chosen.append(names.pop(0))
     if not names:
-        smaller = {"block": "cut with a smaller --block", "tile": "use --split-by block"}[split_by]
+        smaller = "cut with a smaller --block" if split_by == "block" else "use --split-by block"
         raise InputError(
             f"--split-by {split_by}: {group.nunique()} {split_by}(s) are too few for {num_test} "
             f"test chips and any training; ask for fewer --test chips, or {smaller}"

@@ -1,0 +1,145 @@
+"""The TFDS builder: `chips/segmentation` and `chips/classification` from folders of chips."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+
+from elev_ssl_jax.data import splits, store
+from elev_ssl_jax.runtime import quiet
+from tfds_chips.shards import Builder, features
+
+
+class Chips(Builder):
+    """Chips of scenes: images of one or several sensors, with elevation and classes if there are.
+
+    `python -m elev_ssl_jax.data.prepare` builds it. Features of an example:
+
+      image, or the names of several sensors: uint16, int16 or float32 [H, W, C], sensor units.
+      elevation: float32 [h, w], metres, NaN where missing.
+      mask: uint8 [H, W], a class for each pixel, 255 unlabelled.
+      label: int64, the chip's class; -1 in `unlabeled` (`classification` only).
+      id, scene, block: text; a block is a part of a scene.
+
+    The metadata name the classes, and the value of each sensor that stands for none.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The first."}  # noqa: RUF012
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "A folder that elev_ssl_jax.data.chips has made."
+    TEXTS = ("scene", "block")
+
+    def __init__(
+        self,
+        *,
+        folders: Sequence[Path] = (),
+        bands: Mapping[str, Sequence[int]] | None = None,
+        split_settings: Mapping[str, Any] | None = None,
+        **builder_args: Any,
+    ):
+        """Args of `store.open_folders`, `splits.choose` and `splits.assign`.
+
+        Args:
+          folders: Of chips; the manual directory by default.
+          bands: Which bands to keep of a sensor, counted from 0; all by default.
+          split_settings: By name.
+          **builder_args: Of TFDS, and `workers`.
+        """
+        self.folders, self.bands = list(folders), dict(bands or {})
+        self.split_settings = dict(split_settings or {})
+        super().__init__(**builder_args)
+
+    @functools.cached_property
+    def _about(self) -> store.About:
+        return store.common(self.folders)
+
+    def _sensors(self):
+        return {
+            name: {**sensor, "bands": len(self.bands.get(name, range(sensor["bands"])))}
+            for name, sensor in self._about.sensors.items()
+        }
+
+    def _features(self) -> tfds.features.FeaturesDict:
+        about = self._about
+        cells = None if about.elevation_size is None else (about.elevation_size,) * 2
+        return features(
+            self._sensors(),
+            (about.size, about.size),
+            cells,
+            about.classes,
+            ("id", *self.TEXTS),
+            classification=self.is_classification,
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        return {"sensors": self._sensors(), "classes": list(self._about.classes or ())}
+
+    def _table(self, folder: Path) -> pd.DataFrame:
+        return store.read_tables(self.folders or [folder])
+
+    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
+        return splits.split(chips, classification=self.is_classification, **self.split_settings)
+
+    def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return _Reader(self._about, {n: tuple(b) for n, b in self.bands.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads a chip of a part."""
+
+    about: store.About
+    bands: Mapping[str, tuple[int, ...]]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part, index = Path(row["part"]), row["index"]
+        chip = {}
+        for name in self.about.sensors:
+            stored = store.open_array(part, self.about, name)[index]
+            chip[name] = stored if name not in self.bands else stored[..., list(self.bands[name])]
+        if self.about.elevation_size is not None:
+            chip["elevation"] = store.open_array(part, self.about, "elevation")[index]
+        if self.about.classes is not None:
+            chip["mask"] = store.open_array(part, self.about, "mask")[index]
+        return {name: np.ascontiguousarray(array) for name, array in chip.items()}
+
+
+class Built(NamedTuple):
+    """The number of chips in each split, and what `splits.shared_ground` says of them."""
+
+    counts: dict[str, int]
+    shared_ground: str
+
+
+def build(builder: type[Builder], manual_dir: Path, data_dir: Path, **settings: Any) -> Built:
+    """Builds a dataset, without a network.
+
+    Args:
+      builder: `Chips` or `Nwrc`.
+      manual_dir: A folder of chips.
+      data_dir: TFDS' folder.
+      **settings: `config` and the arguments of the builder.
+    """
+    quiet.import_tensorflow()
+    tfds.disable_progress_bar()  # ours know how many chips there are
+    with (
+        tempfile.TemporaryDirectory() as nothing_is_downloaded,
+        contextlib.redirect_stdout(io.StringIO()),  # "Downloading ... Unknown size"
+    ):
+        made = builder(data_dir=data_dir, **settings)
+        made.download_and_prepare(
+            download_dir=nothing_is_downloaded,
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir, try_download_gcs=False, compute_stats="skip"
+            ),
+        )
+    counts = {name: split.num_examples for name, split in made.info.splits.items()}
+    return Built(counts, made.shared_ground)

@@ -1,0 +1,237 @@
+"""What the builders share: features, splits to shards, and shards written in several processes."""
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer, file_adapters, splits, writer
+from tqdm import tqdm
+
+from elev_ssl_jax.data import source
+from elev_ssl_jax.data.splits import shared_ground
+
+FILE_FORMAT = file_adapters.FileFormat.ARRAY_RECORD  # has the random access that training needs
+_SHARD_BYTES = 2**26  # which a process that writes one holds
+_WORTH_PROCESSES = 4  # shards; each process has TensorFlow to import first
+
+
+def features(
+    sensors: Mapping[str, Mapping[str, Any]],
+    size: tuple[int, int],
+    elevation_size: tuple[int, int] | None,
+    classes: tuple[str, ...] | None,
+    texts: tuple[str, ...],
+    *,
+    classification: bool,
+) -> tfds.features.FeaturesDict:
+    """The features of a chip.
+
+    Args:
+      sensors: By name: bands and dtype.
+      size: Height and width in pixels.
+      elevation_size: Likewise in cells; None without elevation.
+      classes: Names of the classes; None without labels.
+      texts: Names of features that are texts.
+      classification: Whether a chip has a class of its own.
+    """
+
+    def tensor(shape, dtype):
+        raw = tfds.features.Encoding.BYTES
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=raw)
+
+    result: dict[str, Any] = {
+        name: tensor((*size, sensor["bands"]), sensor["dtype"]) for name, sensor in sensors.items()
+    }
+    if elevation_size is not None:
+        result["elevation"] = tensor(elevation_size, np.float32)
+    if classes is not None:
+        result["mask"] = tensor(size, np.uint8)
+    if classification:
+        result["label"] = tfds.features.ClassLabel(names=classes)
+    return tfds.features.FeaturesDict({**result, **{name: tfds.features.Text() for name in texts}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The chips of one file, in their order; called, it makes their examples."""
+
+    read: Callable[[dict[str, Any]], dict[str, Any]]  # a row of the chips' table to its arrays
+    rows: list[dict[str, Any]]
+    texts: tuple[str, ...]
+    with_label: bool | None  # False: a class that is kept back; None: there is no such feature
+
+    def __call__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Keys and examples."""
+        for row in self.rows:
+            example = {**self.read(row), "id": row["Id"], **{t: row[t] for t in self.texts}}
+            if self.with_label is not None:
+                example["label"] = int(row["label"]) if self.with_label else -1
+            yield row["Id"], example
+
+
+class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes chips to shards whose order is that of their splits.
+
+    A subclass has `_table`, `_positions`, `_read` and `TEXTS`. Nothing is shuffled: the order
+    within a split is part of its meaning, see `splits.assign`.
+    """
+
+    TEXTS: tuple[str, ...] = ()
+    BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
+        tfds.core.BuilderConfig(name="segmentation", description="A class for each pixel."),
+        tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
+    ]
+
+    def __init__(self, *, workers: int = 1, **builder_args: Any):
+        """`workers` are processes."""
+        self.workers = workers
+        self.shared_ground = ""  # what `splits.shared_ground` says of the splits just made
+        super().__init__(file_format=FILE_FORMAT, **builder_args)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether a chip has a class of its own."""
+        return self.builder_config.name == "classification"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        if (self.data_path / "features.json").exists():  # data that are there know their features
+            source.check_prepared(Path(self.data_dir))
+            known, metadata = tfds.features.FeatureConnector.from_config(self.data_dir), None
+        else:
+            known, metadata = self._features(), tfds.core.MetadataDict(self._metadata())
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=known,
+            disable_shuffling=True,
+            metadata=metadata,
+        )
+
+    def _features(self) -> tfds.features.FeaturesDict:
+        raise NotImplementedError
+
+    def _metadata(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _table(self, folder: Path) -> pd.DataFrame:
+        raise NotImplementedError
+
+    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
+        raise NotImplementedError
+
+    def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        raise NotImplementedError
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Shard]]:
+        folder = Path(dl_manager.manual_dir)
+        chips = self._table(folder)
+        positions = self._positions(chips)
+        self.shared_ground = shared_ground(chips, positions)
+        example_bytes = sum(
+            int(np.prod(feature.shape)) * np.dtype(feature.np_dtype).itemsize
+            for feature in self.info.features.values()
+            if feature.shape
+        )
+        most = max(1, _SHARD_BYTES // example_bytes)
+        read, with_label = self._reader(folder), True if self.is_classification else None
+        shards = {}
+        for name, rows in positions.items():
+            records: list[Any] = chips.iloc[rows].to_dict("records")
+            labelled = with_label and name != "unlabeled"
+            shards[name] = [
+                Shard(read, records[i : i + most], self.TEXTS, labelled)
+                for i in range(0, len(records), most)
+            ]
+        return shards
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        if download_config is not None and download_config.beam_runner is not None:
+            super()._download_and_prepare(dl_manager, download_config)
+            return
+        tasks, paths = [], {}
+        for split, shards in self._shard_iterators_per_split(dl_manager).items():
+            template = self._get_filename_template(split_name=split)
+            paths[split] = [
+                template.sharded_filepath(shard_index=i, num_shards=len(shards))
+                for i in range(len(shards))
+            ]
+            tasks += list(zip(paths[split], shards, strict=True))
+        self._write(tasks)
+        self.info.set_splits(
+            splits.SplitDict(
+                [
+                    splits.SplitInfo(
+                        name=split,
+                        shard_lengths=[len(s.rows) for p, s in tasks if p in set(paths[split])],
+                        num_bytes=sum(Path(path).stat().st_size for path in paths[split]),
+                        filename_template=self._get_filename_template(split_name=split),
+                    )
+                    for split in paths
+                ]
+            )
+        )
+
+    def _as_dataset(
+        self, split: Any, decoders: Any = None, read_config: Any = None, shuffle_files: bool = False
+    ) -> Any:
+        """For `tfds.load`: the records in their order. Training reads them at random access."""
+        import tensorflow as tf
+
+        if decoders is not None:
+            raise NotImplementedError("chips are decoded whole; leave out `decoders`")
+        records = self.as_data_source(split=split)
+        return tf.data.Dataset.from_generator(
+            lambda: iter(records), output_signature=self.info.features.get_tensor_spec()
+        )
+
+    def _write(self, tasks) -> None:
+        total = sum(len(shard.rows) for _, shard in tasks)
+        with tqdm(total=total, desc="preparing", unit=" chips") as bar:
+            if self.workers <= 1 or len(tasks) < _WORTH_PROCESSES:
+                for path, shard in tasks:
+                    _write_shard(path, shard, self.info.features, bar.update)
+                return
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(
+                min(self.workers, len(tasks)),
+                context,
+                _start_worker,
+                (self.info.features.to_json_content(),),
+            ) as pool:
+                for done in pool.map(_write_in_worker, tasks):
+                    bar.update(done)
+
+
+_worker_features: Any = None
+
+
+def _start_worker(features):
+    from elev_ssl_jax.runtime import quiet
+
+    quiet.import_tensorflow()
+    global _worker_features
+    _worker_features = tfds.features.FeatureConnector.from_json_content(features)
+
+
+def _write_in_worker(task):
+    path, shard = task
+    _write_shard(path, shard, _worker_features, lambda _: None)
+    return len(shard.rows)
+
+
+def _write_shard(path, shard, features, count) -> None:
+    """As `tfds.core.writer.ShardWriter`, one record after the other."""
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+
+    def records():
+        for key, example in shard():
+            yield key, serializer.serialize_example(features.encode_example(example))
+            count(1)
+
+    writer.ExampleWriter(FILE_FORMAT).write(path, records())

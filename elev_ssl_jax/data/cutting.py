@@ -1,0 +1,310 @@
+"""Cuts scenes into chips, strip by strip, in several processes.
+
+A strip is some rows of windows. What it gives is a part of the chips' folder, which appears whole
+or not at all, so that a cut that was stopped goes on with the strips that are missing.
+"""
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from rasterio.transform import Affine
+from rasterio.windows import Window
+
+from elev_ssl_jax.data import store
+from elev_ssl_jax.data.labels import Classes, Labels
+from elev_ssl_jax.data.rasters import LARGEST, open_raster
+from elev_ssl_jax.data.scene import Scene, open_scene, warn_of_blanks
+from elev_ssl_jax.data.terrain import check_overlap, elevation_over
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import UNLABELLED
+
+LARGEST_BLOCK = 500  # pixels, of the default
+_CACHE = 128  # MB for GDAL in each process
+_PART_BYTES, _PART_CHIPS = 2**25, 256  # of a part, at most, but for a single row of windows
+
+
+class SceneFiles(NamedTuple):
+    """The files of one scene."""
+
+    name: str
+    images: Mapping[str, tuple[Path, ...]]  # by sensor
+    elevation: Path | None
+    labels: Path | None
+
+
+class Settings(NamedTuple):
+    """How scenes are cut, all of them alike."""
+
+    size: int = 100  # pixels along a chip's side
+    stride: int | None = None  # from chip to chip; `size` by default, so that they don't overlap
+    # Cells along the side of a chip's elevation, over the same ground; None is no elevation.
+    elevation_size: int | None = 33
+    block: int | None = None  # pixels along a block's side; a part of the scene by default
+    nodata: Mapping[str, float] = {}  # as in `open_scene`
+    max_nodata: float = 0.0  # the largest share of a chip's pixels that may have no value
+    classes: Classes | None = None
+
+
+class Strip(NamedTuple):
+    """Rows of windows of a scene, and the folder that their chips go to."""
+
+    scene: SceneFiles
+    settings: Settings
+    tops: tuple[int, ...]
+    folder: Path
+    sensors: Mapping[str, Mapping[str, Any]]  # how chips hold them, as in `store.About`
+    windows: int  # that are looked at
+    most: int | None = None  # chips; None is all
+
+
+class _Open(NamedTuple):
+    """The files of a scene, open."""
+
+    scene: Scene
+    dem: rasterio.DatasetReader | None
+    labels: Labels | None
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuses sizes that can't be.
+
+    Raises:
+      InputError: Names the argument.
+    """
+    for name, value in (
+        ("--size", settings.size),
+        ("--stride", settings.stride),
+        ("--elevation-size", settings.elevation_size),
+        ("--block", settings.block),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if max(settings.size, settings.elevation_size or 1) > LARGEST:
+        raise InputError(f"--size and --elevation-size are at most {LARGEST}")
+    if not 0 <= settings.max_nodata < 1:
+        raise InputError(f"--max-nodata is {settings.max_nodata}; it must lie in [0, 1)")
+
+
+def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Strip]]:
+    """What is to be known of a scene, as `store` keeps it, and its strips.
+
+    Args:
+      files: The scene.
+      settings: How it is cut.
+      folder: That of its chips.
+
+    Returns:
+      Their `sensors` are this scene's; if others have other types, see `common`.
+
+    Raises:
+      InputError: A file is missing or broken, has no CRS, doesn't overlap, or is smaller than a
+        chip.
+    """
+    with ExitStack() as stack:
+        scene, _, _ = _open(files, settings, stack)
+        warn_of_blanks(scene)
+        grid, size = scene.grid, settings.size
+        height, width = grid.shape
+        if min(height, width) < size:
+            raise InputError(
+                f"{scene.path} is {height} x {width} pixels, smaller than one chip (--size {size})"
+            )
+        block = settings.block or max(size, min(LARGEST_BLOCK, min(height, width) // 5))
+        stride = settings.stride or size
+        sensors: dict[str, dict[str, Any]] = {
+            name: {
+                "bands": scene.bands(name),
+                "dtype": scene.dtype(name).name,
+                "nodata": scene.nodata_of(name) if scene.dtype(name).kind != "f" else None,
+            }
+            for name in scene.sensors
+        }
+        about = {
+            "crs": name
+            if (name := grid.crs.to_string()).startswith("EPSG:")
+            else grid.crs.to_wkt(),
+            "transform": list(grid.transform)[:6],
+            "block": block,
+        }
+        across = len(range(0, width - size + 1, stride))
+        bands = sum(s["bands"] * np.dtype(s["dtype"]).itemsize for s in sensors.values())
+        most = min(_PART_CHIPS, _PART_BYTES // (size**2 * (bands + 1)))
+        rows = max(1, most // across)
+        tops = range(0, height - size + 1, stride)
+    strips = []
+    for number, i in enumerate(range(0, len(tops), rows)):
+        some, place = tuple(tops[i : i + rows]), folder / f"{number:05d}"
+        strips.append(Strip(files, settings, some, place, sensors, len(some) * across))
+    return {**about, "parts": len(strips)}, strips
+
+
+def common(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How chips hold the sensors of several scenes: in a type and with a nodata that suits all.
+
+    Args:
+      scenes: `sensors` of each scene, by name.
+
+    Raises:
+      InputError: A scene has other sensors, or other numbers of bands, than the first.
+    """
+    first, *others = scenes
+    for scene in others:
+        for name in {**scenes[first], **scenes[scene]}:
+            bands = [scenes[s].get(name, {}).get("bands") for s in (first, scene)]
+            if bands[0] != bands[1]:
+                said = [f"{n} bands" if n else "none" for n in bands]
+                raise InputError(
+                    f"scene {scene}: of the sensor {name} it has {said[1]}, and {first} {said[0]}; "
+                    "all scenes need the same"
+                )
+    result = {}
+    for name, sensor in scenes[first].items():
+        types = {scene[name]["dtype"] for scene in scenes.values()}
+        values = [scene[name]["nodata"] for scene in scenes.values()]
+        known = [value for value in values if value is not None]
+        one_type = len(types) == 1
+        result[name] = {
+            "bands": sensor["bands"],
+            "dtype": types.pop() if one_type else "float32",
+            "nodata": known[0] if known and one_type else None,
+        }
+    return result
+
+
+def _open(files: SceneFiles, settings: Settings, stack: ExitStack) -> _Open:
+    scene = open_scene(files.images, stack, settings.nodata)
+    dem = labels = None
+    if files.elevation is not None:
+        dem = open_raster(files.elevation, stack)
+        check_overlap(files.elevation, dem.crs, dem.bounds, scene.grid, scene.path)
+    if files.labels is not None:
+        assert settings.classes is not None
+        labels = Labels(files.labels, settings.classes, scene.grid, scene.path, stack)
+    return _Open(scene, dem, labels)
+
+
+class _Kept:
+    """The scene that a process had open last: its next strip needs it again."""
+
+    key: tuple[str, Path] | None = None
+    opened: _Open
+    stack = ExitStack()
+
+
+def _keep_open(strip: Strip) -> _Open:
+    key = strip.scene.name, strip.folder.parent
+    if _Kept.key != key:
+        _Kept.stack.close()
+        _Kept.key, _Kept.stack = None, ExitStack()
+        _Kept.opened = _open(strip.scene, strip.settings, _Kept.stack)
+        _Kept.key = key
+    return _Kept.opened
+
+
+def cut(strip: Strip) -> store.Counts:
+    """Writes the chips of a strip.
+
+    Raises:
+      InputError: A file can't be read.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE):
+        arrays, counts = _chips(strip)
+    store.write_part(strip.folder, arrays, counts)
+    return counts
+
+
+def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
+    files, settings = strip.scene, strip.settings
+    scene, dem, labels = _keep_open(strip)
+    size, stride = settings.size, settings.stride or settings.size
+    cells = settings.elevation_size
+    found: dict[str, list[np.ndarray]] = {name: [] for name in scene.sensors}
+    places: list[tuple[int, int]] = []
+    elevations, masks = [], []
+    dropped = incomplete = with_elevation = unclassed = 0
+    for top in strip.tops:
+        pixels, valid = scene.read(Window(0, top, scene.grid.width, size))
+        stored = {name: _stored(strip.sensors[name], part, valid) for name, part in pixels.items()}
+        for left in range(0, scene.grid.width - size + 1, stride):
+            if strip.most is not None and len(places) == strip.most:
+                break
+            columns = slice(left, left + size)
+            if (~valid[:, columns]).mean() > settings.max_nodata:
+                dropped += 1
+                continue
+            places.append((top, left))
+            for name, part in stored.items():
+                found[name].append(np.moveaxis(part[:, :, columns], 0, -1))
+            grid = scene.grid.transform @ Affine.translation(left, top)
+            if cells is not None:
+                heights = np.full((cells, cells), np.nan, np.float32)
+                if dem is not None:
+                    crs = scene.grid.crs
+                    heights = elevation_over(files.elevation, dem, grid, crs, size, cells)
+                elevations.append(heights)
+                incomplete += bool(np.isnan(heights).any())
+                with_elevation += not np.isnan(heights).all()
+            if settings.classes is not None:
+                mask, without = np.full((size, size), UNLABELLED, np.uint8), 0
+                if labels is not None:
+                    mask, without = labels.over(grid, size)
+                masks.append(mask)
+                unclassed += without
+    arrays: dict[str, np.ndarray] = {"places": np.array(places, np.int32).reshape(-1, 2)}
+    for name, chips in found.items():
+        sensor = strip.sensors[name]
+        empty = np.empty((0, size, size, sensor["bands"]), sensor["dtype"])
+        arrays[name] = np.stack(chips) if chips else empty
+    if cells is not None:
+        arrays["elevation"] = np.array(elevations, np.float32).reshape(-1, cells, cells)
+    if settings.classes is not None:
+        arrays["mask"] = np.array(masks, np.uint8).reshape(-1, size, size)
+        arrays["counts"] = _count(arrays["mask"], len(settings.classes.names))
+    return arrays, store.Counts(len(places), dropped, incomplete, with_elevation, unclassed)
+
+
+def _stored(sensor, pixels, valid):
+    """A sensor's pixels [C, H, W] as chips hold them."""
+    dtype = np.dtype(sensor["dtype"])
+    stored = pixels.astype(dtype, copy=False)
+    nodata = math.nan if dtype.kind == "f" else sensor["nodata"]
+    if nodata is not None and not valid.all():
+        stored = np.where(valid, stored, np.asarray(nodata, dtype))
+    return stored
+
+
+def _count(masks, classes):
+    """Pixels of each class in each mask: int32 [N, classes]."""
+    flat = masks.reshape(len(masks), math.prod(masks.shape[1:]))
+    return np.stack([(flat == i).sum(axis=1) for i in range(classes)], axis=1).astype(np.int32)
+
+
+def cut_all(
+    strips: Sequence[Strip], workers: int
+) -> Iterator[tuple[Strip, store.Counts | InputError]]:
+    """Cuts strips that are not there yet, in some order; of one that fails, its error."""
+    if workers <= 1 or len(strips) <= 1:
+        try:
+            for strip in strips:
+                yield _tried(strip)
+        finally:
+            _Kept.stack.close()
+            _Kept.key = None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(strips)), mp_context=context) as pool:
+        yield from pool.map(_tried, strips)
+
+
+def _tried(strip):
+    try:
+        return strip, cut(strip)
+    except InputError as error:
+        return strip, error
