@@ -161,6 +161,13 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def class_names(config: Any) -> tuple[str, ...]:
+    """The names of the classes of `config.finetune`, or their numbers where it has none."""
+    settings = config["finetune"]
+    named = tuple(settings.get("classes", ()))
+    return named or tuple(f"class {i}" for i in range(settings["num_classes"]))
+
+
 def fine_tuning(head: str) -> ml_collections.ConfigDict:
     """The settings of sections 5.1.2 (`head` "linear") and 5.2.2 ("unet") of arXiv 2304.06857."""
     config = default()

@@ -123,8 +123,8 @@ def _pretrain(config, workdir: Path) -> None:
 
     with sharding.together():
         train = source.open_split(config.data, config.data.split)
-        elevation.check(config, train.shapes)
         _measure(config, train)
+        elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
         labelled = None
         if config.data.probe_split:

@@ -82,7 +82,11 @@ def draw_elevation(
 
 
 def draw_classes(
-    path: Path, images: np.ndarray, true: np.ndarray, predicted: dict[str, np.ndarray]
+    path: Path,
+    images: np.ndarray,
+    true: np.ndarray,
+    predicted: dict[str, np.ndarray],
+    names: Sequence[str],
 ) -> None:
     """A row for each chip: image, true classes, and the classes that each model predicts.
 
@@ -91,16 +95,17 @@ def draw_classes(
       images: float [B, H, W, 3] in 0..1.
       true: uint8, a class for each pixel [B, H, W], 255 where unlabelled, or for each chip [B].
       predicted: The same by model.
+      names: Of the classes.
     """
     columns = ["image", "true", *predicted]
     figure, axes = _grid(len(images), columns)
-    labelled = [c for c in (true, *predicted.values()) for c in np.unique(c) if c != 255]
-    scale = {"vmin": 0, "vmax": max(labelled, default=1), "cmap": "viridis"}
+    scale = _class_scale(len(names))
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
         for axis, classes in zip(row[1:], (true, *predicted.values()), strict=True):
             shown = np.ma.masked_equal(np.broadcast_to(classes[i], images.shape[1:3]), 255)
             axis.imshow(shown, interpolation="nearest", **scale)
+    _add_legend(figure, names)
     _save(figure, path)
 
 
@@ -127,8 +132,8 @@ def draw_curves(
     _save(figure, path)
 
 
-def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
-    """Confusion matrices [K, K] by title, each row in per cent of the true class."""
+def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Confusion matrices [K, K] by title, each row in per cent of the true class, by its name."""
     side = 0.6 * max(4, len(next(iter(matrices.values())))) + 0.2
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(side * len(matrices), side + 0.2), squeeze=False, layout="tight"
@@ -140,7 +145,10 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
             color = "white" if share[i, j] > 50 else "black"
             axis.text(j, i, f"{share[i, j]:.1f}", ha="center", va="center", color=color)
         ticks = range(len(share))
-        axis.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+        axis.set(title=title, xlabel="predicted", ylabel="true")
+        turned = {"rotation": 45, "ha": "right"} if len(names) > 2 else {}
+        axis.set_xticks(ticks, names, **turned)
+        axis.set_yticks(ticks, names)
     _save(figure, path)
 
 
@@ -165,20 +173,32 @@ def draw_map(
     if not classes:
         figure.colorbar(axes[1].imshow(shown, cmap="terrain"), ax=axes[1], label="elevation (m)")
     else:
-        colors = class_colors(len(classes))
-        scale = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": len(classes) - 0.5}
-        axes[1].imshow(shown, interpolation="nearest", **scale)
-        handles = [Patch(color=c, label=n) for c, n in zip(colors, classes, strict=True)]
-        columns = 10 if max(map(len, classes)) < 12 else 5
-        figure.legend(handles=handles[:20], loc="outside lower center", ncols=columns)
+        axes[1].imshow(shown, interpolation="nearest", **_class_scale(len(classes)))
+        _add_legend(figure, classes)
     _save(figure, path)
 
 
+def _class_scale(count):
+    """How `imshow` is to colour classes."""
+    colors = ListedColormap(class_colors(count))
+    return {"cmap": colors, "vmin": -0.5, "vmax": count - 0.5}
+
+
+def _add_legend(figure, names):
+    """The colours of the first twenty classes, below the figure."""
+    colors = class_colors(len(names))
+    handles = [Patch(color=c, label=n) for c, n in zip(colors, names, strict=True)][:20]
+    columns = max(1, int(figure.get_figwidth() / (0.8 + 0.08 * max(map(len, names)))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
 def class_colors(count: int) -> list[tuple[float, float, float]]:
-    """Red, green and blue in 0..1 for each class; the first, mostly the background, is grey."""
+    """Red, green and blue in 0..1 for each class; of two the first, the background, is grey."""
     colors = matplotlib.colormaps["tab10" if count <= 10 else "turbo"]
-    others = colors([2, 0, 1, 3, 4, 5, 6, 8, 9] if count <= 10 else np.linspace(0, 1, count - 1))
-    return [(0.9, 0.9, 0.88), *((r, g, b) for r, g, b, _ in others)][:count]
+    if count <= 2:
+        return [(0.9, 0.9, 0.88), colors(2)[:3]][:count]
+    several = colors(range(count) if count <= 10 else np.linspace(0, 1, count))
+    return [(r, g, b) for r, g, b, _ in several]
 
 
 def displayable(
@@ -193,7 +213,9 @@ def displayable(
 
 def _grid(rows, columns):
     size = (2.4 * len(columns), 2.2 * rows)
-    figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, layout="tight")
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=size, squeeze=False, layout="constrained"
+    )
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
     for axis in axes.flat:

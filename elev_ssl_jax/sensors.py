@@ -64,19 +64,8 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
       InputError: Names the field.
     """
+    check_names(config, shapes)
     data, inputs = config.data, of(config)
-    for name in inputs.names:
-        if len(shapes.get(name, ())) != (2 if name == ELEVATION else 3):
-            images = [n for n, shape in shapes.items() if len(shape) == 3]
-            raise InputError(
-                f"config.data.inputs names {name!r}, which {data.name} doesn't have; it has "
-                f"{', '.join(images) or 'no images'}" + f" and {ELEVATION}" * (ELEVATION in shapes)
-            )
-    sizes = {shapes[name][:2] for name in _sensors(inputs)}
-    if len(sizes) > 1:
-        raise InputError(
-            f"config.data.inputs: {', '.join(inputs.names)} of {data.name} have different sizes"
-        )
     bands = sum(shapes[name][2] for name in _sensors(inputs))
     for field, values in (
         ("value_range", inputs.value_range),
@@ -92,6 +81,26 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise InputError(f"config.data.nodata has {len(inputs.nodata)} values; one a sensor is it")
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+
+
+def check_names(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses inputs that chips with features of these shapes don't have.
+
+    Raises:
+      InputError: Names them, or those that differ in size.
+    """
+    data = config.data
+    for name in data.inputs:
+        if len(shapes.get(name, ())) != (2 if name == ELEVATION else 3):
+            images = [n for n, shape in shapes.items() if len(shape) == 3]
+            raise InputError(
+                f"config.data.inputs names {name!r}, which {data.name} doesn't have; it has "
+                f"{', '.join(images) or 'no images'}" + f" and {ELEVATION}" * (ELEVATION in shapes)
+            )
+    if len({shapes[name][:2] for name in data.inputs if name != ELEVATION}) > 1:
+        raise InputError(
+            f"config.data.inputs: {', '.join(data.inputs)} of {data.name} have different sizes"
+        )
 
 
 def image_size(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
@@ -198,6 +207,7 @@ def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
     wanted = [name for name in ("value_range", "mean", "std") if is_auto(data[name])]
     if not wanted:
         return {}
+    check_names(config, {name: array.shape[1:] for name, array in sample.items()})
     sensors = [name for name in data.inputs if name != ELEVATION]
     given = None if "value_range" in wanted else pairs(data.value_range)
     found: dict[str, list[Any]] = {name: [] for name in wanted}

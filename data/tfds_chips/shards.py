@@ -1,9 +1,7 @@
 """What the builders share: features, splits to shards, and shards written in several processes."""
 
 import dataclasses
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax.data import source
 from elev_ssl_jax.data.splits import shared_ground
+from elev_ssl_jax.runtime.workers import mapped
 
 FILE_FORMAT = file_adapters.FileFormat.ARRAY_RECORD  # has the random access that training needs
 _SHARD_BYTES = 2**26  # which a process that writes one holds
@@ -197,15 +196,10 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
                 for path, shard in tasks:
                     _write_shard(path, shard, self.info.features, bar.update)
                 return
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                min(self.workers, len(tasks)),
-                context,
-                _start_worker,
-                (self.info.features.to_json_content(),),
-            ) as pool:
-                for done in pool.map(_write_in_worker, tasks):
-                    bar.update(done)
+            workers = min(self.workers, len(tasks))
+            content = self.info.features.to_json()
+            for done in mapped(_write_in_worker, tasks, workers, _start_worker, content):
+                bar.update(done)
 
 
 _worker_features: Any = None
@@ -216,7 +210,7 @@ def _start_worker(features):
 
     quiet.import_tensorflow()
     global _worker_features
-    _worker_features = tfds.features.FeatureConnector.from_json_content(features)
+    _worker_features = tfds.features.FeatureConnector.from_json(features)
 
 
 def _write_in_worker(task):
@@ -226,12 +220,17 @@ def _write_in_worker(task):
 
 
 def _write_shard(path, shard, features, count) -> None:
-    """As `tfds.core.writer.ShardWriter`, one record after the other."""
+    """As `tfds.core.writer.ShardWriter`, but one record after the other, and the same each time."""
+    import tensorflow as tf
+
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
 
     def records():
         for key, example in shard():
-            yield key, serializer.serialize_example(features.encode_example(example))
+            record = serializer.serialize_example(features.encode_example(example))
+            # The order of a record's features would differ between processes.
+            record = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
+            yield key, record
             count(1)
 
     writer.ExampleWriter(FILE_FORMAT).write(path, records())

@@ -1,10 +1,7 @@
 """The TFDS builder: `nwrc/segmentation` and `nwrc/classification` from the NWRC data."""
 
 import dataclasses
-import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax.data import splits
 from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.runtime.workers import mapped
 from tfds_nwrc import layout
 
 CLASSES = ("non_agricultural", "agricultural_frontier")
@@ -97,14 +95,12 @@ class Nwrc(Builder):
         return chips
 
     def _map(self, function, paths) -> Iterator[Any]:
-        """A function of masks' paths and size, over so many at a time."""
-        parts = [paths[i : i + _MASKS] for i in range(0, len(paths), _MASKS)]
+        """A function of some masks' paths and their size, over all of them."""
+        parts = [(paths[i : i + _MASKS], self.size) for i in range(0, len(paths), _MASKS)]
         if self.workers <= 1 or len(parts) < 2:
-            yield from (function(part, self.size) for part in parts)
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, len(parts)), context) as pool:
-            yield from pool.map(function, parts, itertools.repeat(self.size))
+            yield from map(function, parts)
+        else:
+            yield from mapped(function, parts, min(self.workers, len(parts)))
 
     def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
         return splits.split(chips, classification=self.is_classification, **self.split_settings)
@@ -113,8 +109,9 @@ class Nwrc(Builder):
         return _Reader(folder, self.bands, self.size, self.elevation_size)
 
 
-def _shares(paths, size):
+def _shares(part):
     """Of each mask the share of class 1 among what is labelled, and the share that is labelled."""
+    paths, size = part
     found = []
     for path in paths:
         mask = layout.read_mask(path, size)

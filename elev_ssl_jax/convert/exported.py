@@ -43,6 +43,7 @@ def metadata(model: Model) -> dict[str, str]:
         "std": " ".join(f"{value:g}" for value in model.inputs.std),
         "elevation_scale": f"{config.data.elevation_scale:g}",
         "normalization": _NORMALIZATION,
+        "classes": json.dumps(model.classes),
         "commit": model.commit,
         "config": json.dumps(config.to_dict()),
     }
@@ -229,7 +230,10 @@ def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
         f"({name},) = session.run(None, {{'images': images.astype(numpy.float32)}})",
         f"# images: [B, {bands}, {height}, {width}] in sensor units",
     ]
-    return program.model_proto.SerializeToString(), "\n".join(lines)
+    proto = program.model_proto
+    for key, value in metadata(model).items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto.SerializeToString(), "\n".join(lines)
 
 
 def _need(library: str) -> Any:

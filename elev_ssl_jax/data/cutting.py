@@ -5,9 +5,7 @@ or not at all, so that a cut that was stopped goes on with the strips that are m
 """
 
 import math
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from elev_ssl_jax.data.scene import Scene, open_scene, warn_of_blanks
 from elev_ssl_jax.data.terrain import check_overlap, elevation_over
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.runtime.workers import mapped
 
 LARGEST_BLOCK = 500  # pixels, of the default
 _CACHE = 128  # MB for GDAL in each process
@@ -298,9 +297,7 @@ def cut_all(
             _Kept.stack.close()
             _Kept.key = None
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(strips)), mp_context=context) as pool:
-        yield from pool.map(_tried, strips)
+    yield from mapped(_tried, strips, min(workers, len(strips)))
 
 
 def _tried(strip):

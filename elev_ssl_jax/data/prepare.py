@@ -66,8 +66,8 @@ def prepare_chips(
     }
     others = [folder for folder in folders if not store.is_store(folder)]
     if not others:
-        builder, rows = tfds_chips.Chips, store.read_tables(folders)
         about = store.common(folders)
+        builder, rows = tfds_chips.Chips, store.read_tables(folders)
         settings |= {"folders": folders, "bands": _bands(bands, about)}
     else:
         builder = tfds_nwrc.Nwrc

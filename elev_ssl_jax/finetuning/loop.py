@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning.step import (
     UNLABELLED,
@@ -259,11 +260,12 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
                 f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
                 f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
             )
-        known = values[values != UNLABELLED]
+        known, names = values[values != UNLABELLED], class_names(config)
         if len(known) < 2:
             raise InputError(
-                f"the {len(chips.targets)} {name} chips of {data.name} are all of class "
-                f"{', '.join(map(str, known)) or 'unlabelled'}; there is nothing to tell apart"
+                f"the {len(chips.targets)} {name} chips of {data.name} are all "
+                + (f"of {names[known[0]]}" if len(known) else "unlabelled")
+                + "; there is nothing to tell apart"
             )
     shapes = shapes_of(train)
     sensors.check(config, shapes)
@@ -353,7 +355,8 @@ def finetune(
                     checkpoint.save(checkpoints, state, about)
 
     matrix, classes = judge(setup, state.variables, test)
-    scores = metrics.summary(matrix)
+    names = class_names(config)
+    scores = {**metrics.summary(matrix), "classes": list(names)}
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
@@ -363,7 +366,7 @@ def finetune(
         few = sensors.join(sensors.of(config), test.take(slice(PICTURED)).inputs)
         shown = pictures.displayable(np.asarray(few), tuple(config.data.rgb))
         pictures.draw_classes(
-            path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}
+            path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}, names
         )
         print(f"picture: {path}")
     return scores
@@ -372,8 +375,10 @@ def finetune(
 def _table(scores, count):
     lines = [f"on {count} test chips, BatchNorm in inference mode"]
     lines += [f"  {name:<12}{scores[name]:.3f}" for name in ("accuracy", "macro_f1", "mean_iou")]
-    lines.append("  class   precision   recall       F1      IoU")
-    for i, row in enumerate(zip(*(scores[k] for k in metrics.PER_CLASS), strict=True)):
+    names, rows = scores["classes"], zip(*(scores[k] for k in metrics.PER_CLASS), strict=True)
+    wide = max(5, *map(len, names))
+    lines.append(f"  {'class':<{wide}}   precision   recall       F1      IoU")
+    for name, row in zip(names, rows, strict=True):
         cells = "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in row)
-        lines.append(f"  {i:>5}   {cells}")
+        lines.append(f"  {name:<{wide}}   {cells}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from elev_ssl_jax import files, metrics, pictures
+from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.reporting import documents, evidence, verdicts
 
@@ -71,10 +72,11 @@ def write(run: Path) -> str:
     largest = results[results["labels"] == results["labels"].max()]
     pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
     pooled = {verdicts.NAMES[m]: pooled[m] for m in methods if m in pooled}
-    pictures.draw_confusion(run / "confusion.png", pooled)
+    classes = class_names(config)
+    pictures.draw_confusion(run / "confusion.png", pooled, classes)
     blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
-    blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled))]
-    if _draw_panel(run, methods, largest):
+    blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled, classes))]
+    if _draw_panel(run, methods, largest, classes):
         blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
     files.write_text(run / "report.md", documents.markdown(blocks))
     files.write_text(run / "report.html", documents.page(title, blocks))
@@ -185,7 +187,7 @@ def _plus_minus(mean, half):
     return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
-def _per_class(pooled):
+def _per_class(pooled, classes):
     rows = []
     for name, matrix in pooled.items():
         summary = metrics.summary(matrix)
@@ -193,7 +195,9 @@ def _per_class(pooled):
             values = (summary[key][i] for key in metrics.PER_CLASS)
             cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
             titles = ("precision", "recall", "F1", "IoU")
-            rows.append({"method": name, "class": i, **dict(zip(titles, cells, strict=True))})
+            rows.append(
+                {"method": name, "class": classes[i], **dict(zip(titles, cells, strict=True))}
+            )
     return pd.DataFrame(rows)
 
 
@@ -216,7 +220,7 @@ def _curves(results, methods, head):
     return curves
 
 
-def _draw_panel(run, methods, some) -> bool:
+def _draw_panel(run, methods, some, names) -> bool:
     """Image, truth and every method's prediction for some test chips (figure 3)."""
     classes = {}
     try:
@@ -227,7 +231,8 @@ def _draw_panel(run, methods, some) -> bool:
                 classes[verdicts.NAMES[method]] = np.load(path)
         if classes:
             panel = np.load(run / "panel.npz")
-            pictures.draw_classes(run / "panel.png", panel["images"], panel["targets"], classes)
+            images, targets = panel["images"], panel["targets"]
+            pictures.draw_classes(run / "panel.png", images, targets, classes, names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"the examples in {run} can't be read ({error}); run the experiment's command again"

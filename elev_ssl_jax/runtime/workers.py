@@ -1,0 +1,50 @@
+"""Processes that work side by side, and end when the one that started them does."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def mapped(
+    function: Callable[[_Task], _Result],
+    tasks: Iterable[_Task],
+    workers: int,
+    start: Callable[..., None] | None = None,
+    *arguments: Any,
+) -> Iterator[_Result]:
+    """A function of each task, in their order, computed in several processes.
+
+    Args:
+      function: Of a module, so that it can be sent.
+      tasks: Sent, too.
+      workers: How many processes.
+      start: Called in each of them first.
+      *arguments: Of `start`.
+    """
+    # Not forked: this one has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (start, *arguments)) as pool:
+        try:
+            yield from pool.map(function, tasks)
+        finally:
+            pool.shutdown(cancel_futures=True)  # of an error or an interruption
+
+
+def _start(start, *arguments):
+    # A process that is killed ends no other: what it leaves would go on writing.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start(*arguments)
+
+
+def _end_with_parent():
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,303 @@
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import tensorflow_datasets as tfds
+import tfds_chips
+from rasterio.transform import from_origin
+from tfds_chips import shards
+
+from elev_ssl_jax.data import chips, labels, prepare, source, store, synthetic
+from elev_ssl_jax.data.cutting import Settings
+from elev_ssl_jax.errors import InputError
+from tests.data.test_chips import write
+from tests.data.test_source import Data
+
+NAMES = ("water", "wood", "town")
+PLACES = {
+    "north": ("EPSG:32618", 500_000),
+    "south": ("EPSG:32720", 300_000),
+    "west": ("EPSG:4326", 0),
+}
+
+
+def write_scenes(folder, side=60):
+    """Three scenes of two sensors, a DEM and three classes, in coordinate systems of their own."""
+    rng, rows = np.random.default_rng(0), ["name,s1,s2,elevation,labels"]
+    for name, (crs, left) in PLACES.items():
+        pixel = 1e-4 if crs == "EPSG:4326" else 10.0
+        grid = from_origin(left, 1.0 if crs == "EPSG:4326" else 8e5, pixel, pixel)
+        height, width = side, side + 20 * len(rows)
+        arrays = {
+            "s1": rng.normal(-12, 4, (2, height, width)).astype(np.float64),
+            "s2": rng.integers(-50, 9000, (4, height, width)).astype(np.int16),
+            "dem": rng.uniform(0, 900, (height, width)).astype(np.float32),
+            "cover": rng.integers(0, 3, (height // 20, width // 20)).repeat(20, 0).repeat(20, 1),
+        }
+        for kind, array in arrays.items():
+            array = array.astype(np.uint8) if kind == "cover" else array
+            write(folder / f"{name}_{kind}.tif", array, grid, crs)
+        rows.append(",".join([name, *(f"{name}_{kind}.tif" for kind in arrays)]))
+    (folder / "scenes.csv").write_text("\n".join(rows) + "\n")
+    return folder / "scenes.csv"
+
+
+CLASSES = labels.parse_classes([f"{name}={i}" for i, name in enumerate(NAMES)])
+SETTINGS = Settings(size=20, elevation_size=7, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def cut(scenes):
+    out = scenes.parent / "chips"
+    chips.cut_scenes(chips.read_scenes(scenes), SETTINGS, out, progress=False)
+    return out
+
+
+def contents(folder):
+    """Hashes of all files of prepared data or of chips but those that name their folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+class ChipsTest(tfds.testing.DatasetBuilderTestCase):
+    """TFDS' own checks."""
+
+    DATASET_CLASS = tfds_chips.Chips
+    SPLITS = {"unlabeled": 34, "labeled": 3, "test": 3}  # noqa: RUF012
+
+    @classmethod
+    def setUpClass(cls):
+        cls._folder = tempfile.TemporaryDirectory()
+        cls.EXAMPLE_DIR = str(Path(cls._folder.name, "chips"))
+        synthetic.write_chips(Path(cls.EXAMPLE_DIR), 40, size=12, progress=False)
+        super().setUpClass()
+
+    def _make_builder(self, config=None):
+        return tfds_chips.Chips(
+            data_dir=self.tmp_dir, config=config, folders=[Path(self.EXAMPLE_DIR)]
+        )
+
+
+def test_scenes_of_other_grids_zones_and_sizes_become_one_data_set(scenes, cut, tmp_path):
+    settings = {"split_by": "scene", "num_labeled": 8, "num_test": 10}
+    prepare.prepare_chips(cut, tmp_path, **settings)
+    data = Data(tmp_path)
+    splits = {name: source.open_split(data, name) for name in ("unlabeled", "labeled", "test")}
+    assert {name: len(split) for name, split in splits.items()} == (splits["test"].counts)
+    by_scene = {name: set(split.arrays("scene")["scene"]) for name, split in splits.items()}
+    assert not by_scene["test"] & (by_scene["unlabeled"] | by_scene["labeled"])
+    assert set.union(*by_scene.values()) == set(PLACES)
+    split = splits["test"]
+    assert split.classes == NAMES
+    assert split.shapes == {
+        "s1": (20, 20, 2), "s2": (20, 20, 4), "elevation": (7, 7), "mask": (20, 20)
+    }  # fmt: skip
+    assert split.nodata(["s1", "s2"]) == ()
+    for record in split:
+        _, top, left = record["id"].decode().split("_")
+        window = rasterio.windows.Window(int(left), int(top), 20, 20)
+        scene = record["scene"].decode()
+        for name, dtype in (("s1", np.float32), ("s2", np.int16)):
+            with rasterio.open(scenes.parent / f"{scene}_{name}.tif") as raster:
+                wanted = np.moveaxis(raster.read(window=window), 0, -1).astype(dtype)
+            np.testing.assert_array_equal(record[name], wanted)
+        with rasterio.open(scenes.parent / f"{scene}_cover.tif") as raster:
+            np.testing.assert_array_equal(record["mask"], raster.read(1, window=window))
+
+
+def test_classification_takes_any_number_of_classes(cut, tmp_path):
+    prepare.prepare_chips(cut, tmp_path, config="classification", num_labeled=9, num_test=3)
+    data = Data(tmp_path, "chips/classification")
+    labelled = source.open_split(data, "labeled")
+    assert labelled.classes == NAMES
+    assert labelled.arrays("label")["label"].tolist() == [0, 1, 2] * 3
+    for record in labelled:
+        assert (record["mask"] == record["label"]).all()
+
+
+def test_folders_are_one_data_set_and_processes_change_nothing(scenes, cut, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 40_000)  # several shards a split
+    read = chips.read_scenes(scenes)
+    folders = [tmp_path / scene.name for scene in read]
+    for scene, folder in zip(read, folders, strict=True):
+        chips.cut_scenes([scene], SETTINGS, folder, progress=False)
+    settings = {"num_labeled": 8, "num_test": 10, "split_by": "block"}
+    first = prepare.prepare_chips(cut, tmp_path / "one", **settings)
+    second = prepare.prepare_chips(folders, tmp_path / "several", **settings, workers=2)
+    assert len(list(first.glob("*unlabeled*"))) > 2
+    assert contents(first) == contents(second)
+    again = scenes.parent / "again"
+    chips.cut_scenes(read, SETTINGS._replace(stride=5), again, progress=False, workers=2)
+    alone = scenes.parent / "alone"
+    chips.cut_scenes(read, SETTINGS._replace(stride=5), alone, progress=False)
+    assert contents(again) == contents(alone)
+
+
+def test_folders_that_do_not_go_together_are_refused(scenes, cut, tmp_path):
+    read = chips.read_scenes(scenes)
+    for change, message in (
+        ({"size": 10}, "has size 10, and .* 20; cut all scenes alike"),
+        ({"classes": labels.two_classes([1])}, "has classes .*'other'"),
+        ({}, "both have a scene north; name one by --tile"),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        chips.cut_scenes(read[:1], SETTINGS._replace(**change), out, progress=False)
+        with pytest.raises(InputError, match=message):
+            prepare.prepare_chips([cut, out], tmp_path / "tfds", num_labeled=3, num_test=3)
+    assert not (tmp_path / "tfds").exists() or not any((tmp_path / "tfds").rglob("*.*"))
+
+
+def test_bands_are_chosen_by_sensor(cut, tmp_path):
+    settings = {"num_labeled": 8, "num_test": 10}
+    prepare.prepare_chips(cut, tmp_path / "a", **settings)
+    prepare.prepare_chips(cut, tmp_path / "b", **settings, bands={"s2": [2, 0]})
+    whole, some = (source.open_split(Data(tmp_path / n), "test") for n in "ab")
+    np.testing.assert_array_equal(some[3]["s2"], whole[3]["s2"][..., [2, 0]])
+    np.testing.assert_array_equal(some[3]["s1"], whole[3]["s1"])
+    for bands, message in (
+        ([0], "say of which sensor: s1=0,1,2"),
+        ({"s3": [0]}, "there is no sensor s3; s1, s2"),
+        ({"s2": [4]}, "s2 has 4 bands; band 4 is asked for"),
+        ({"s2": [1, 1]}, "different bands are needed"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare.prepare_chips(cut, tmp_path / "c", **settings, bands=bands)
+    assert prepare.parse_bands(["s2=2,0", "s1=1"]) == {"s2": [2, 0], "s1": [1]}
+    assert prepare.parse_bands(["2", "0"]) == [2, 0]
+
+
+def edit(scenes, tmp_path, old, new):
+    path = scenes.parent / f"{tmp_path.name}.csv"
+    path.write_text(scenes.read_text().replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("south_dem.tif", "none.tif", r"scene south: elevation .*none.tif not found"),
+        ("south,", "north,", "scene north is there twice"),
+        ("west,west_s1.tif", "west,", "scene west has no s1"),
+        ("name,s1", "scene,s1", "has no column name"),
+        ("s1,s2", "mask,s2", "'mask' can't be the name of a sensor"),
+        ("west,", "a/b,", "scene 'a/b': a name has letters"),
+        ("south_cover.tif", "south_cover.tif;south_dem.tif", "scene south: labels is one file"),
+    ],
+)
+def test_a_table_that_is_wrong_is_told_in_one_line(scenes, tmp_path, old, new, message):
+    with pytest.raises(InputError, match=message) as told:
+        chips.read_scenes(edit(scenes, tmp_path, old, new))
+    assert "\n" not in str(told.value)
+
+
+def test_scenes_of_other_sensors_are_refused(scenes, tmp_path):
+    other = write(
+        tmp_path / "o.tif",
+        np.ones((3, 60, 120), np.int16),
+        from_origin(0, 1.0, 1e-4, 1e-4),
+        "EPSG:4326",
+    )
+    read = chips.read_scenes(scenes)
+    for images, message in (
+        (
+            {"s1": read[2].images["s1"], "s2": (other,)},
+            "scene west: of the sensor s2 .* 3 bands",
+        ),
+        ({"s1": read[2].images["s1"]}, "of the sensor s2 it has none, and north 4 bands"),
+    ):
+        wrong = [*read[:2], read[2]._replace(images=images, elevation=None, labels=None)]
+        with pytest.raises(InputError, match=message):
+            chips.cut_scenes(wrong, SETTINGS, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_one_scene_leaves_the_others_and_the_command_goes_on(scenes, tmp_path, capsys):
+    for path in scenes.parent.glob("*.tif"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    table = tmp_path / "scenes.csv"
+    table.write_text(scenes.read_text())
+    torn = tmp_path / "south_s2.tif"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    read, out = chips.read_scenes(table), tmp_path / "out"
+    with pytest.raises(InputError, match="1 of 3 scenes can't be cut, see above; the others are"):
+        chips.cut_scenes(read, SETTINGS, out, progress=False)
+    assert "scene south: " in capsys.readouterr().err
+    assert not out.exists()
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".out.unfinished/[nw]*/*/*")}
+    assert len(kept) > 8
+    torn.write_bytes(whole)
+    import os
+
+    os.utime(torn, ns=(1, 1))
+    chips.cut_scenes(read, SETTINGS, out, progress=False)
+    assert len(store.read_table(out)["scene"].unique()) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cut_that_is_killed_goes_on(scenes, cut, tmp_path, workers):
+    command = [sys.executable, "-m", "elev_ssl_jax.data.chips", "--scenes", scenes, "--stride", "2"]
+    command += ["--size", "20", "--elevation-size", "7", "--workers", workers, "--classes"]
+    command += [f"{name}={i}" for i, name in enumerate(NAMES)]
+    command = list(map(str, [*command, "--out", tmp_path / "out"]))
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob(".out.unfinished/*/0*/part.json"))) < 2:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".out.unfinished/*/0*/*")}
+    assert not (tmp_path / "out").exists()
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    for path, when in done.items():
+        name = path.relative_to(tmp_path / ".out.unfinished")
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == when  # not made again
+    read = chips.read_scenes(scenes)
+    chips.cut_scenes(read, SETTINGS._replace(stride=2), tmp_path / "whole", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chips.json", b"[]"),
+        ("chips.json", b'{"format": 9}'),
+        ("north/scene.json", b"{}"),
+        ("north/00000/places.npy", b"\x93NUMPY"),
+        ("north/00000/counts.npy", b""),
+        ("north/00000/s1.npy", None),
+    ],
+)
+def test_damaged_chips_are_named(cut, tmp_path, name, content):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", cut, copy], check=True)
+    if content is None:
+        data = (copy / name).read_bytes()
+        content = data[: len(data) // 2]
+    (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} is ") as told:
+        prepare.prepare_chips(copy, tmp_path / "tfds", num_labeled=3, num_test=3)
+    assert "\n" not in str(told.value)
+    assert not any((tmp_path / "tfds").rglob("*.*ecord*"))
+
+
+def test_what_data_say_of_themselves_is_checked(cut, tmp_path):
+    target = prepare.prepare_chips(cut, tmp_path, num_labeled=3, num_test=3)
+    path = target / "metadata.json"
+    about = json.loads(path.read_text())
+    assert about["classes"] == list(NAMES)
+    for wrong in ({"classes": [1]}, {"sensors": {"s1": {"nodata": "x"}}}, {"sensors": []}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="is not a prepared dataset"):
+            source.open_split(Data(tmp_path), "test")
