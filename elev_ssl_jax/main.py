@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
         if sharding.is_first():
             for line in checks.without_effect(config):
                 print(f"note: {line}", file=sys.stderr)
+        _find_data(config, workdir)
         try:
             with ExitStack() as stack:
                 with sharding.together():
@@ -62,8 +63,6 @@ def main(argv: list[str]) -> None:
                 sharding.check_shared(workdir)
                 if config.data.synthetic.chips:
                     _make_synthetic(config, workdir)
-                else:
-                    _find_data(config)
                 task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
                 task[config.task](config, workdir)
                 sharding.wait_for_all("end")  # the first has pictures to draw
@@ -103,12 +102,15 @@ def _make_synthetic(config, workdir: Path) -> None:
     with sharding.together():
         if sharding.is_first():
             synthetic.prepare(config.data, workdir)
-    synthetic.point_to(config.data, workdir)
 
 
-def _find_data(config) -> None:
-    from elev_ssl_jax.data import source
+def _find_data(config, workdir: Path) -> None:
+    """Sets `config.data` to the data that there are, or that will be made."""
+    from elev_ssl_jax.data import source, synthetic
 
+    if config.data.synthetic.chips:
+        synthetic.point_to(config.data, workdir)
+        return
     with sharding.together():
         name = source.find_name(config.data)
     if name != config.data.name:

@@ -49,6 +49,7 @@ class Split(Sequence):
         self.name = name
         self.counts = counts or {}  # chips in every split of the data
         self.about = about or {}  # what the data say of their sensors and classes
+        self._known = [(n, tuple(f.shape), np.dtype(f.np_dtype)) for n, f in features.items()]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,8 +57,10 @@ class Split(Sequence):
     def __getitem__(self, index):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        index = int(index) % len(self)
         try:
-            return self._records[int(index) % len(self)]
+            record = _decode(self._records.data_source[index], self._known)
+            return self._records[index] if record is None else record
         except (RuntimeError, ValueError, OSError) as error:  # TFDS' reader and its checksums
             raise InputError(
                 f"record {index} of {self.name} can't be read: its file is damaged; {_AGAIN}"
@@ -121,6 +124,33 @@ class Split(Sequence):
                 value = record[name]
                 values.append(value.decode() if isinstance(value, bytes) else value)
         return out | {name: np.array(values) for name, values in texts.items()}
+
+
+def _decode(record: bytes, known: list[tuple[str, tuple[int, ...], np.dtype]]) -> Any:
+    """A record's features, as TFDS decodes them, in a quarter of the time.
+
+    Returns:
+      None if one of them is not stored as our builders do.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    stored = tf_example_pb2.Example.FromString(record).features.feature
+    decoded: dict[str, Any] = {}
+    for name, shape, dtype in known:
+        kind = stored[name].WhichOneof("kind")
+        values = getattr(stored[name], kind).value if kind else ()
+        if len(values) != 1:
+            return None
+        (value,) = values
+        if dtype == object:
+            decoded[name] = value
+        elif kind == "int64_list" and not shape:
+            decoded[name] = dtype.type(value)
+        elif kind == "bytes_list" and len(value) == math.prod(shape) * dtype.itemsize:
+            decoded[name] = np.frombuffer(value, dtype).reshape(shape)
+        else:
+            return None
+    return decoded
 
 
 def find_name(data: Any) -> str:

@@ -15,7 +15,7 @@ from elev_ssl_jax import files
 from elev_ssl_jax.runtime import checkpoint, sharding
 from tests import topology
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def start(arguments, *, devices=4):
