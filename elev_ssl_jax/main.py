@@ -106,11 +106,13 @@ def _make_synthetic(config, workdir: Path) -> None:
 
 def _find_data(config, workdir: Path) -> None:
     """Sets `config.data` to the data that there are, or that will be made."""
-    from elev_ssl_jax.data import source, synthetic
-
     if config.data.synthetic.chips:
+        from elev_ssl_jax.data import synthetic
+
         synthetic.point_to(config.data, workdir)
         return
+    from elev_ssl_jax.data import source
+
     with sharding.together():
         name = source.find_name(config.data)
     if name != config.data.name:

@@ -138,11 +138,11 @@ def _decode(record: bytes, known: list[tuple[str, tuple[int, ...], np.dtype]]) -
     decoded: dict[str, Any] = {}
     for name, shape, dtype in known:
         kind = stored[name].WhichOneof("kind")
-        values = getattr(stored[name], kind).value if kind else ()
+        values: Sequence[Any] = getattr(stored[name], kind).value if kind else ()
         if len(values) != 1:
             return None
         (value,) = values
-        if dtype == object:
+        if dtype.kind == "O":  # a text
             decoded[name] = value
         elif kind == "int64_list" and not shape:
             decoded[name] = dtype.type(value)
