@@ -3,8 +3,8 @@ r"""SimCLR+Elevation (arXiv 2304.06857, section 5.1.1).
 python -m elev_ssl_jax.main --config=configs/simclr_elev.py --workdir=RUN
 python -m elev_ssl_jax.main --config=configs/simclr_elev.py:demo --workdir=RUN   # no data needed
 
-Your own data: --config.data.name=nwrc/segmentation --config.data.dir=DIR, and
---config.data.value_range="(0.0, 10000.0)" if the sensor needs it.
+Your own data: --config.data.name=chips/segmentation --config.data.dir=DIR, and
+--config.data.value_range=auto for their sensor.
 """
 
 from elev_ssl_jax.config import default, with_variant

@@ -1,5 +1,5 @@
 """Chips cut from anybody's scenes, as a TensorFlow dataset."""
 
-from tfds_chips.builder import Built, Chips, build
+from tfds_chips.builder import Built, Chips, SceneReader, build
 
-__all__ = ["Built", "Chips", "build"]
+__all__ = ["Built", "Chips", "SceneReader", "build"]

@@ -13,9 +13,53 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from elev_ssl_jax.data import splits, store
+from elev_ssl_jax.data import cutting, splits, store
 from elev_ssl_jax.runtime import quiet
 from tfds_chips.shards import Builder, features
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreReader:
+    """Reads a chip of a part of a folder."""
+
+    about: store.About
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Of a row of the table."""
+        part, names = Path(row["part"]), [*self.about.sensors]
+        names += ["elevation"] * (self.about.elevation_size is not None)
+        names += ["mask"] * (self.about.classes is not None)
+        return {name: store.open_array(part, self.about, name)[row["index"]] for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneReader:
+    """Cuts a chip from its scene."""
+
+    scenes: Mapping[str, cutting.SceneFiles]
+    settings: cutting.Settings
+    sensors: Mapping[str, Mapping[str, Any]]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Of a row of the table."""
+        files = self.scenes[row["scene"]]
+        return cutting.read_chip(
+            files, self.settings, self.sensors, row["top_row"], row["left_column"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """A chip with some of its bands."""
+
+    read: Callable[[dict[str, Any]], dict[str, np.ndarray]]
+    bands: Mapping[str, tuple[int, ...]]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        chip = self.read(row)
+        for name, bands in self.bands.items():
+            chip[name] = chip[name][..., list(bands)]
+        return {name: np.ascontiguousarray(array) for name, array in chip.items()}
 
 
 class Chips(Builder):
@@ -36,11 +80,13 @@ class Chips(Builder):
     RELEASE_NOTES = {"1.0.0": "The first."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = "A folder that elev_ssl_jax.data.chips has made."
     TEXTS = ("scene", "block")
+    READS = ("part", "index", "top_row", "left_column")
 
     def __init__(
         self,
         *,
         folders: Sequence[Path] = (),
+        scenes: SceneReader | None = None,
         bands: Mapping[str, Sequence[int]] | None = None,
         split_settings: Mapping[str, Any] | None = None,
         **builder_args: Any,
@@ -48,12 +94,13 @@ class Chips(Builder):
         """Args of `store.open_folders`, `splits.choose` and `splits.assign`.
 
         Args:
-          folders: Of chips; the manual directory by default.
+          folders: Of chips.
+          scenes: Reads the chips from their scenes; `folders` say only which there are.
           bands: Which bands to keep of a sensor, counted from 0; all by default.
           split_settings: By name.
           **builder_args: Of TFDS, and `workers`.
         """
-        self.folders, self.bands = list(folders), dict(bands or {})
+        self.folders, self.scenes, self.bands = list(folders), scenes, dict(bands or {})
         self.split_settings = dict(split_settings or {})
         super().__init__(**builder_args)
 
@@ -89,27 +136,8 @@ class Chips(Builder):
         return splits.split(chips, classification=self.is_classification, **self.split_settings)
 
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        return _Reader(self._about, {n: tuple(b) for n, b in self.bands.items()})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads a chip of a part."""
-
-    about: store.About
-    bands: Mapping[str, tuple[int, ...]]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part, index = Path(row["part"]), row["index"]
-        chip = {}
-        for name in self.about.sensors:
-            stored = store.open_array(part, self.about, name)[index]
-            chip[name] = stored if name not in self.bands else stored[..., list(self.bands[name])]
-        if self.about.elevation_size is not None:
-            chip["elevation"] = store.open_array(part, self.about, "elevation")[index]
-        if self.about.classes is not None:
-            chip["mask"] = store.open_array(part, self.about, "mask")[index]
-        return {name: np.ascontiguousarray(array) for name, array in chip.items()}
+        read = self.scenes or StoreReader(self._about)
+        return _Chosen(read, {name: tuple(bands) for name, bands in self.bands.items()})
 
 
 class Built(NamedTuple):

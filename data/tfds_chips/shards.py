@@ -1,6 +1,7 @@
 """What the builders share: features, splits to shards, and shards written in several processes."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax.data import source
 from elev_ssl_jax.data.splits import shared_ground
+from elev_ssl_jax.runtime import beam
 from elev_ssl_jax.runtime.workers import mapped
 
 FILE_FORMAT = file_adapters.FileFormat.ARRAY_RECORD  # has the random access that training needs
@@ -61,13 +63,15 @@ class Shard:
     """The chips of one file, in their order; called, it makes their examples."""
 
     read: Callable[[dict[str, Any]], dict[str, Any]]  # a row of the chips' table to its arrays
-    rows: list[dict[str, Any]]
+    rows: pd.DataFrame
+    sorted_by: tuple[str, ...]  # columns by which they lie side by side
     texts: tuple[str, ...]
     with_label: bool | None  # False: a class that is kept back; None: there is no such feature
 
     def __call__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Keys and examples."""
-        for row in self.rows:
+        rows: list[Any] = self.rows.to_dict("records")
+        for row in rows:
             example = {**self.read(row), "id": row["Id"], **{t: row[t] for t in self.texts}}
             if self.with_label is not None:
                 example["label"] = int(row["label"]) if self.with_label else -1
@@ -77,19 +81,20 @@ class Shard:
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes chips to shards whose order is that of their splits.
 
-    A subclass has `_table`, `_positions`, `_read` and `TEXTS`. Nothing is shuffled: the order
-    within a split is part of its meaning, see `splits.assign`.
+    A subclass has `_table`, `_positions`, `_reader`, `TEXTS` and `READS`. Nothing is shuffled: the
+    order within a split is part of its meaning, see `splits.assign`.
     """
 
     TEXTS: tuple[str, ...] = ()
+    READS: tuple[str, ...] = ()  # columns of the table that its reader needs
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
         tfds.core.BuilderConfig(name="segmentation", description="A class for each pixel."),
         tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
     ]
 
-    def __init__(self, *, workers: int = 1, **builder_args: Any):
-        """`workers` are processes."""
-        self.workers = workers
+    def __init__(self, *, workers: int = 1, beam: Sequence[str] | None = None, **builder_args: Any):
+        """`workers` are processes; with `beam`, options of Apache Beam, that does the work."""
+        self.workers, self.beam = workers, beam
         self.shared_ground = ""  # what `splits.shared_ground` says of the splits just made
         super().__init__(file_format=FILE_FORMAT, **builder_args)
 
@@ -140,19 +145,16 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         most = max(1, _SHARD_BYTES // example_bytes)
         read, with_label = self._reader(folder), True if self.is_classification else None
         shards = {}
+        chips = chips[[name for name in chips if name in {"Id", "label", *self.TEXTS, *self.READS}]]
         for name, rows in positions.items():
-            records: list[Any] = chips.iloc[rows].to_dict("records")
             labelled = with_label and name != "unlabeled"
             shards[name] = [
-                Shard(read, records[i : i + most], self.TEXTS, labelled)
-                for i in range(0, len(records), most)
+                Shard(read, chips.iloc[rows[i : i + most]], self.READS, self.TEXTS, labelled)
+                for i in range(0, len(rows), most)
             ]
         return shards
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        if download_config is not None and download_config.beam_runner is not None:
-            super()._download_and_prepare(dl_manager, download_config)
-            return
         tasks, paths = [], {}
         for split, shards in self._shard_iterators_per_split(dl_manager).items():
             template = self._get_filename_template(split_name=split)
@@ -190,6 +192,12 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         )
 
     def _write(self, tasks) -> None:
+        content = self.info.features.to_json()
+        if self.beam is not None:
+            written = ((path, shard, content) for path, shard in tasks)
+            beam.run(_write_by_beam, written, Path(self.data_dir) / "tasks", self.beam)
+            shutil.rmtree(Path(self.data_dir) / "tasks")
+            return
         total = sum(len(shard.rows) for _, shard in tasks)
         with tqdm(total=total, desc="preparing", unit=" chips") as bar:
             if self.workers <= 1 or len(tasks) < _WORTH_PROCESSES:
@@ -197,7 +205,6 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
                     _write_shard(path, shard, self.info.features, bar.update)
                 return
             workers = min(self.workers, len(tasks))
-            content = self.info.features.to_json()
             for done in mapped(_write_in_worker, tasks, workers, _start_worker, content):
                 bar.update(done)
 
@@ -219,18 +226,25 @@ def _write_in_worker(task):
     return len(shard.rows)
 
 
+def _write_by_beam(task):
+    path, shard, features = task
+    _start_worker(features)
+    _write_in_worker((path, shard))
+
+
 def _write_shard(path, shard, features, count) -> None:
-    """As `tfds.core.writer.ShardWriter`, but one record after the other, and the same each time."""
+    """As `tfds.core.writer.ShardWriter`, but each record is the same bytes each time."""
     import tensorflow as tf
 
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-
-    def records():
-        for key, example in shard():
-            record = serializer.serialize_example(features.encode_example(example))
-            # The order of a record's features would differ between processes.
-            record = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
-            yield key, record
-            count(1)
-
-    writer.ExampleWriter(FILE_FORMAT).write(path, records())
+    # Read in the order in which they lie, written in theirs.
+    lie = shard.rows.reset_index(drop=True).sort_values(list(shard.sorted_by)).index
+    records: list[Any] = [None] * len(lie)
+    in_place = dataclasses.replace(shard, rows=shard.rows.iloc[lie])
+    for position, (key, example) in zip(lie, in_place(), strict=True):
+        record = serializer.serialize_example(features.encode_example(example))
+        # The order of a record's features would differ between processes.
+        record = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
+        records[position] = key, record
+        count(1)
+    writer.ExampleWriter(FILE_FORMAT).write(path, records)

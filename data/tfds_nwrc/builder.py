@@ -47,6 +47,7 @@ class Nwrc(Builder):
         "LabelsGeoTiffv2/."
     )
     TEXTS = ("tile", "block")
+    READS = ("Image", "Elevation", "Mask")
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ from elev_ssl_jax.data.cutting import (
     common,
     cut_all,
     plan,
+    total,
+    without_what_is_missing,
 )
 from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.data.scene import check_name, parse_images, parse_nodata
@@ -68,10 +70,7 @@ def cut_scenes(
         that can't has a line of its own before.
     """
     check_settings(settings)
-    if not any(scene.elevation for scene in scenes):
-        settings = settings._replace(elevation_size=None)
-    if not any(scene.labels for scene in scenes):
-        settings = settings._replace(classes=None)
+    settings = without_what_is_missing(settings, scenes)
     with files.new_folder(out, goes_on=_signature(scenes, settings)) as folder:
         failed: dict[str, str] = {}
         abouts, strips, sensors = {}, {}, {}
@@ -99,35 +98,24 @@ def cut_scenes(
                 bar.update(strip.windows)
                 if isinstance(result, InputError):
                     failed[strip.scene.name] = str(result)
-        total = [0] * len(store.Counts._fields)
+        sums = [0] * len(store.Counts._fields)
         for scene in scenes:
             if scene.name in failed:
                 continue
             try:
-                counts = _total(scene, [store.read_counts(s.folder) for s in strips[scene.name]])
+                counts = total(scene, [store.read_counts(s.folder) for s in strips[scene.name]])
             except InputError as error:
                 failed[scene.name] = str(error)
                 continue
             store.write_scene(folder / scene.name, abouts[scene.name])
-            total = [a + b for a, b in zip(total, counts, strict=True)]
+            sums = [a + b for a, b in zip(sums, counts, strict=True)]
         _refuse(failed, scenes)
         classes = settings.classes and settings.classes.names
         store.write_about(
             folder, store.About(agreed, settings.size, settings.elevation_size, classes)
         )
-    result = store.Counts(*total)
+    result = store.Counts(*sums)
     return Summary(len(scenes), result.kept, result.dropped, result.incomplete, result.unclassed)
-
-
-def _total(scene, parts) -> store.Counts:
-    """Of all parts of a scene, whose chips should be some, and some with elevation."""
-    counts = store.Counts(*map(sum, zip(*parts, strict=True)))
-    first = next(iter(scene.images.values()))[0]
-    if not counts.kept:
-        raise InputError(f"{first}: every chip has nodata; nothing is left")
-    if scene.elevation is not None and not counts.with_elevation:
-        raise InputError(f"{scene.elevation} has no elevation under any chip of {first}")
-    return counts
 
 
 def _refuse(failed: dict[str, str], scenes) -> None:
@@ -241,7 +229,7 @@ def choose_classes(args: Any, scenes: Sequence[SceneFiles]) -> labels.Classes | 
     return labels.two_classes([1] if args.label_values is None else args.label_values)
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_arguments(parser: Any, *, required: bool = True) -> None:
     """The arguments that say what is cut, and how."""
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument(

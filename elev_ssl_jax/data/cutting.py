@@ -91,6 +91,30 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"--max-nodata is {settings.max_nodata}; it must lie in [0, 1)")
 
 
+def without_what_is_missing(settings: Settings, scenes: Sequence[SceneFiles]) -> Settings:
+    """The settings without elevation or classes that no scene has."""
+    if not any(scene.elevation for scene in scenes):
+        settings = settings._replace(elevation_size=None)
+    if not any(scene.labels for scene in scenes):
+        settings = settings._replace(classes=None)
+    return settings
+
+
+def total(scene, parts) -> store.Counts:
+    """Of all parts of a scene.
+
+    Raises:
+      InputError: There is no chip, or none with elevation.
+    """
+    counts = store.Counts(*map(sum, zip(*parts, strict=True)))
+    first = next(iter(scene.images.values()))[0]
+    if not counts.kept:
+        raise InputError(f"{first}: every chip has nodata; nothing is left")
+    if scene.elevation is not None and not counts.with_elevation:
+        raise InputError(f"{scene.elevation} has no elevation under any chip of {first}")
+    return counts
+
+
 def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Strip]]:
     """What is to be known of a scene, as `store` keeps it, and its strips.
 
@@ -189,22 +213,25 @@ def _open(files: SceneFiles, settings: Settings, stack: ExitStack) -> _Open:
     return _Open(scene, dem, labels)
 
 
-class _Kept:
-    """The scene that a process had open last: its next strip needs it again."""
-
-    key: tuple[str, Path] | None = None
-    opened: _Open
-    stack = ExitStack()
+# Scenes that a process has open, the oldest first, each with the stack that closes it.
+_kept: dict[tuple[Any, ...], tuple[_Open, ExitStack]] = {}
+_KEPT = 8
 
 
-def _keep_open(strip: Strip) -> _Open:
-    key = strip.scene.name, strip.folder.parent
-    if _Kept.key != key:
-        _Kept.stack.close()
-        _Kept.key, _Kept.stack = None, ExitStack()
-        _Kept.opened = _open(strip.scene, strip.settings, _Kept.stack)
-        _Kept.key = key
-    return _Kept.opened
+def _keep_open(files: SceneFiles, settings: Settings) -> _Open:
+    """The files of a scene, which the next call needs again."""
+    key = (files.name, files.elevation, files.labels, *sum(files.images.values(), ()))
+    if key not in _kept:
+        stack = ExitStack()
+        _kept[key] = _open(files, settings, stack), stack
+        while len(_kept) > _KEPT:
+            _kept.pop(next(iter(_kept)))[1].close()
+    return _kept[key][0]
+
+
+def _close_all() -> None:
+    while _kept:
+        _kept.popitem()[1][1].close()
 
 
 def cut(strip: Strip) -> store.Counts:
@@ -219,11 +246,52 @@ def cut(strip: Strip) -> store.Counts:
     return counts
 
 
+def index(strip: Strip) -> store.Counts:
+    """Writes where the chips of a strip are, and what classes they have, without the chips."""
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE):
+        arrays, counts = _chips(strip)
+    few = {str(name): arrays[name] for name in ("places", "counts") if name in arrays}
+    store.write_part(strip.folder, few, counts)
+    return counts
+
+
+def read_chip(
+    files: SceneFiles,
+    settings: Settings,
+    sensors: Mapping[str, Mapping[str, Any]],
+    top: int,
+    left: int,
+) -> dict[str, np.ndarray]:
+    """The chip that begins at a row and column of a scene, as `cut` has it.
+
+    Args:
+      files: The scene; the last few stay open.
+      settings: How it is cut.
+      sensors: How chips hold them, as in `Strip`.
+      top: The row.
+      left: The column.
+
+    Raises:
+      InputError: A file can't be read.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE):
+        opened = _keep_open(files, settings)
+        pixels, valid = opened.scene.read(Window(left, top, settings.size, settings.size))
+        chip = {
+            name: np.moveaxis(_stored(sensors[name], part, valid), 0, -1)
+            for name, part in pixels.items()
+        }
+        heights, mask, _ = _ground(opened, files, settings, top, left)
+    for name, array in (("elevation", heights), ("mask", mask)):
+        if array is not None:
+            chip[name] = array
+    return chip
+
+
 def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
     files, settings = strip.scene, strip.settings
-    scene, dem, labels = _keep_open(strip)
-    size, stride = settings.size, settings.stride or settings.size
-    cells = settings.elevation_size
+    opened = _keep_open(files, settings)
+    scene, size, stride = opened.scene, settings.size, settings.stride or settings.size
     found: dict[str, list[np.ndarray]] = {name: [] for name in scene.sensors}
     places: list[tuple[int, int]] = []
     elevations, masks = [], []
@@ -241,32 +309,43 @@ def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
             places.append((top, left))
             for name, part in stored.items():
                 found[name].append(np.moveaxis(part[:, :, columns], 0, -1))
-            grid = scene.grid.transform @ Affine.translation(left, top)
-            if cells is not None:
-                heights = np.full((cells, cells), np.nan, np.float32)
-                if dem is not None:
-                    crs = scene.grid.crs
-                    heights = elevation_over(files.elevation, dem, grid, crs, size, cells)
+            heights, mask, without = _ground(opened, files, settings, top, left)
+            unclassed += without
+            if heights is not None:
                 elevations.append(heights)
                 incomplete += bool(np.isnan(heights).any())
                 with_elevation += not np.isnan(heights).all()
-            if settings.classes is not None:
-                mask, without = np.full((size, size), UNLABELLED, np.uint8), 0
-                if labels is not None:
-                    mask, without = labels.over(grid, size)
+            if mask is not None:
                 masks.append(mask)
-                unclassed += without
     arrays: dict[str, np.ndarray] = {"places": np.array(places, np.int32).reshape(-1, 2)}
     for name, chips in found.items():
         sensor = strip.sensors[name]
         empty = np.empty((0, size, size, sensor["bands"]), sensor["dtype"])
         arrays[name] = np.stack(chips) if chips else empty
-    if cells is not None:
+    if (cells := settings.elevation_size) is not None:
         arrays["elevation"] = np.array(elevations, np.float32).reshape(-1, cells, cells)
     if settings.classes is not None:
         arrays["mask"] = np.array(masks, np.uint8).reshape(-1, size, size)
         arrays["counts"] = _count(arrays["mask"], len(settings.classes.names))
     return arrays, store.Counts(len(places), dropped, incomplete, with_elevation, unclassed)
+
+
+def _ground(opened, files, settings, top, left):
+    """A chip's elevation and classes, or None, and how many pixels have labels of no class."""
+    size, cells, grid = settings.size, settings.elevation_size, opened.scene.grid
+    transform = grid.transform @ Affine.translation(left, top)
+    heights = mask = None
+    unclassed = 0
+    if cells is not None:
+        heights = np.full((cells, cells), np.nan, np.float32)
+        if opened.dem is not None:
+            dem = opened.dem
+            heights = elevation_over(files.elevation, dem, transform, grid.crs, size, cells)
+    if settings.classes is not None:
+        mask = np.full((size, size), UNLABELLED, np.uint8)
+        if opened.labels is not None:
+            mask, unclassed = opened.labels.over(transform, size)
+    return heights, mask, unclassed
 
 
 def _stored(sensor, pixels, valid):
@@ -294,8 +373,7 @@ def cut_all(
             for strip in strips:
                 yield _tried(strip)
         finally:
-            _Kept.stack.close()
-            _Kept.key = None
+            _close_all()
         return
     yield from mapped(_tried, strips, min(workers, len(strips)))
 

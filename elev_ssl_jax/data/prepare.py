@@ -7,17 +7,19 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import source, store
+from elev_ssl_jax.data import chips, cutting, source, splits, store
 from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.runtime.beam import run as run_beam
 
 
 def prepare_chips(
-    chips: Path | Sequence[Path],
+    folders: Path | Sequence[Path],
     data_dir: Path | None = None,
     *,
     config: str = "segmentation",
@@ -35,7 +37,7 @@ def prepare_chips(
     and how many test chips share ground with training chips.
 
     Args:
-      chips: Folders of `elev_ssl_jax.data.chips`, or one in the layout of the NWRC data.
+      folders: Of `elev_ssl_jax.data.chips`, or one in the layout of the NWRC data.
       data_dir: TFDS' folder; ~/tensorflow_datasets by default.
       config: "segmentation" or "classification".
       bands: Which bands to keep of each sensor, or of the only one, counted from 0; by default
@@ -51,31 +53,127 @@ def prepare_chips(
       InputError: A file is missing or malformed, the settings don't fit the data, or another
         process is preparing them.
     """
-    folders = [chips] if isinstance(chips, Path) else list(chips)
+    folders = [folders] if isinstance(folders, Path) else list(folders)
     tfds_chips, tfds_nwrc = _import_builders()
-    from elev_ssl_jax.data import splits
-
-    settings: dict[str, Any] = {
-        "config": config,
-        "workers": workers,
-        "split_settings": {
-            "split_by": split_by,
-            "allow_overlap": allow_overlap,
-            **split_settings,
-        },
-    }
     others = [folder for folder in folders if not store.is_store(folder)]
     if not others:
         about = store.common(folders)
         builder, rows = tfds_chips.Chips, store.read_tables(folders)
-        settings |= {"folders": folders, "bands": _bands(bands, about)}
+        settings: dict[str, Any] = {"folders": folders, "bands": _bands(bands, about)}
     else:
         builder = tfds_nwrc.Nwrc
         if len(folders) > 1:
             raise InputError(f"{others[0]} is not a folder of elev_ssl_jax.data.chips")
-        rows, sizes = tfds_nwrc.look(folders[0], bands)
-        settings |= sizes
+        rows, settings = tfds_nwrc.look(folders[0], bands)
+    split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
+    settings |= {"config": config, "workers": workers, "split_settings": split_settings}
+    with _new_version(builder, data_dir, config, overwrite) as (unfinished, target):
+        _say_how(rows, split_by, allow_overlap)
+        built = tfds_chips.build(builder, folders[0], unfinished, **settings)
+    _say_what(target, built, len(rows))
+    return target
 
+
+def prepare_scenes(
+    scenes: Sequence[cutting.SceneFiles],
+    cut: cutting.Settings,
+    data_dir: Path | None = None,
+    *,
+    beam: Sequence[str] = (),
+    config: str = "segmentation",
+    bands: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
+    overwrite: bool = False,
+    split_by: str | None = None,
+    allow_overlap: bool = False,
+    **split_settings: Any,
+) -> Path:
+    """As `prepare_chips` of what `chips.cut_scenes` makes, but by Apache Beam, and at once.
+
+    First all scenes are looked through for where chips are and what classes they have, then each
+    shard's chips are cut and written. The files are those that `prepare_chips` writes.
+
+    Args:
+      scenes: Their files, which all workers see, as they do `data_dir`.
+      cut: How they are cut.
+      data_dir: See `prepare_chips` for this and what follows.
+      beam: Options of Beam, as `--runner=...`.
+      config: See there.
+      bands: See there.
+      overwrite: See there.
+      split_by: See there.
+      allow_overlap: See there.
+      **split_settings: See there.
+
+    Raises:
+      InputError: As `prepare_chips` and `chips.cut_scenes`.
+    """
+    tfds_chips, _ = _import_builders()
+    split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
+    with _new_version(tfds_chips.Chips, data_dir, config, overwrite) as (unfinished, target):
+        index = unfinished.parent / "index"
+        about, cut = look_through(scenes, cut, index, beam)
+        rows = store.read_table(index)
+        _say_how(rows, split_by, allow_overlap)
+        reader = tfds_chips.SceneReader({s.name: s for s in scenes}, cut, about.sensors)
+        built = tfds_chips.build(
+            tfds_chips.Chips,
+            index,
+            unfinished,
+            config=config,
+            folders=[index],
+            scenes=reader,
+            bands=_bands(bands, about),
+            beam=beam,
+            split_settings=split_settings,
+        )
+    _say_what(target, built, len(rows))
+    return target
+
+
+def look_through(
+    scenes: Sequence[cutting.SceneFiles],
+    settings: cutting.Settings,
+    folder: Path,
+    beam: Sequence[str],
+) -> tuple[store.About, cutting.Settings]:
+    """A folder as `chips.cut_scenes` makes it, but without the chips; what they have in common.
+
+    Raises:
+      InputError: A scene can't be cut, or nothing is left of it.
+    """
+    cutting.check_settings(settings)
+    settings = cutting.without_what_is_missing(settings, scenes)
+    abouts, strips = {}, {}
+    for scene in scenes:
+        try:
+            abouts[scene.name], strips[scene.name] = cutting.plan(
+                scene, settings, folder / scene.name
+            )
+        except InputError as error:
+            raise InputError(f"scene {scene.name}: {error}") from error
+    sensors = cutting.common({name: some[0].sensors for name, some in strips.items()})
+    for name in abouts:
+        (folder / name).mkdir(parents=True)
+    tasks = (s._replace(sensors=sensors) for some in strips.values() for s in some)
+    run_beam(cutting.index, tasks, folder / "tasks", beam)
+    shutil.rmtree(folder / "tasks")
+    for scene in scenes:
+        parts = [store.read_counts(strip.folder) for strip in strips[scene.name]]
+        cutting.total(scene, parts)
+        store.write_scene(folder / scene.name, abouts[scene.name])
+    classes = settings.classes and settings.classes.names
+    about = store.About(sensors, settings.size, settings.elevation_size, classes)
+    store.write_about(folder, about)
+    return about, settings
+
+
+@contextmanager
+def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, Path]]:
+    """A folder for TFDS to write to, and the one that takes its place when that is done.
+
+    Raises:
+      InputError: It is there already, or another process is at it.
+    """
     data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser()
     name = Path(builder.name, config, str(builder.VERSION))
     target = data_dir / name
@@ -84,19 +182,15 @@ def prepare_chips(
     old = target.with_name(f".{target.name}.old")
     with files.sole_writer(unfinished, f"{target} is being prepared by another process"):
         # What a stop has left: in the middle of writing, or of the exchange below.
-        shutil.rmtree(unfinished / "tfds", ignore_errors=True)
+        for left in ("tfds", "index"):
+            shutil.rmtree(unfinished / left, ignore_errors=True)
         if old.exists() and not source.is_whole(target):
             shutil.rmtree(target, ignore_errors=True)
             old.rename(target)
         try:
             if source.is_whole(target) and not overwrite:
                 raise InputError(f"{target} exists already; --overwrite builds it again")
-            chosen, why = splits.choose(rows, split_by, allow_overlap=allow_overlap)
-            if why:
-                print(f"--split-by {chosen}: {why}")
-            counts, shared_ground = tfds_chips.build(
-                builder, folders[0], unfinished / "tfds", **settings
-            )
+            yield unfinished / "tfds", target
             shutil.rmtree(old, ignore_errors=True)
             if target.exists():
                 target.rename(old)  # which `source.newest` finds, until the next line is done
@@ -104,10 +198,18 @@ def prepare_chips(
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    sizes = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{target}: {sizes} ({sum(counts.values())} of {len(rows)} chips)")
-    print(shared_ground)
-    return target
+
+
+def _say_how(rows, split_by, allow_overlap) -> None:
+    chosen, why = splits.choose(rows, split_by, allow_overlap=allow_overlap)
+    if why:
+        print(f"--split-by {chosen}: {why}")
+
+
+def _say_what(target, built, count) -> None:
+    sizes = ", ".join(f"{number} {split}" for split, number in built.counts.items())
+    print(f"{target}: {sizes} ({sum(built.counts.values())} of {count} chips)")
+    print(built.shared_ground)
 
 
 def _import_builders():
@@ -162,7 +264,7 @@ def parse_bands(arguments: Sequence[str]) -> dict[str, list[int]] | list[int]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=Path, nargs="+", required=True, help="folders of chips")
+    parser.add_argument("--chips", type=Path, nargs="+", help="folders of chips")
     parser.add_argument("--data-dir", type=Path, help="default: ~/tensorflow_datasets")
     parser.add_argument(
         "--config", choices=("segmentation", "classification"), default="segmentation"
@@ -198,11 +300,30 @@ def main() -> None:
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
     )
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
-    args = vars(parser.parse_args())
+    group = parser.add_argument_group(
+        "straight from scenes, by Apache Beam", "as for elev_ssl_jax.data.chips; the rest is Beam's"
+    )
+    group.add_argument("--beam", action="store_true", help="cut and write on Beam's workers")
+    chips.add_arguments(group, required=False)
+    args, more = parser.parse_known_args()
     with reported():
-        bands = args.pop("bands")
-        bands = None if bands is None else parse_bands(bands)
-        prepare_chips(args.pop("chips"), args.pop("data_dir"), bands=bands, **args)
+        settings = {
+            name: getattr(args, name)
+            for name in ("config", "overwrite", "split_by", "allow_overlap", "purity", "coverage")
+        }
+        settings |= {"num_labeled": args.num_labeled, "num_test": args.num_test}
+        settings["bands"] = None if args.bands is None else parse_bands(args.bands)
+        if args.beam == (args.chips is not None):
+            raise InputError("either --chips is needed, or --beam with --scenes or --image")
+        if args.beam:
+            if args.scenes is None and args.image is None:
+                raise InputError("--beam needs --scenes, or --image")
+            scenes, cut = chips.of_arguments(args)
+            prepare_scenes(scenes, cut, args.data_dir, beam=more, **settings)
+            return
+        if more:
+            raise InputError(f"unknown argument {more[0]}")
+        prepare_chips(args.chips, args.data_dir, workers=args.workers, **settings)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def read_table(folder: Path) -> pd.DataFrame:
     """A row for each chip, in the order of scenes and places.
 
     Columns: `Id`, `key` (a text that is the chip's own, whatever else is in the folder), `scene`,
-    `block`, the bounds and `crs`, `part` (its folder) and `index` within it; and, with labels,
+    `block`, the bounds and `crs`, `part` (its folder) and `index` within it, `top_row` and
+    `left_column` of the scene; and, with labels,
     `label` (the commonest class, the lowest of several), `share` (of that class among what is
     labelled) and `labelled` (share of the pixels that are).
 
@@ -248,7 +249,7 @@ def _scene_table(path, about):
             table["labelled"] = known / size**2
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    tops, lefts = table.pop("top_row"), table.pop("left_column")
+    tops, lefts = table["top_row"], table["left_column"]
     blocks = [f"{name}/{name}_{t // block}_{n // block}" for t, n in zip(tops, lefts, strict=True)]
     table["Id"] = [f"{name}_{t}_{n}" for t, n in zip(tops, lefts, strict=True)]
     table["key"] = [f"{b}/({t}, {n})/chip.npy" for b, t, n in zip(blocks, tops, lefts, strict=True)]

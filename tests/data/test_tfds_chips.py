@@ -301,3 +301,48 @@ def test_what_data_say_of_themselves_is_checked(cut, tmp_path):
         path.write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="is not a prepared dataset"):
             source.open_split(Data(tmp_path), "test")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--runner=DirectRunner"],
+        [
+            "--runner=DirectRunner",
+            "--direct_running_mode=multi_processing",
+            "--direct_num_workers=2",
+        ],
+    ],
+    ids=["in one process", "in several"],
+)
+def test_beam_writes_what_the_two_commands_write(scenes, cut, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 40_000)
+    wanted = prepare.prepare_chips(
+        cut, tmp_path / "a", split_by="scene", num_labeled=8, num_test=10
+    )
+    words = ["prepare", "--scenes", scenes, "--size", 20, "--elevation-size", 7, "--classes"]
+    words += [f"{name}={i}" for i, name in enumerate(NAMES)]
+    words += ["--beam", "--data-dir", tmp_path / "b", "--split-by", "scene", "--labeled", 8]
+    monkeypatch.setattr(
+        sys, "argv", list(map(str, [*words, "--test", 10, "--runner=DirectRunner", *options]))
+    )
+    prepare.main()
+    got = tmp_path / "b" / wanted.relative_to(tmp_path / "a")
+    assert contents(got) == contents(wanted)
+    assert {path.name for path in got.parent.iterdir()} == {wanted.name}
+
+
+def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, capsys):
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words), "--data-dir", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            prepare.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "either --chips is needed, or --beam" in said()
+    assert "--beam needs --scenes, or --image" in said("--beam")
+    assert "unknown argument --runner=x" in said("--chips", cut, "--runner=x")
+    small = ("--beam", "--scenes", scenes, "--size", 61, "--label-values", 1)
+    assert "scene north: " in said(*small)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
