@@ -155,28 +155,25 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         return shards
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        tasks, paths = [], {}
+        tasks: dict[str, list[tuple[Any, Shard]]] = {}
         for split, shards in self._shard_iterators_per_split(dl_manager).items():
             template = self._get_filename_template(split_name=split)
-            paths[split] = [
-                template.sharded_filepath(shard_index=i, num_shards=len(shards))
-                for i in range(len(shards))
+            count = len(shards)
+            paths = [
+                template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count)
             ]
-            tasks += list(zip(paths[split], shards, strict=True))
+            tasks[split] = list(zip(paths, shards, strict=True))
         self._write(tasks)
-        self.info.set_splits(
-            splits.SplitDict(
-                [
-                    splits.SplitInfo(
-                        name=split,
-                        shard_lengths=[len(s.rows) for p, s in tasks if p in set(paths[split])],
-                        num_bytes=sum(Path(path).stat().st_size for path in paths[split]),
-                        filename_template=self._get_filename_template(split_name=split),
-                    )
-                    for split in paths
-                ]
+        infos = [
+            splits.SplitInfo(
+                name=split,
+                shard_lengths=[len(shard.rows) for _, shard in some],
+                num_bytes=sum(Path(path).stat().st_size for path, _ in some),
+                filename_template=self._get_filename_template(split_name=split),
             )
-        )
+            for split, some in tasks.items()
+        ]
+        self.info.set_splits(splits.SplitDict(infos))
 
     def _as_dataset(
         self, split: Any, decoders: Any = None, read_config: Any = None, shuffle_files: bool = False
@@ -191,22 +188,28 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             lambda: iter(records), output_signature=self.info.features.get_tensor_spec()
         )
 
-    def _write(self, tasks) -> None:
+    def _write(self, tasks: dict[str, list[tuple[Any, Shard]]]) -> None:
+        """Writes the shards of each split to their paths."""
+        every = [task for some in tasks.values() for task in some]
         content = self.info.features.to_json()
         if self.beam is not None:
-            written = ((path, shard, content) for path, shard in tasks)
+            written = ((path, shard, content) for path, shard in every)
             beam.run(_write_by_beam, written, Path(self.data_dir) / "tasks", self.beam)
             shutil.rmtree(Path(self.data_dir) / "tasks")
             return
-        total = sum(len(shard.rows) for _, shard in tasks)
-        with tqdm(total=total, desc="preparing", unit=" chips") as bar:
-            if self.workers <= 1 or len(tasks) < _WORTH_PROCESSES:
-                for path, shard in tasks:
-                    _write_shard(path, shard, self.info.features, bar.update)
-                return
-            workers = min(self.workers, len(tasks))
-            for done in mapped(_write_in_worker, tasks, workers, _start_worker, content):
-                bar.update(done)
+        in_processes = self.workers > 1 and len(every) >= _WORTH_PROCESSES
+        done: Iterator[int] = iter(())
+        if in_processes:
+            workers = min(self.workers, len(every))
+            done = mapped(_write_in_worker, every, workers, _start_worker, content)
+        for split, some in tasks.items():
+            total = sum(len(shard.rows) for _, shard in some)
+            with tqdm(total=total, desc=split, unit=" chips") as bar:
+                for path, shard in some:
+                    if in_processes:
+                        bar.update(next(done))
+                    else:
+                        _write_shard(path, shard, self.info.features, bar.update)
 
 
 _worker_features: Any = None

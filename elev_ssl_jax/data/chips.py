@@ -91,9 +91,8 @@ def cut_scenes(
         ]
         whole = sum(strip.windows for some in strips.values() for strip in some)
         done = whole - sum(strip.windows for strip in todo)
-        with tqdm(
-            total=whole, initial=done, desc="cutting", unit=" chips", disable=not progress
-        ) as bar:
+        desc = scenes[0].name if len(scenes) == 1 else f"{len(scenes)} scenes"
+        with tqdm(total=whole, initial=done, desc=desc, unit=" chips", disable=not progress) as bar:
             for strip, result in cut_all(todo, workers):
                 bar.update(strip.windows)
                 if isinstance(result, InputError):
