@@ -11,7 +11,7 @@ from pathlib import Path
 from elev_ssl_jax.data.scene import parse_images, parse_nodata
 from elev_ssl_jax.errors import reported
 from elev_ssl_jax.inference.model import load
-from elev_ssl_jax.inference.windows import map_scene
+from elev_ssl_jax.inference.scenes import map_scene
 
 
 def main() -> None:

@@ -11,14 +11,17 @@ from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
 
 
-def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, seed=0):
-    """A run's folder with random weights and statistics; its variables."""
+def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, seed=0, shapes=None):
+    """A run's folder with random weights and statistics; its variables.
+
+    `shape` is that of the images that the network sees, `shapes` those of several inputs.
+    """
     if settings.task == "finetune":
         model = finetune.make_model(settings, shape[:2], "cpu")
-        images, shapes = jnp.zeros((1, *shape)), {"image": shape}
+        images, known = jnp.zeros((1, *shape)), {"image": shape}
     else:
         model = objective.make_model(settings, elevation, "cpu")
-        images, shapes = jnp.zeros((1, 3, *shape)), {"image": shape, "elevation": elevation}
+        images, known = jnp.zeros((1, 3, *shape)), {"image": shape, "elevation": elevation}
     rng = np.random.default_rng(seed)
     shapes_of = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
 
@@ -33,7 +36,7 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
     variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
     params, stats = variables["params"], variables["batch_stats"]
     state = TrainState(jnp.asarray(step), params, stats, opt_state={})
-    about = checkpoint.describe(settings, steps=steps, shapes=shapes)
+    about = checkpoint.describe(settings, steps=steps, shapes=shapes or known)
     with checkpoint.open_checkpoints(folder, 1) as checkpoints:
         checkpoint.save(checkpoints, state, about)
     return variables

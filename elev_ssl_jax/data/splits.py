@@ -34,6 +34,8 @@ def choose(
     """
     if allow_overlap and split_by != "random":
         raise InputError("--allow-overlap is for --split-by random, which must be given too")
+    if split_by == "tile" and "tile" not in chips:
+        split_by = "scene"  # of the NWRC data the tile is what the scene is of others
     if split_by not in (None, "random"):
         return str(split_by), ""
     if not ground.is_known(chips):

@@ -16,8 +16,8 @@ from rasterio.vrt import WarpedVRT
 
 from elev_ssl_jax import predict
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference import maps, scenes, windows
 from elev_ssl_jax.inference import model as inference
-from elev_ssl_jax.inference import windows
 from tests import runs
 from tests.data.test_chips import LEFT, TOP, UTM, write
 
@@ -76,11 +76,11 @@ def test_windows_of_what_needs_no_surroundings_make_the_whole(
         second = chips["image"][..., 1:2] / np.float32(6000)
         return np.concatenate([second, 1 - second], axis=-1)
 
-    monkeypatch.setattr(windows, "_functions", lambda *_, **__: {"map": pointwise})
+    monkeypatch.setattr(windows, "make_functions", lambda *_, **__: {"map": pointwise})
     monkeypatch.setattr(windows, "_COLUMNS", 64)  # two parts of the width, which windows straddle
     model = inference.load(folders / "unet")
     out, probabilities = tmp_path / "map.tif", tmp_path / "probabilities.tif"
-    windows.map_scene(
+    scenes.map_scene(
         model, images, out=out, probabilities=probabilities, progress=False, batch_size=5, **options
     )
     wanted = pixels[..., 1] / 6000
@@ -100,7 +100,7 @@ def test_a_map_has_no_seams(folders, scene, tmp_path):
 
     def jumps(overlap):
         """The mean step between neighbouring pixels at windows' borders, over that elsewhere."""
-        windows.map_scene(
+        scenes.map_scene(
             model, images, probabilities=path, overlap=overlap, overwrite=True, progress=False
         )
         steps = np.abs(np.diff(read(path)[:120, :, 1], axis=0))
@@ -125,14 +125,14 @@ def test_windows_that_overlap_give_what_one_large_window_gives(
         )
         return np.stack([mean, 1 - mean], axis=-1)
 
-    monkeypatch.setattr(windows, "_functions", lambda *_, **__: {"map": local})
+    monkeypatch.setattr(windows, "make_functions", lambda *_, **__: {"map": local})
     model = inference.load(folders / "unet")
     whole = local({"image": pixels[None, :120]})[0, 4:110, 4:86, 0]
 
     def error(**options):
         path = tmp_path / "probabilities.tif"
         path.unlink(missing_ok=True)
-        windows.map_scene(model, images, probabilities=path, progress=False, **options)
+        scenes.map_scene(model, images, probabilities=path, progress=False, **options)
         return np.abs(read(path)[4:110, 4:86, 0] - whole)
 
     blended, side_by_side = error(), error(overlap=0)
@@ -160,7 +160,7 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
     images, pixels = scene
     out = tmp_path / "map.tif"
     model = inference.load(folders / "elevation")
-    windows.map_scene(model, images, out=out, overlap=0, progress=False)
+    scenes.map_scene(model, images, out=out, overlap=0, progress=False)
     got = read(out)[..., 0]
     assert np.isnan(got[pixels[..., 2] == 0]).all()
     cells = model.elevation(pixels[None, 32:64, 32:64])[0]
@@ -172,7 +172,7 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
 
     model = inference.load(folders / "linear")
     probabilities = tmp_path / "probabilities.tif"
-    windows.map_scene(
+    scenes.map_scene(
         model,
         images,
         out=out,
@@ -191,7 +191,7 @@ def test_features_are_a_table_of_windows(folders, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "_COLUMNS", 50)
     model = inference.load(folders / "elevation")
     path = tmp_path / "features.parquet"
-    counts = windows.map_scene(model, images, features=path, progress=False)
+    counts = scenes.map_scene(model, images, features=path, progress=False)
     table = geopandas.read_parquet(path)
     assert table.crs == UTM
     assert len(table) == counts.windows == len(table.geometry.drop_duplicates())
@@ -248,11 +248,11 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
         (elevation, images, {"probabilities": bad / "p.tif"}, "is a pre-training"),
     ):
         with pytest.raises(InputError, match=message) as told:
-            windows.map_scene(model, files, out=out, progress=False, **options)
+            scenes.map_scene(model, files, out=out, progress=False, **options)
         assert "\n" not in str(told.value)
         assert set(os.listdir(bad)) == before
     with pytest.raises(InputError, match="nothing to write"):
-        windows.map_scene(unet, images)
+        scenes.map_scene(unet, images)
 
 
 def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path):
@@ -272,16 +272,16 @@ def test_no_input_and_no_file_of_others_is_overwritten(folders, scene, tmp_path)
         {"features": two},
     ):
         with pytest.raises(InputError, match="is an input"):
-            windows.map_scene(model, images, overwrite=True, progress=False, **options)
+            scenes.map_scene(model, images, overwrite=True, progress=False, **options)
     with pytest.raises(InputError, match="is an input"):  # which the mosaic only names
-        windows.map_scene(model, [two, mosaic], out=one, overwrite=True, progress=False)
+        scenes.map_scene(model, [two, mosaic], out=one, overwrite=True, progress=False)
     own = next(path for path in (folders / "unet").rglob("*") if path.is_file())
     with pytest.raises(InputError, match="is an input"):
-        windows.map_scene(model, images, features=own, overwrite=True, progress=False)
+        scenes.map_scene(model, images, features=own, overwrite=True, progress=False)
     with pytest.raises(InputError, match=r"name a .tif"):
-        windows.map_scene(model, images, out=tmp_path / "new.png", progress=False)
+        scenes.map_scene(model, images, out=tmp_path / "new.png", progress=False)
     with pytest.raises(InputError, match=r"map.png exists already; .* add --overwrite"):
-        windows.map_scene(model, images, out=tmp_path / "map.tif", progress=False)
+        scenes.map_scene(model, images, out=tmp_path / "map.tif", progress=False)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
@@ -289,7 +289,7 @@ def test_a_value_that_means_no_data_can_be_named(folders, scene, tmp_path):
     _, pixels = scene
     path = write(tmp_path / "undeclared.tif", np.moveaxis(pixels, -1, 0), GRID)
     out = tmp_path / "map.tif"
-    windows.map_scene(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
+    scenes.map_scene(inference.load(folders / "unet"), [path], out=out, nodata=0, progress=False)
     np.testing.assert_array_equal(read(out)[..., 0] == 255, pixels[..., 2] == 0)
 
 
@@ -318,3 +318,99 @@ predict.main()
     assert done.returncode == 2, done.stderr
     assert "map.tif: can't be written" in done.stderr.splitlines()[-1]
     assert not os.listdir(out)
+
+
+def test_a_map_of_several_sensors_and_elevation(scene, tmp_path, rng):
+    images, pixels = scene
+    radar = rng.normal(-12, 4, (2, 150, 90)).astype(np.float32)
+    radar[1, :30, :20] = np.nan
+    heights = rng.uniform(0, 900, (50, 30)).astype(np.float32)
+    write(tmp_path / "radar.tif", radar, GRID)
+    write(tmp_path / "dem.tif", heights, from_origin(LEFT, TOP, 30, 30))
+    settings = runs.settings("unet")
+    settings.data.inputs = ("s2", "s1", "elevation")
+    settings.data.value_range = (*[(0.0, 6000.0)] * 3, (-25.0, 0.0), (-30.0, -5.0))
+    settings.data.std, settings.data.rgb = (2.0,), (0, 1, 2)
+    settings.finetune.classes = ("wild", "farmed")
+    shapes = {"s2": (32, 32, 3), "s1": (32, 32, 2), "elevation": (11, 11)}
+    runs.save_run(tmp_path / "run", settings, (32, 32, 6), shapes=shapes)
+    words = ["predict", "--run", tmp_path / "run", "--image", f"s1={tmp_path / 'radar.tif'}"]
+    words += ["--image", f"s2={images[0]}", images[1], "--out", tmp_path / "map.tif"]
+    words += ["--elevation", tmp_path / "dem.tif", "--overlap", 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(map(str, words)))
+        predict.main()
+    got = read(tmp_path / "map.tif")[..., 0]
+    valid = (pixels[..., 2] > 0) & ~np.isnan(radar[1])
+    np.testing.assert_array_equal(got == 255, ~valid)
+    with rasterio.open(tmp_path / "map.tif") as source:
+        assert source.tags(1)["class_1"] == "farmed"
+
+    model = inference.load(tmp_path / "run")
+    window = {
+        "s2": pixels[None, 32:64, 32:64],
+        "s1": np.moveaxis(radar, 0, -1)[None, 32:64, 32:64],
+    }
+    with pytest.raises(InputError, match="takes s2, s1, elevation; there is no elevation"):
+        model.predict(window)
+    with pytest.raises(InputError, match="a dictionary with an array for each"):
+        model.predict(pixels[None])
+    # Bilinear, so that the chip's heights have to be cut as the map's are.
+    from contextlib import ExitStack
+
+    from elev_ssl_jax.data.rasters import open_raster
+    from elev_ssl_jax.data.terrain import elevation_over
+
+    with ExitStack() as stack:
+        dem = open_raster(tmp_path / "dem.tif", stack)
+        place = GRID @ rasterio.Affine.translation(32, 32)
+        window["elevation"] = elevation_over(tmp_path, dem, place, dem.crs, 32, 11)[None]
+    wanted = model.predict(window)[0, :, :26]  # the last window of a row begins at 58
+    np.testing.assert_array_equal(wanted, got[32:64, 32:58])
+
+    named = {"s1": [tmp_path / "radar.tif"], "s2": images}
+    for given, options, message in (
+        ({"s1": named["s1"]}, {}, "--image gives s1; .* takes s2, s1"),
+        (images, {}, "--image gives image; .* takes s2, s1"),
+        (named, {}, "needs --elevation"),
+        ({**named, "s1": images}, {"elevation": tmp_path / "dem.tif"}, "has 3 bands; .* takes 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            scenes.map_scene(model, given, out=tmp_path / "no.tif", progress=False, **options)
+
+
+def test_each_tile_is_written_once(folders, tmp_path, monkeypatch, rng):
+    bands = rng.integers(1, 6000, (3, 150, 600)).astype(np.uint16)
+    image = write(tmp_path / "scene.tif", bands, GRID)
+    monkeypatch.setattr(maps, "_TILE", 64)
+    monkeypatch.setattr(windows, "_COLUMNS", 256)
+    written = []
+
+    class Watched:
+        """A raster that tells what is written to it."""
+
+        def __init__(self, raster):
+            self.raster = raster
+
+        def write(self, array, window):
+            written.append(window.toranges())
+            self.raster.write(array, window=window)
+
+        def __getattr__(self, name):
+            return getattr(self.raster, name)
+
+    class Files(maps.MapFiles):
+        def _create(self, name, *rest):
+            super()._create(name, *rest)
+            self.rasters[name] = Watched(self.rasters[name])
+
+    monkeypatch.setattr(scenes, "MapFiles", Files)
+    model = inference.load(folders / "unet")
+    scenes.map_scene(model, [image], out=tmp_path / "map.tif", progress=False)
+    count = np.zeros((150, 600), int)
+    for (top, bottom), (left, right) in written:
+        count[int(top) : int(bottom), int(left) : int(right)] += 1
+        assert top % 64 == left % 64 == 0
+        assert bottom % 64 == 0 or bottom == 150
+        assert right % 64 == 0 or right == 600
+    assert (count == 1).all()

@@ -1,0 +1,207 @@
+"""A model over a whole scene of any size."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rasterio
+from tqdm import tqdm
+
+from elev_ssl_jax import files
+from elev_ssl_jax.data.rasters import open_raster
+from elev_ssl_jax.data.scene import Images, Nodata, open_scene, warn_of_blanks
+from elev_ssl_jax.data.terrain import check_overlap
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference import windows
+from elev_ssl_jax.inference.maps import LOOK, MapFiles
+from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.runtime import sharding
+from elev_ssl_jax.sensors import ELEVATION
+
+_CACHE = 256  # MB for GDAL, whose default is a share of the machine's
+
+
+class Counts(NamedTuple):
+    """What was done."""
+
+    pixels: int
+    windows: int  # that have a valid pixel
+    seconds: float
+
+
+def map_scene(
+    model: Model,
+    images: Images | Sequence[Path],
+    *,
+    elevation: Path | None = None,
+    out: Path | None = None,
+    probabilities: Path | None = None,
+    features: Path | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 32,
+    nodata: Nodata | float | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Counts:
+    """Maps a scene of any size. Files get their names only when all of them are whole.
+
+    Args:
+      model: From `load`.
+      images: The files of each sensor, or of the only one, on one grid, with the bands that the
+        run was trained on.
+      elevation: A DEM in metres, on any grid, for a model that sees elevation.
+      out: The map, a cloud-optimised GeoTIFF on the scene's grid, and beside it a PNG to look at:
+        a fine-tuned model's classes, uint8, 255 where a band has nodata, or a pre-trained one's
+        elevation in metres, float32, NaN there.
+      probabilities: Likewise a band for each class, float32, NaN for nodata.
+      features: GeoParquet, a row for each window that has a valid pixel: `geometry`, its outline;
+        `valid`, the share of valid pixels; `features`, as `Model.features`.
+      window: Side in pixels of what the model sees at a time; by default that of the run's chips,
+        and no other for elevation.
+      overlap: Pixels that neighbouring windows share at least, where their predictions are
+        blended; by default half a window for maps, and none for features alone.
+      batch_size: Windows at a time, over all devices.
+      nodata: The value of the images, or of each sensor, that means "no data", whatever they say
+        of it.
+      overwrite: Whether files that are there may be replaced; the images never are.
+      progress: Whether to show a bar.
+
+    Raises:
+      InputError: Files, model and options don't fit one another, or can't be read or written.
+    """
+    outputs = [path for path in (out, probabilities, features) if path is not None]
+    if not outputs:
+        raise InputError("nothing to write; name --out, --probabilities or --features")
+    if out is not None:
+        picture = out.with_suffix(".png")
+        if picture == out:
+            raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
+        outputs.append(picture)
+    if probabilities is not None and model.num_classes is None:
+        raise InputError(f"--probabilities is for fine-tuned runs; {model.run} is a pre-training")
+    maps = out is not None or probabilities is not None
+    size = _check_window(model, window, maps)
+    if overlap is None:
+        overlap = size // 2 if maps else 0
+    if not 0 <= overlap < size:
+        raise InputError(f"--overlap is {overlap}; it must be 0 to {size - 1}, less than a window")
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; it must be at least 1")
+    if not isinstance(images, Mapping):
+        images = {"image": images}
+    if isinstance(nodata, int | float):
+        nodata = {"": float(nodata)}
+    images = _for_model(model, images, elevation)
+
+    start = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
+        source = _open(model, images, elevation, nodata, size, stack)
+        scene = source.scene
+        # A mosaic names further files, and a run is more than what is read of it.
+        read = [file for raster in scene.rasters for file in (raster.path, *raster.dataset.files)]
+        read += [path for path in (elevation,) if path is not None]
+        run = (path for path in model.run.rglob("*") if path.is_file())
+        files.check_outputs(outputs, [*map(Path, read), *run], overwrite=overwrite)
+        height, width = scene.grid.shape
+        if min(height, width) < size:
+            raise InputError(
+                f"{scene.path} is {height} x {width} pixels, smaller than a window of {size}; set "
+                "--window"
+            )
+        warn_of_blanks(scene)
+        look = scene.sample(LOOK)
+        _check_values(model, scene, *look)
+        sink = stack.enter_context(
+            MapFiles(model, scene.grid, out=out, probabilities=probabilities, features=features)
+        )
+        bar = tqdm(
+            total=height * width,
+            unit=" pixels",
+            unit_scale=True,
+            desc="predicting",
+            disable=not progress,
+        )
+        mesh = sharding.make_mesh(jax.local_devices())
+        functions = windows.make_functions(
+            dataclasses.replace(
+                model, variables=jax.device_put(model.variables, sharding.replicated(mesh))
+            ),
+            size,
+            maps=maps,
+            features=features is not None,
+        )
+        batch_size = -(-batch_size // mesh.size) * mesh.size
+        with bar:
+            count = windows.write(source, functions, sink, size, overlap, batch_size, mesh, bar)
+        sink.finish(look)
+    return Counts(height * width, count, time.monotonic() - start)
+
+
+def _for_model(model, images, elevation) -> dict[str, Any]:
+    """The images by the names that the model has for its sensors.
+
+    Raises:
+      InputError: A sensor or the elevation is missing, or there is one too many.
+    """
+    wanted = [name for name in model.inputs.names if name != ELEVATION]
+    if list(images) == ["image"] and len(wanted) == 1:
+        images = {wanted[0]: images["image"]}
+    if set(images) != set(wanted):
+        raise InputError(
+            f"--image gives {', '.join(images)}; {model.run} takes "
+            + (", ".join(wanted) if wanted != ["image"] else "one sensor, which needs no name")
+        )
+    if model.inputs.with_elevation != (elevation is not None):
+        needs = "needs --elevation" if elevation is None else "takes no --elevation"
+        raise InputError(f"{model.run} {needs}")
+    return {name: images[name] for name in wanted}
+
+
+def _open(model, images, elevation, nodata, size, stack) -> windows.Source:
+    scene = open_scene(images, stack, nodata)
+    for name, rasters in scene.sensors.items():
+        model.check_bands(scene.bands(name), " + ".join(str(r.path) for r in rasters), name)
+    if elevation is None:
+        return windows.Source(scene, None, None, 0)
+    dem = open_raster(elevation, stack)
+    check_overlap(elevation, dem.crs, dem.bounds, scene.grid, scene.path)
+    cells = round(model.shapes[ELEVATION][0] * size / max(model.image_shape[:2]))
+    return windows.Source(scene, dem, elevation, max(1, cells))
+
+
+def _check_window(model, window, maps) -> int:
+    height, width, _ = model.image_shape
+    size = max(height, width) if window is None else window
+    if size < 32:
+        raise InputError(f"--window is {size}; it must be at least 32 pixels")
+    if maps and model.num_classes is None:
+        if model.elevation_shape is None:
+            raise InputError(
+                f"{model.run} has learned neither classes nor elevation; --features is what it has"
+            )
+        if (height, width) != (size, size):
+            raise InputError(
+                f"--window is {size}; {model.run} tells elevation from {height} x {width} pixels"
+            )
+    return size
+
+
+def _check_values(model, scene, pixels, valid) -> None:
+    """Refuses a scene whose values are hardly in the range that the run was trained on."""
+    if not valid.any():
+        raise InputError(f"{scene.path}: every pixel is nodata; nothing is left to map")
+    known = np.concatenate([part[:, valid].astype(np.float64) for part in pixels.values()])
+    low, high = np.broadcast_to(model.inputs.value_range, (len(known), 2)).T[..., None]
+    inside = np.mean((known > low) & (known < high))
+    if inside < 0.01 or np.ptp((known - low) / (high - low)) < 1e-3:
+        raise InputError(
+            f"{scene.path} has values from {known.min():g} to {known.max():g}; {model.run} was "
+            f"trained on {low.min():g} to {high.max():g}: are these the same units?"
+        )
