@@ -247,9 +247,12 @@ def cut(strip: Strip) -> store.Counts:
 
 
 def index(strip: Strip) -> store.Counts:
-    """Writes where the chips of a strip are, and what classes they have, without the chips."""
+    """Writes where the chips of a strip are, and what classes they have, without the chips.
+
+    Whether they have elevation is looked at until one does.
+    """
     with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-        arrays, counts = _chips(strip)
+        arrays, counts = _chips(strip, all_elevation=False)
     few = {str(name): arrays[name] for name in ("places", "counts") if name in arrays}
     store.write_part(strip.folder, few, counts)
     return counts
@@ -288,7 +291,7 @@ def read_chip(
     return chip
 
 
-def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
+def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Counts]:
     files, settings = strip.scene, strip.settings
     opened = _keep_open(files, settings)
     scene, size, stride = opened.scene, settings.size, settings.stride or settings.size
@@ -309,7 +312,8 @@ def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
             places.append((top, left))
             for name, part in stored.items():
                 found[name].append(np.moveaxis(part[:, :, columns], 0, -1))
-            heights, mask, without = _ground(opened, files, settings, top, left)
+            needed = all_elevation or not with_elevation
+            heights, mask, without = _ground(opened, files, settings, top, left, needed)
             unclassed += without
             if heights is not None:
                 elevations.append(heights)
@@ -322,7 +326,7 @@ def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
         sensor = strip.sensors[name]
         empty = np.empty((0, size, size, sensor["bands"]), sensor["dtype"])
         arrays[name] = np.stack(chips) if chips else empty
-    if (cells := settings.elevation_size) is not None:
+    if (cells := settings.elevation_size) is not None and all_elevation:
         arrays["elevation"] = np.array(elevations, np.float32).reshape(-1, cells, cells)
     if settings.classes is not None:
         arrays["mask"] = np.array(masks, np.uint8).reshape(-1, size, size)
@@ -330,13 +334,13 @@ def _chips(strip) -> tuple[dict[str, np.ndarray], store.Counts]:
     return arrays, store.Counts(len(places), dropped, incomplete, with_elevation, unclassed)
 
 
-def _ground(opened, files, settings, top, left):
+def _ground(opened, files, settings, top, left, with_elevation=True):
     """A chip's elevation and classes, or None, and how many pixels have labels of no class."""
     size, cells, grid = settings.size, settings.elevation_size, opened.scene.grid
     transform = grid.transform @ Affine.translation(left, top)
     heights = mask = None
     unclassed = 0
-    if cells is not None:
+    if cells is not None and with_elevation:
         heights = np.full((cells, cells), np.nan, np.float32)
         if opened.dem is not None:
             dem = opened.dem
