@@ -188,7 +188,7 @@ def affine(inputs: Inputs, bands: int) -> tuple[np.ndarray, ...]:
         mean, std = (np.broadcast_to(v, light) for v in (inputs.mean or (0.0,), inputs.std))
     parts = [low, high, 1 / std, -mean / std]
     if inputs.with_elevation:
-        last = -np.inf, np.inf, 1 / inputs.elevation_scale, 0.0
+        last = -1e5, 1e5, 1 / inputs.elevation_scale, 0.0  # no place is so deep or so high
         parts = [np.append(part, value) for part, value in zip(parts, last, strict=True)]
     return tuple(part.astype(np.float32) for part in parts)
 

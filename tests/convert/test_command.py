@@ -111,12 +111,70 @@ def test_the_printed_lines_give_what_the_run_gives(
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
-    if target != "onnx":
+    if target == "onnx":
+        import onnxruntime
+
+        about = onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+        assert json.loads(about["classes"]) == list(model.classes)
+    else:
         with safe_open(out, "np") as file:
             told = file.metadata()
         assert told["bands"] == str(model.image_shape[2])
         assert told["value_range"] == "100 5100"
         assert json.loads(told["config"])["model"]["encoder"] == "resnet18"
+
+
+def several_sensors(folder):
+    """A pre-training that saw optics, radar and heights, standardised."""
+    settings = runs.settings(width=1.0)
+    settings.data.inputs, settings.data.rgb = ("s2", "s1", "elevation"), (0, 1, 2)
+    settings.data.value_range = (*[(0.0, 6000.0)] * 3, (-25.0, 0.0))
+    settings.data.mean, settings.data.std = (100.0, 200.0, 300.0, -12.0), (50.0, 60.0, 70.0, 4.0)
+    shapes = {"s2": (32, 32, 3), "s1": (32, 32, 1), "elevation": (32, 32)}
+    runs.save_run(folder, settings, (32, 32, 5), elevation=(32, 32), shapes=shapes)
+    return inference.load(folder)
+
+
+def test_several_sensors_and_heights_go_to_pytorch_and_back(convert, tmp_path, monkeypatch, rng):
+    model = several_sensors(tmp_path / "run")
+    chips = {
+        "s2": rng.integers(0, 7000, (3, 32, 32, 3)).astype(np.uint16),
+        "s1": rng.normal(-12, 6, (3, 32, 32, 1)).astype(np.float32),
+        "elevation": rng.uniform(0, 900, (3, 32, 32)).astype(np.float32),
+    }
+    joined = np.concatenate([chips["s2"], chips["s1"], chips["elevation"][..., None]], axis=-1)
+    out = tmp_path / "out" / "encoder.safetensors"
+    out.parent.mkdir()
+    code, usage = convert(tmp_path / "run", "torchvision", out, "--print-usage")
+    assert code == 0, usage
+    assert "s2, 3 bands; s1, 1 bands; elevation in metres" in usage
+    got = run_usage(usage, as_torch(joined), monkeypatch, out.parent)["features"]
+    wanted = model.features(chips)
+    assert np.abs(np.asarray(got) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+    assert convert(tmp_path / "run", "run", tmp_path / "again")[0] == 0
+    again = inference.load(tmp_path / "again")
+    assert again.inputs == model.inputs
+    np.testing.assert_allclose(again.features(chips), wanted, rtol=1e-4, atol=1e-5)
+    code, said = convert(tmp_path / "run", "run", tmp_path / "few", "--bands", "0", "3")
+    assert code == 2
+    assert "takes elevation, which is no band of an image" in said
+
+
+def test_a_file_of_ours_tells_the_scale_of_each_band(convert, tmp_path):
+    settings = runs.settings(width=1.0)
+    settings.data.value_range = ((0.0, 10.0), (0.0, 20.0), (0.0, 30.0))
+    settings.data.mean, settings.data.std = (1.0, 2.0, 3.0), (4.0,)
+    runs.save_run(tmp_path / "run", settings, SHAPE)
+    assert convert(tmp_path / "run", "torchvision", tmp_path / "e.safetensors")[0] == 0
+    assert convert(tmp_path / "e.safetensors", "run", tmp_path / "back")[0] == 0
+    back = inference.load(tmp_path / "back").inputs
+    assert back == inference.load(tmp_path / "run").inputs
+    more = ("--bands", "2", "0")
+    assert convert(tmp_path / "e.safetensors", "run", tmp_path / "two", *more)[0] == 0
+    two = inference.load(tmp_path / "two")
+    assert two.inputs.value_range == ((0.0, 30.0), (0.0, 10.0))
+    assert (two.inputs.mean, two.inputs.std, two.image_shape[2]) == ((3.0, 1.0), (4.0,), 2)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "msgpack"])
