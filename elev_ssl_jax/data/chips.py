@@ -97,7 +97,7 @@ def cut_scenes(
                 bar.update(strip.windows)
                 if isinstance(result, InputError):
                     failed[strip.scene.name] = str(result)
-        sums = [0] * len(store.Counts._fields)
+        sums = [0] * len(store.PartCounts._fields)
         for scene in scenes:
             if scene.name in failed:
                 continue
@@ -113,7 +113,7 @@ def cut_scenes(
         store.write_about(
             folder, store.About(agreed, settings.size, settings.elevation_size, classes)
         )
-    result = store.Counts(*sums)
+    result = store.PartCounts(*sums)
     return Summary(len(scenes), result.kept, result.dropped, result.incomplete, result.unclassed)
 
 

@@ -100,13 +100,13 @@ def without_what_is_missing(settings: Settings, scenes: Sequence[SceneFiles]) ->
     return settings
 
 
-def total(scene, parts) -> store.Counts:
+def total(scene, parts) -> store.PartCounts:
     """Of all parts of a scene.
 
     Raises:
       InputError: There is no chip, or none with elevation.
     """
-    counts = store.Counts(*map(sum, zip(*parts, strict=True)))
+    counts = store.PartCounts(*map(sum, zip(*parts, strict=True)))
     first = next(iter(scene.images.values()))[0]
     if not counts.kept:
         raise InputError(f"{first}: every chip has nodata; nothing is left")
@@ -234,7 +234,7 @@ def _close_all() -> None:
         _kept.popitem()[1][1].close()
 
 
-def cut(strip: Strip) -> store.Counts:
+def cut(strip: Strip) -> store.PartCounts:
     """Writes the chips of a strip.
 
     Raises:
@@ -246,7 +246,7 @@ def cut(strip: Strip) -> store.Counts:
     return counts
 
 
-def index(strip: Strip) -> store.Counts:
+def index(strip: Strip) -> store.PartCounts:
     """Writes where the chips of a strip are, and what classes they have, without the chips.
 
     Whether they have elevation is looked at until one does.
@@ -291,7 +291,7 @@ def read_chip(
     return chip
 
 
-def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Counts]:
+def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.PartCounts]:
     files, settings = strip.scene, strip.settings
     opened = _keep_open(files, settings)
     scene, size, stride = opened.scene, settings.size, settings.stride or settings.size
@@ -331,7 +331,7 @@ def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Coun
     if settings.classes is not None:
         arrays["mask"] = np.array(masks, np.uint8).reshape(-1, size, size)
         arrays["counts"] = _count(arrays["mask"], len(settings.classes.names))
-    return arrays, store.Counts(len(places), dropped, incomplete, with_elevation, unclassed)
+    return arrays, store.PartCounts(len(places), dropped, incomplete, with_elevation, unclassed)
 
 
 def _ground(opened, files, settings, top, left, with_elevation=True):
@@ -370,7 +370,7 @@ def _count(masks, classes):
 
 def cut_all(
     strips: Sequence[Strip], workers: int
-) -> Iterator[tuple[Strip, store.Counts | InputError]]:
+) -> Iterator[tuple[Strip, store.PartCounts | InputError]]:
     """Cuts strips that are not there yet, in some order; of one that fails, its error."""
     if workers <= 1 or len(strips) <= 1:
         try:

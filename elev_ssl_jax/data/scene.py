@@ -20,7 +20,7 @@ _ROWS, _COLUMNS = 512, 8192  # of a block, which bounds the memory
 _BLANK = 0.01  # the share of pixels that are 0 without meaning no data, above which there is a word
 _RESERVED = ("elevation", "mask", "label", "id", "scene", "tile", "block", "name", "labels")
 
-Images = Mapping[str, Sequence[Path]]  # the files of each sensor
+SensorFiles = Mapping[str, Sequence[Path]]  # the files of each sensor
 Nodata = Mapping[str, float]  # by sensor; that under "" is for all
 
 
@@ -190,7 +190,7 @@ def parse_nodata(values: Sequence[str], sensors: Sequence[str]) -> dict[str, flo
     return nodata
 
 
-def open_scene(images: Images, stack: ExitStack, nodata: Nodata | None = None) -> Scene:
+def open_scene(images: SensorFiles, stack: ExitStack, nodata: Nodata | None = None) -> Scene:
     """Opens the rasters of a scene until `stack` closes.
 
     Args:

@@ -34,7 +34,7 @@ BOUNDS = ["left", "bottom", "right", "top"]
 _DTYPES = ("uint16", "int16", "float32")
 
 
-class Counts(NamedTuple):
+class PartCounts(NamedTuple):
     """Chips of a part: kept, dropped (image nodata), of those kept with elevation missing in part,
     with any elevation; and pixels whose label is of no class.
     """
@@ -57,7 +57,7 @@ class About(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: Counts) -> None:
+def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: PartCounts) -> None:
     """Writes a part of a scene, whole or not at all."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -72,13 +72,13 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: Counts) -
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_counts(part: Path) -> Counts | None:
+def read_counts(part: Path) -> PartCounts | None:
     """What a part says of itself; None if it is not there."""
     path = part / "part.json"
     if not path.exists():
         return None
     try:
-        return Counts(**json.loads(path.read_text()))
+        return PartCounts(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged; delete {part}, and cut again") from error
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data.rasters import open_raster
-from elev_ssl_jax.data.scene import Images, Nodata, open_scene, warn_of_blanks
+from elev_ssl_jax.data.scene import Nodata, SensorFiles, open_scene, warn_of_blanks
 from elev_ssl_jax.data.terrain import check_overlap
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
@@ -36,7 +36,7 @@ class Counts(NamedTuple):
 
 def map_scene(
     model: Model,
-    images: Images | Sequence[Path],
+    images: SensorFiles | Sequence[Path],
     *,
     elevation: Path | None = None,
     out: Path | None = None,
