@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from elev_ssl_jax.data.cutting import (
 from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.data.scene import check_name, parse_images, parse_nodata
 from elev_ssl_jax.errors import InputError, reported
+
+_CONTENT = ".content"  # in the folder of a scene that is under way: what it is of
 
 
 class Summary(NamedTuple):
@@ -71,50 +74,74 @@ def cut_scenes(
     """
     check_settings(settings)
     settings = without_what_is_missing(settings, scenes)
-    with files.new_folder(out, goes_on=_signature(scenes, settings)) as folder:
+    content = json.dumps([store.FORMAT, repr(settings)])
+    with files.new_folder(out, goes_on=content) as folder:
         failed: dict[str, str] = {}
-        abouts, strips, sensors = {}, {}, {}
+        abouts, strips = {}, {}
         for scene in scenes:
             try:
-                about, strips[scene.name] = plan(scene, settings, folder / scene.name)
-                abouts[scene.name] = about
-                sensors[scene.name] = strips[scene.name][0].sensors
+                about, some = plan(scene, settings, folder / scene.name)
+                abouts[scene.name], strips[scene.name] = about, some
             except InputError as error:
                 failed[scene.name] = str(error)
-        if sensors:
-            agreed = common(sensors)
-        todo = [
-            strip._replace(sensors=agreed)
-            for name in abouts
-            for strip in strips[name]
-            if store.read_counts(strip.folder) is None
-        ]
-        whole = sum(strip.windows for some in strips.values() for strip in some)
-        done = whole - sum(strip.windows for strip in todo)
-        desc = scenes[0].name if len(scenes) == 1 else f"{len(scenes)} scenes"
-        with tqdm(total=whole, initial=done, desc=desc, unit=" chips", disable=not progress) as bar:
+        sensors = common({name: some[0].sensors for name, some in strips.items()})
+        _keep_finished(folder, [scene for scene in scenes if scene.name in strips], sensors)
+        every = [s._replace(sensors=sensors) for some in strips.values() for s in some]
+        todo = [strip for strip in every if store.read_counts(strip.folder) is None]
+        whole, left = (sum(strip.windows for strip in some) for some in (every, todo))
+        name = scenes[0].name if len(scenes) == 1 else f"{len(scenes)} scenes"
+        with tqdm(
+            total=whole, initial=whole - left, desc=name, unit=" chips", disable=not progress
+        ) as bar:
             for strip, result in cut_all(todo, workers):
                 bar.update(strip.windows)
                 if isinstance(result, InputError):
                     failed[strip.scene.name] = str(result)
-        sums = [0] * len(store.PartCounts._fields)
+        counts = []
         for scene in scenes:
             if scene.name in failed:
                 continue
             try:
-                counts = total(scene, [store.read_counts(s.folder) for s in strips[scene.name]])
+                parts = [store.read_counts(strip.folder) for strip in strips[scene.name]]
+                counts.append(total(scene, parts))
+                store.write_scene(folder / scene.name, abouts[scene.name])
             except InputError as error:
                 failed[scene.name] = str(error)
-                continue
-            store.write_scene(folder / scene.name, abouts[scene.name])
-            sums = [a + b for a, b in zip(sums, counts, strict=True)]
+        for name in failed:
+            if not any((folder / name).glob("[0-9]*")):
+                shutil.rmtree(folder / name, ignore_errors=True)
         _refuse(failed, scenes)
+        for path in folder.glob(f"*/{_CONTENT}"):
+            path.unlink()
         classes = settings.classes and settings.classes.names
-        store.write_about(
-            folder, store.About(agreed, settings.size, settings.elevation_size, classes)
-        )
-    result = store.PartCounts(*sums)
+        common_to_all = store.About(sensors, settings.size, settings.elevation_size, classes)
+        store.write_about(folder, common_to_all)
+    result = store.PartCounts(*map(sum, zip(*counts, strict=True)))
     return Summary(len(scenes), result.kept, result.dropped, result.incomplete, result.unclassed)
+
+
+def _keep_finished(folder, scenes, sensors) -> None:
+    """Leaves of a folder that is gone on with what is still of the same scenes, and no more."""
+    contents = {scene.name: _content(scene, sensors) for scene in scenes}
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            said = path / _CONTENT
+            if not said.is_file() or said.read_text() != contents.get(path.name):
+                shutil.rmtree(path)
+            else:
+                for unfinished in path.glob(".[0-9]*"):  # of a process that was killed
+                    shutil.rmtree(unfinished)
+    for name, content in contents.items():
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / _CONTENT).write_text(content)
+
+
+def _content(scene, sensors) -> str:
+    """Whatever changes a scene's chips, but for the settings."""
+    paths = [*sum(scene.images.values(), ()), scene.elevation, scene.labels]
+    states = [path.stat() if path is not None else None for path in paths]
+    seen = [state and (state.st_size, state.st_mtime_ns) for state in states]
+    return json.dumps([repr(scene), repr(sensors), seen])
 
 
 def _refuse(failed: dict[str, str], scenes) -> None:
@@ -128,19 +155,6 @@ def _refuse(failed: dict[str, str], scenes) -> None:
         f"{len(failed)} of {len(scenes)} scenes can't be cut, see above; the others are kept, and "
         "the same command goes on with what is missing"
     )
-
-
-def _signature(scenes, settings) -> str:
-    """Whatever changes what is written: a cut that is stopped goes on for the same alone."""
-    paths = [
-        path
-        for scene in scenes
-        for path in (*sum(scene.images.values(), ()), scene.elevation, scene.labels)
-        if path is not None
-    ]
-    states = [os.stat(path) if path.exists() else None for path in paths]
-    seen = [(str(p), s and (s.st_size, s.st_mtime_ns)) for p, s in zip(paths, states, strict=True)]
-    return json.dumps([store.FORMAT, repr(scenes), repr(settings), seen])
 
 
 def read_scenes(path: Path) -> list[SceneFiles]:

@@ -25,6 +25,7 @@ from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.runtime.workers import mapped
 
 LARGEST_BLOCK = 500  # pixels, of the default
+WORTH_PROCESSES = 1000  # windows: starting processes takes a second or two
 _CACHE = 128  # MB for GDAL in each process
 _PART_BYTES, _PART_CHIPS = 2**25, 256  # of a part, at most, but for a single row of windows
 
@@ -177,6 +178,8 @@ def common(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     Raises:
       InputError: A scene has other sensors, or other numbers of bands, than the first.
     """
+    if not scenes:
+        return {}
     first, *others = scenes
     for scene in others:
         for name in {**scenes[first], **scenes[scene]}:
@@ -372,7 +375,8 @@ def cut_all(
     strips: Sequence[Strip], workers: int
 ) -> Iterator[tuple[Strip, store.PartCounts | InputError]]:
     """Cuts strips that are not there yet, in some order; of one that fails, its error."""
-    if workers <= 1 or len(strips) <= 1:
+    windows = sum(strip.windows for strip in strips)
+    if workers <= 1 or len(strips) <= 1 or windows < WORTH_PROCESSES:
         try:
             for strip in strips:
                 yield _tried(strip)

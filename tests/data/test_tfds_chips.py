@@ -13,7 +13,7 @@ import tfds_chips
 from rasterio.transform import from_origin
 from tfds_chips import shards
 
-from elev_ssl_jax.data import chips, labels, prepare, source, store, synthetic
+from elev_ssl_jax.data import chips, cutting, labels, prepare, source, store, synthetic
 from elev_ssl_jax.data.cutting import Settings
 from elev_ssl_jax.errors import InputError
 from tests.data.test_chips import write
@@ -128,6 +128,7 @@ def test_classification_takes_any_number_of_classes(cut, tmp_path):
 
 def test_folders_are_one_data_set_and_processes_change_nothing(scenes, cut, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_SHARD_BYTES", 40_000)  # several shards a split
+    monkeypatch.setattr(cutting, "WORTH_PROCESSES", 0)
     read = chips.read_scenes(scenes)
     folders = [tmp_path / scene.name for scene in read]
     for scene, folder in zip(read, folders, strict=True):
@@ -238,11 +239,28 @@ def test_an_error_in_one_scene_leaves_the_others_and_the_command_goes_on(scenes,
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".out.unfinished/[nw]*/*/*")}
     assert len(kept) > 8
     torn.write_bytes(whole)
-    import os
-
-    os.utime(torn, ns=(1, 1))
     chips.cut_scenes(read, SETTINGS, out, progress=False)
     assert len(store.read_table(out)["scene"].unique()) == 3
+    for path, when in kept.items():  # what was finished is as it was
+        place = out / path.relative_to(tmp_path / ".out.unfinished")
+        assert place.stat().st_mtime_ns == when
+    assert {path.name for path in out.iterdir()} == {*PLACES, "chips.json"}
+
+
+def test_scenes_that_are_no_longer_asked_for_do_not_stay(scenes, tmp_path, monkeypatch):
+    read, out = chips.read_scenes(scenes), tmp_path / "out"
+
+    def stop(*_):
+        raise InputError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_about", stop)
+        with pytest.raises(InputError, match="stopped"):
+            chips.cut_scenes(read, SETTINGS, out, progress=False)
+    assert (tmp_path / ".out.unfinished" / "west" / "scene.json").exists()
+    renamed = [read[0], read[1]._replace(name="middle")]
+    chips.cut_scenes(renamed, SETTINGS, out, progress=False)
+    assert set(store.read_table(out)["scene"]) == {"north", "middle"}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
