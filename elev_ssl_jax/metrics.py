@@ -1,6 +1,7 @@
 """Classification metrics, all from one confusion matrix."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,13 @@ def _mean(values):
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
-def summary(matrix: NDArray[np.int64]) -> dict[str, Any]:
-    """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined."""
+def summary(matrix: NDArray[np.int64], classes: Sequence[str] = ()) -> dict[str, Any]:
+    """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined.
+
+    With the names of its classes, if they are given.
+    """
     return {
+        **({"classes": list(classes)} if classes else {}),
         "accuracy": accuracy(matrix),
         "macro_f1": macro_f1(matrix),
         "mean_iou": mean_iou(matrix),

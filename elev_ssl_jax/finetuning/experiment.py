@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elev_ssl_jax import files, metrics, pictures, sensors
-from elev_ssl_jax.config import METHODS, SEEDS_APART, default
+from elev_ssl_jax.config import METHODS, SEEDS_APART, class_names, default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import loop
 from elev_ssl_jax.runtime import checkpoint, run_folder
@@ -130,7 +130,7 @@ def run(
     """
     _refuse_older(workdir)
     config = loop.with_classes(config, train, test)
-    wanted = cells(config)
+    wanted, names = cells(config), class_names(config)
     _check_labels(config, train, test, wanted)
     data = loop.fingerprints(train, test)
     if unlabelled is not None:
@@ -153,7 +153,9 @@ def run(
             except IndexError:
                 return
             try:
-                _save(workdir, cell, data, test, *run(cell), with_classes=cell in pictured)
+                matrix, classes = run(cell)
+                result = cell._asdict() | {"data": data} | metrics.summary(matrix, names)
+                _save(workdir, cell, result, test, classes, with_classes=cell in pictured)
             except Exception as error:  # the other cells go on
                 failed.append(f"{cell.name}: {_reason(error)}")
             bar.update()
@@ -277,7 +279,7 @@ def _result_path(workdir, cell) -> Path:
     return workdir / "cells" / f"{cell.name}.json"
 
 
-def _save(workdir, cell, data, test, matrix, classes, *, with_classes) -> None:
+def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
     """Writes a cell's results; the JSON file, which says that they are there, comes last."""
     path = _result_path(workdir, cell)
     if with_classes:
@@ -286,11 +288,10 @@ def _save(workdir, cell, data, test, matrix, classes, *, with_classes) -> None:
             np.save(partial, classes[chosen])
     if test.groups is not None:
         matrices, blocks = metrics.confusion_matrices(
-            test.targets, classes, len(matrix), test.groups
+            test.targets, classes, len(result["confusion_matrix"]), test.groups
         )
         with files.new_file(path.with_suffix(".npz")) as partial:
             np.savez(partial, matrices=matrices, blocks=blocks)
-    result = cell._asdict() | {"data": data} | metrics.summary(matrix)
     files.write_text(path, json.dumps(result) + "\n")
 
 

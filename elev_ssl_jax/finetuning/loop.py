@@ -356,7 +356,7 @@ def finetune(
 
     matrix, classes = judge(setup, state.variables, test)
     names = class_names(config)
-    scores = {**metrics.summary(matrix), "classes": list(names)}
+    scores = metrics.summary(matrix, names)
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
