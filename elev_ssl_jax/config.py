@@ -161,11 +161,14 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def class_names(config: Any) -> tuple[str, ...]:
-    """The names of the classes of `config.finetune`, or their numbers where it has none."""
+def class_names(config: Any, count: int | None = None) -> tuple[str, ...]:
+    """The names of the classes of `config.finetune`, or their numbers where it has none.
+
+    `count` is how many there are, if the configuration may leave that to the data.
+    """
     settings = config["finetune"]
     named = tuple(settings.get("classes", ()))
-    return named or tuple(f"class {i}" for i in range(settings["num_classes"]))
+    return named or tuple(map(str, range(count or settings["num_classes"])))
 
 
 def fine_tuning(head: str) -> ml_collections.ConfigDict:

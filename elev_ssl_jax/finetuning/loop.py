@@ -264,7 +264,7 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
         if len(known) < 2:
             raise InputError(
                 f"the {len(chips.targets)} {name} chips of {data.name} are all "
-                + (f"of {names[known[0]]}" if len(known) else "unlabelled")
+                + (f"of class {names[known[0]]}" if len(known) else "unlabelled")
                 + "; there is nothing to tell apart"
             )
     shapes = shapes_of(train)

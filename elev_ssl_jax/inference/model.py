@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elev_ssl_jax import sensors
-from elev_ssl_jax.config import class_names, default
+from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import loop
 from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
@@ -68,7 +68,8 @@ class Model:
     @property
     def classes(self) -> tuple[str, ...]:
         """Their names."""
-        return class_names(self.config) if self.num_classes else ()
+        named = tuple(self.config.finetune.classes)
+        return named or tuple(f"class {i}" for i in range(self.num_classes or 0))
 
     def features(self, images: Images) -> np.ndarray:
         """The mean over the encoder's last map: float32 [B, F]."""

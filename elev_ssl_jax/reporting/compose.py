@@ -72,7 +72,7 @@ def write(run: Path) -> str:
     largest = results[results["labels"] == results["labels"].max()]
     pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
     pooled = {verdicts.NAMES[m]: pooled[m] for m in methods if m in pooled}
-    classes = class_names(config)
+    classes = class_names(config, len(next(iter(pooled.values()))))
     pictures.draw_confusion(run / "confusion.png", pooled, classes)
     blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
     blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled, classes))]
