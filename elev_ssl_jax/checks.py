@@ -319,9 +319,11 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 
 
 def _same(one: Any, other: Any) -> bool:
-    """JSON has no tuples."""
-    return _lists(one) == _lists(other)
+    """JSON has no tuples, and NaN is not itself."""
+    return _comparable(one) == _comparable(other)
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
+def _comparable(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_comparable(v) for v in value]
+    return "nan" if isinstance(value, float) and math.isnan(value) else value

@@ -4,7 +4,7 @@ from fnmatch import fnmatch
 import pytest
 
 from elev_ssl_jax import checks
-from elev_ssl_jax.config import comparison, default
+from elev_ssl_jax.config import comparison, default, fine_tuning
 from elev_ssl_jax.errors import InputError
 
 
@@ -242,3 +242,45 @@ def test_an_experiment_may_be_widened(tiny):
     assert checks.differences(tiny, saved) == []
     tiny.experiment.label_draws = 1  # the first labels are another experiment
     assert checks.differences(tiny, saved) == ["experiment.label_draws was 0 and is 1"]
+
+
+def test_a_sensor_without_a_value_for_none_does_not_make_another_run(tiny):
+    tiny.data.inputs, tiny.data.nodata = ("s2", "s1"), (0.0, float("nan"))
+    checks.check(tiny)
+    saved = json.loads(tiny.to_json_best_effort())
+    assert checks.differences(tiny, saved) == []
+    tiny.data.nodata = (1.0, float("nan"))
+    assert len(checks.differences(tiny, saved)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.inputs", ()),
+        ("data.inputs", ("elevation",)),
+        ("data.inputs", ("elevation", "image")),
+        ("data.inputs", ("s2", "s2")),
+        ("data.value_range", ()),
+        ("data.value_range", ((0.0, 1.0), (2.0, 1.0))),
+        ("data.value_range", ("measure",)),
+        ("data.std", (0.0,)),
+        ("data.std", ("x",)),
+        ("data.mean", (1.0,)),  # without data.std
+        ("finetune.num_classes", 1),
+    ],
+)
+def test_impossible_inputs_are_named(tiny, field, value):
+    if field.startswith("finetune"):
+        tiny = fine_tuning("unet")
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.{field} is"):
+        checks.check(tiny)
+
+
+def test_inputs_that_are_possible(tiny):
+    tiny.data.inputs = ("s2", "s1", "elevation")
+    tiny.data.value_range = ((0.0, 1.0), (-25.0, 0.0))
+    tiny.data.mean, tiny.data.std = ("auto",), (1.0, 2.0)
+    checks.check(tiny)
+    tiny.data.value_range = ("auto",)
+    checks.check(tiny)
