@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from elev_ssl_jax.data import cutting, splits, store
+from elev_ssl_jax.data import cutting, store
 from elev_ssl_jax.runtime import quiet
 from tfds_chips.shards import Builder, features
 
@@ -88,20 +88,17 @@ class Chips(Builder):
         folders: Sequence[Path] = (),
         scenes: SceneReader | None = None,
         bands: Mapping[str, Sequence[int]] | None = None,
-        split_settings: Mapping[str, Any] | None = None,
         **builder_args: Any,
     ):
-        """Args of `store.open_folders`, `splits.choose` and `splits.assign`.
+        """Of folders that go together.
 
         Args:
           folders: Of chips.
           scenes: Reads the chips from their scenes; `folders` say only which there are.
           bands: Which bands to keep of a sensor, counted from 0; all by default.
-          split_settings: By name.
-          **builder_args: Of TFDS, and `workers`.
+          **builder_args: Of `Builder`.
         """
         self.folders, self.scenes, self.bands = list(folders), scenes, dict(bands or {})
-        self.split_settings = dict(split_settings or {})
         super().__init__(**builder_args)
 
     @functools.cached_property
@@ -132,19 +129,18 @@ class Chips(Builder):
     def _table(self, folder: Path) -> pd.DataFrame:
         return store.read_tables(self.folders or [folder])
 
-    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
-        return splits.split(chips, classification=self.is_classification, **self.split_settings)
-
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
         read = self.scenes or StoreReader(self._about)
         return _Chosen(read, {name: tuple(bands) for name, bands in self.bands.items()})
 
 
 class Built(NamedTuple):
-    """The number of chips in each split, and what `splits.shared_ground` says of them."""
+    """What has been built."""
 
-    counts: dict[str, int]
-    shared_ground: str
+    counts: dict[str, int]  # chips in each split
+    chips: int  # that there were
+    how: str  # a line on how they were split, if that was left to them
+    shared_ground: str  # what `splits.shared_ground` says of it
 
 
 def build(builder: type[Builder], manual_dir: Path, data_dir: Path, **settings: Any) -> Built:
@@ -170,4 +166,4 @@ def build(builder: type[Builder], manual_dir: Path, data_dir: Path, **settings: 
             ),
         )
     counts = {name: split.num_examples for name, split in made.info.splits.items()}
-    return Built(counts, made.shared_ground)
+    return Built(counts, made.chips, made.how, made.shared_ground)

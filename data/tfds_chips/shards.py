@@ -13,7 +13,7 @@ from tensorflow_datasets.core import example_serializer, file_adapters, splits, 
 from tqdm import tqdm
 
 from elev_ssl_jax.data import source
-from elev_ssl_jax.data.splits import shared_ground
+from elev_ssl_jax.data.splits import shared_ground, split_chips
 from elev_ssl_jax.runtime import beam
 from elev_ssl_jax.runtime.workers import mapped
 
@@ -81,8 +81,8 @@ class Shard:
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes chips to shards whose order is that of their splits.
 
-    A subclass has `_table`, `_positions`, `_reader`, `TEXTS` and `READS`. Nothing is shuffled: the
-    order within a split is part of its meaning, see `splits.assign`.
+    A subclass has `_features`, `_metadata`, `_table`, `_reader`, `TEXTS` and `READS`. Nothing is
+    shuffled: the order within a split is part of its meaning, see `splits.assign`.
     """
 
     TEXTS: tuple[str, ...] = ()
@@ -92,10 +92,25 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
     ]
 
-    def __init__(self, *, workers: int = 1, beam: Sequence[str] | None = None, **builder_args: Any):
-        """`workers` are processes; with `beam`, options of Apache Beam, that does the work."""
-        self.workers, self.beam = workers, beam
-        self.shared_ground = ""  # what `splits.shared_ground` says of the splits just made
+    def __init__(
+        self,
+        *,
+        split_settings: Mapping[str, Any] | None = None,
+        workers: int = 1,
+        beam: Sequence[str] | None = None,
+        **builder_args: Any,
+    ):
+        """Of chips.
+
+        Args:
+          split_settings: Of `splits.split_chips`, by name.
+          workers: Processes.
+          beam: Options of Apache Beam, which does the work then.
+          **builder_args: Of TFDS.
+        """
+        self.split_settings, self.workers, self.beam = dict(split_settings or {}), workers, beam
+        # Of the splits just made: how many chips there were, and what `splits` says of them.
+        self.chips, self.how, self.shared_ground = 0, "", ""
         super().__init__(file_format=FILE_FORMAT, **builder_args)
 
     @property
@@ -126,17 +141,16 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     def _table(self, folder: Path) -> pd.DataFrame:
         raise NotImplementedError
 
-    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
-        raise NotImplementedError
-
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
         raise NotImplementedError
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Shard]]:
         folder = Path(dl_manager.manual_dir)
         chips = self._table(folder)
-        positions = self._positions(chips)
-        self.shared_ground = shared_ground(chips, positions)
+        positions, self.how = split_chips(
+            chips, classification=self.is_classification, **self.split_settings
+        )
+        self.chips, self.shared_ground = len(chips), shared_ground(chips, positions)
         example_bytes = sum(
             int(np.prod(feature.shape)) * np.dtype(feature.np_dtype).itemsize
             for feature in self.info.features.values()

@@ -11,7 +11,6 @@ import tensorflow_datasets as tfds
 from tfds_chips.shards import Builder, features
 from tqdm import tqdm
 
-from elev_ssl_jax.data import splits
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.runtime.workers import mapped
 from tfds_nwrc import layout
@@ -55,15 +54,10 @@ class Nwrc(Builder):
         size: tuple[int, int] = (100, 100),
         elevation_size: tuple[int, int] = (33, 33),
         bands: Sequence[int] = (0, 1, 2),
-        split_settings: Mapping[str, Any] | None = None,
         **builder_args: Any,
     ):
-        """Sizes are rows and columns; `bands` count from 0.
-
-        `split_settings` are of `splits.split`; the rest is of TFDS, and `workers`.
-        """
+        """Sizes are rows and columns; `bands` count from 0; the rest is of `Builder`."""
         self.size, self.elevation_size, self.bands = size, elevation_size, tuple(bands)
-        self.split_settings = dict(split_settings or {})
         super().__init__(**builder_args)
 
     def _sensors(self):
@@ -103,9 +97,6 @@ class Nwrc(Builder):
         else:
             yield from mapped(function, parts, min(self.workers, len(parts)))
 
-    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
-        return splits.split(chips, classification=self.is_classification, **self.split_settings)
-
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return _Reader(folder, self.bands, self.size, self.elevation_size)
 
@@ -140,8 +131,8 @@ class _Reader:
         }
 
 
-def look(folder: Path, bands: Any = None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The chips of a folder, and the arguments of `Nwrc` that they need.
+def look(folder: Path, bands: Any = None) -> dict[str, Any]:
+    """The arguments of `Nwrc` that the chips of a folder need.
 
     Sizes are those of the first chip.
 
@@ -156,7 +147,7 @@ def look(folder: Path, bands: Any = None) -> tuple[pd.DataFrame, dict[str, Any]]
     if isinstance(bands, Mapping):
         bands = bands.get("image")
     image = layout.read_image(folder / layout.IMAGES / rows["Image"][0], bands)
-    return rows, {
+    return {
         "size": image.shape[:2],
         "elevation_size": layout.elevation_size(folder, rows),
         "bands": tuple(range(min(3, image.shape[-1]))) if bands is None else tuple(bands),

@@ -24,11 +24,12 @@ from elev_ssl_jax.data.cutting import (
     LARGEST_BLOCK,
     SceneFiles,
     Settings,
+    about_all,
     check_settings,
     common,
     cut_all,
+    finish,
     plan,
-    total,
     without_what_is_missing,
 )
 from elev_ssl_jax.data.rasters import check_regular
@@ -85,7 +86,8 @@ def cut_scenes(
             except InputError as error:
                 failed[scene.name] = str(error)
         sensors = common({name: some[0].sensors for name, some in strips.items()})
-        _keep_finished(folder, [scene for scene in scenes if scene.name in strips], sensors)
+        planned = [scene for scene in scenes if scene.name in strips]
+        _keep_finished(folder, planned, sensors, failed)
         every = [s._replace(sensors=sensors) for some in strips.values() for s in some]
         todo = [strip for strip in every if store.read_counts(strip.folder) is None]
         whole, left = (sum(strip.windows for strip in some) for some in (every, todo))
@@ -102,9 +104,7 @@ def cut_scenes(
             if scene.name in failed:
                 continue
             try:
-                parts = [store.read_counts(strip.folder) for strip in strips[scene.name]]
-                counts.append(total(scene, parts))
-                store.write_scene(folder / scene.name, abouts[scene.name])
+                counts.append(finish(scene, abouts[scene.name], strips[scene.name]))
             except InputError as error:
                 failed[scene.name] = str(error)
         for name in failed:
@@ -113,18 +113,19 @@ def cut_scenes(
         _refuse(failed, scenes)
         for path in folder.glob(f"*/{_CONTENT}"):
             path.unlink()
-        classes = settings.classes and settings.classes.names
-        common_to_all = store.About(sensors, settings.size, settings.elevation_size, classes)
-        store.write_about(folder, common_to_all)
+        store.write_about(folder, about_all(settings, sensors))
     result = store.PartCounts(*map(sum, zip(*counts, strict=True)))
     return Summary(len(scenes), result.kept, result.dropped, result.incomplete, result.unclassed)
 
 
-def _keep_finished(folder, scenes, sensors) -> None:
-    """Leaves of a folder that is gone on with what is still of the same scenes, and no more."""
+def _keep_finished(folder, scenes, sensors, unread) -> None:
+    """Leaves of a folder that is gone on with what is still of the same scenes, and no more.
+
+    Of `unread` scenes it can't be told, so that what is there of them stays.
+    """
     contents = {scene.name: _content(scene, sensors) for scene in scenes}
     for path in folder.iterdir():
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and path.name not in unread and not path.name.startswith("."):
             said = path / _CONTENT
             if not said.is_file() or said.read_text() != contents.get(path.name):
                 shutil.rmtree(path)

@@ -5,6 +5,7 @@ or not at all, so that a cut that was stopped goes on with the strips that are m
 """
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,19 +102,29 @@ def without_what_is_missing(settings: Settings, scenes: Sequence[SceneFiles]) ->
     return settings
 
 
-def total(scene, parts) -> store.PartCounts:
-    """Of all parts of a scene.
+def finish(
+    scene: SceneFiles, about: Mapping[str, Any], strips: Sequence[Strip]
+) -> store.PartCounts:
+    """Says what a scene is, all of whose strips are there; what they hold together.
 
     Raises:
       InputError: There is no chip, or none with elevation.
     """
-    counts = store.PartCounts(*map(sum, zip(*parts, strict=True)))
+    parts = [store.read_counts(strip.folder) for strip in strips]
+    counts = store.PartCounts(*map(sum, zip(*filter(None, parts), strict=True)))
     first = next(iter(scene.images.values()))[0]
     if not counts.kept:
         raise InputError(f"{first}: every chip has nodata; nothing is left")
     if scene.elevation is not None and not counts.with_elevation:
         raise InputError(f"{scene.elevation} has no elevation under any chip of {first}")
+    store.write_scene(strips[0].folder.parent, about)
     return counts
+
+
+def about_all(settings: Settings, sensors: Mapping[str, Mapping[str, Any]]) -> store.About:
+    """What all chips have in common that are cut so."""
+    classes = settings.classes and settings.classes.names
+    return store.About(sensors, settings.size, settings.elevation_size, classes)
 
 
 def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Strip]]:
@@ -216,25 +227,33 @@ def _open(files: SceneFiles, settings: Settings, stack: ExitStack) -> _Open:
     return _Open(scene, dem, labels)
 
 
-# Scenes that a process has open, the oldest first, each with the stack that closes it.
-_kept: dict[tuple[Any, ...], tuple[_Open, ExitStack]] = {}
-_KEPT = 8
+class _Kept(threading.local):
+    """Scenes that a thread has open, the oldest first, each with the stack that closes it."""
+
+    def __init__(self) -> None:
+        self.scenes: list[tuple[tuple[SceneFiles, Settings], _Open, ExitStack]] = []
+
+
+_kept = _Kept()
+_KEPT = 8  # at most
 
 
 def _keep_open(files: SceneFiles, settings: Settings) -> _Open:
     """The files of a scene, which the next call needs again."""
-    key = (files.name, files.elevation, files.labels, *sum(files.images.values(), ()))
-    if key not in _kept:
-        stack = ExitStack()
-        _kept[key] = _open(files, settings, stack), stack
-        while len(_kept) > _KEPT:
-            _kept.pop(next(iter(_kept)))[1].close()
-    return _kept[key][0]
+    for asked, opened, _ in _kept.scenes:
+        if asked == (files, settings):
+            return opened
+    stack = ExitStack()
+    _kept.scenes.append(((files, settings), _open(files, settings, stack), stack))
+    while len(_kept.scenes) > _KEPT:
+        _kept.scenes.pop(0)[2].close()
+    return _kept.scenes[-1][1]
 
 
-def _close_all() -> None:
-    while _kept:
-        _kept.popitem()[1][1].close()
+def close_all() -> None:
+    """Closes the files that `cut`, `index` and `read_chip` have left open in this thread."""
+    while _kept.scenes:
+        _kept.scenes.pop()[2].close()
 
 
 def cut(strip: Strip) -> store.PartCounts:
@@ -374,14 +393,14 @@ def _count(masks, classes):
 def cut_all(
     strips: Sequence[Strip], workers: int
 ) -> Iterator[tuple[Strip, store.PartCounts | InputError]]:
-    """Cuts strips that are not there yet, in some order; of one that fails, its error."""
+    """Cuts strips in their order; of one that fails, its error."""
     windows = sum(strip.windows for strip in strips)
     if workers <= 1 or len(strips) <= 1 or windows < WORTH_PROCESSES:
         try:
             for strip in strips:
                 yield _tried(strip)
         finally:
-            _close_all()
+            close_all()
         return
     yield from mapped(_tried, strips, min(workers, len(strips)))
 

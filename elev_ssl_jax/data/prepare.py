@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import chips, cutting, source, splits, store
+from elev_ssl_jax.data import chips, cutting, source, store
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime.beam import run as run_beam
 
@@ -58,19 +58,18 @@ def prepare_chips(
     others = [folder for folder in folders if not store.is_store(folder)]
     if not others:
         about = store.common(folders)
-        builder, rows = tfds_chips.Chips, store.read_tables(folders)
+        builder = tfds_chips.Chips
         settings: dict[str, Any] = {"folders": folders, "bands": _bands(bands, about)}
     else:
         builder = tfds_nwrc.Nwrc
         if len(folders) > 1:
             raise InputError(f"{others[0]} is not a folder of elev_ssl_jax.data.chips")
-        rows, settings = tfds_nwrc.look(folders[0], bands)
+        settings = tfds_nwrc.look(folders[0], bands)
     split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
     settings |= {"config": config, "workers": workers, "split_settings": split_settings}
     with _new_version(builder, data_dir, config, overwrite) as (unfinished, target):
-        _say_how(rows, split_by, allow_overlap)
         built = tfds_chips.build(builder, folders[0], unfinished, **settings)
-    _say_what(target, built, len(rows))
+    _say_what(target, built)
     return target
 
 
@@ -112,8 +111,6 @@ def prepare_scenes(
     with _new_version(tfds_chips.Chips, data_dir, config, overwrite) as (unfinished, target):
         index = unfinished.parent / "index"
         about, cut = look_through(scenes, cut, index, beam)
-        rows = store.read_table(index)
-        _say_how(rows, split_by, allow_overlap)
         reader = tfds_chips.SceneReader({s.name: s for s in scenes}, cut, about.sensors)
         built = tfds_chips.build(
             tfds_chips.Chips,
@@ -126,7 +123,7 @@ def prepare_scenes(
             beam=beam,
             split_settings=split_settings,
         )
-    _say_what(target, built, len(rows))
+    _say_what(target, built)
     return target
 
 
@@ -158,11 +155,8 @@ def look_through(
     run_beam(cutting.index, tasks, folder / "tasks", beam)
     shutil.rmtree(folder / "tasks")
     for scene in scenes:
-        parts = [store.read_counts(strip.folder) for strip in strips[scene.name]]
-        cutting.total(scene, parts)
-        store.write_scene(folder / scene.name, abouts[scene.name])
-    classes = settings.classes and settings.classes.names
-    about = store.About(sensors, settings.size, settings.elevation_size, classes)
+        cutting.finish(scene, abouts[scene.name], strips[scene.name])
+    about = cutting.about_all(settings, sensors)
     store.write_about(folder, about)
     return about, settings
 
@@ -200,15 +194,11 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _say_how(rows, split_by, allow_overlap) -> None:
-    chosen, why = splits.choose(rows, split_by, allow_overlap=allow_overlap)
-    if why:
-        print(f"--split-by {chosen}: {why}")
-
-
-def _say_what(target, built, count) -> None:
+def _say_what(target, built) -> None:
+    if built.how:
+        print(built.how)
     sizes = ", ".join(f"{number} {split}" for split, number in built.counts.items())
-    print(f"{target}: {sizes} ({sum(built.counts.values())} of {count} chips)")
+    print(f"{target}: {sizes} ({sum(built.counts.values())} of {built.chips} chips)")
     print(built.shared_ground)
 
 

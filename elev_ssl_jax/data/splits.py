@@ -55,17 +55,18 @@ def choose(
     return "random", f"{share}, as allowed"
 
 
-def split(
+def split_chips(
     chips: pd.DataFrame,
     *,
     classification: bool,
     split_by: str | None = None,
     allow_overlap: bool = False,
     **settings: Any,
-) -> Mapping[str, np.ndarray]:
-    """`assign` as `choose` says."""
-    split_by, _ = choose(chips, split_by, allow_overlap=allow_overlap)
-    return assign(chips, classification=classification, split_by=split_by, **settings)
+) -> tuple[Mapping[str, np.ndarray], str]:
+    """`assign` as `choose` says, and a line on what it says, if that was left to the chips."""
+    split_by, why = choose(chips, split_by, allow_overlap=allow_overlap)
+    positions = assign(chips, classification=classification, split_by=split_by, **settings)
+    return positions, f"--split-by {split_by}: {why}" if why else ""
 
 
 def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import store
-from elev_ssl_jax.data.cutting import SceneFiles, Settings, cut, plan
+from elev_ssl_jax.data.cutting import SceneFiles, Settings, about_all, close_all, cut, finish, plan
 from elev_ssl_jax.data.labels import Classes
 from elev_ssl_jax.data.prepare import prepare_chips
 from elev_ssl_jax.data.source import newest
@@ -166,10 +166,9 @@ def write_chips(
                 kept = cut(strip._replace(most=num_chips - done)).kept
                 done += kept
                 bar.update(kept)
-            store.write_scene(partial / name, about)
-        store.write_about(
-            partial, store.About(sensors, size, settings.elevation_size, CLASSES.names)
-        )
+            finish(files_of_scene, about, strips)
+            close_all()
+        store.write_about(partial, about_all(settings, sensors))
 
 
 def folder_of(data: Any, workdir: Path) -> Path:

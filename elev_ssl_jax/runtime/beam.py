@@ -30,20 +30,31 @@ def run(
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise InputError('--beam needs Apache Beam; pip install -e ".[beam]"') from error
+    parsed = _parsed(PipelineOptions, options)
     folder.mkdir(parents=True)
     count = 0
     for count, task in enumerate(tasks, 1):
         (folder / f"{count:06d}").write_bytes(pickle.dumps((function, task)))
-    try:
-        parsed = PipelineOptions(list(options))
-        with apache_beam.Pipeline(options=parsed) as pipeline:
-            numbers = pipeline | apache_beam.Create(range(1, count + 1))
-            numbers | apache_beam.Reshuffle() | apache_beam.Map(_call, str(folder))
-    except SystemExit as error:  # its argument parser's way
-        raise InputError(f"Beam doesn't take the options {' '.join(options)}") from error
+    with apache_beam.Pipeline(options=parsed) as pipeline:
+        numbers = pipeline | apache_beam.Create(range(1, count + 1))
+        numbers | apache_beam.Reshuffle() | apache_beam.Map(_call, str(folder))
     for path in sorted(folder.glob("*.error")):
         raise InputError(path.read_text())
     return count
+
+
+def _parsed(kind, options):
+    """Beam would pass over what it doesn't know."""
+    refusal = f"neither this command nor Beam takes all of {' '.join(options)}"
+    try:
+        parsed = kind(list(options))
+        known = parsed.get_all_options()
+        unknown = parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()
+    except SystemExit as error:  # its argument parser's way
+        raise InputError(refusal) from error
+    if unknown:
+        raise InputError(f"{refusal}: not {', '.join(sorted(unknown))}")
+    return parsed
 
 
 def _call(number: int, folder: str) -> None:

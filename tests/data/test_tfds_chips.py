@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -361,6 +362,45 @@ def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, cap
     assert "either --chips is needed, or --beam" in said()
     assert "--beam needs --scenes, or --image" in said("--beam")
     assert "unknown argument --runner=x" in said("--chips", cut, "--runner=x")
+    many = ("--beam", "--scenes", scenes, "--size", 20, "--label-values", 1)
+    assert "nor Beam takes all of --labelled 8: not labelled" in said(*many, "--labelled", 8)
     small = ("--beam", "--scenes", scenes, "--size", 61, "--label-values", 1)
     assert "scene north: " in said(*small)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_beam_writes_is_of_what_was_asked_for_last(scenes, tmp_path):
+    read, settings = chips.read_scenes(scenes), {"num_labeled": 8, "num_test": 10}
+    for name, classes in (("a", CLASSES), ("b", labels.two_classes([2]))):
+        cut = SETTINGS._replace(classes=classes)
+        prepare.prepare_scenes(read, cut, tmp_path / name, **settings)
+    masks = [source.open_split(Data(tmp_path / n), "test").arrays("mask")["mask"] for n in "ab"]
+    np.testing.assert_array_equal(masks[0] == 2, masks[1] == 1)
+    assert masks[1].max() == 1
+
+
+def test_a_scene_that_can_not_be_looked_at_for_once_is_not_cut_again(scenes, tmp_path):
+    for path in scenes.parent.glob("*.tif"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "scenes.csv").write_text(scenes.read_text())
+    read, out = chips.read_scenes(tmp_path / "scenes.csv"), tmp_path / "out"
+    torn = tmp_path / "west_s2.tif"
+    whole, when = torn.read_bytes(), torn.stat()
+    broken = tmp_path / "north_s2.tif"
+    kept_whole, kept_when = broken.read_bytes(), broken.stat()
+
+    def spoil(path, data):
+        path.write_bytes(data[:100])
+        with pytest.raises(InputError, match="can't be cut"):
+            chips.cut_scenes(read, SETTINGS, out, progress=False)
+
+    spoil(torn, whole)
+    part = tmp_path / ".out.unfinished" / "north" / "00000" / "s2.npy"
+    made = part.stat().st_mtime_ns
+    torn.write_bytes(whole)
+    os.utime(torn, ns=(when.st_atime_ns, when.st_mtime_ns))
+    spoil(broken, kept_whole)  # now the one that is finished can't be opened
+    broken.write_bytes(kept_whole)
+    os.utime(broken, ns=(kept_when.st_atime_ns, kept_when.st_mtime_ns))
+    chips.cut_scenes(read, SETTINGS, out, progress=False)
+    assert (out / "north" / "00000" / "s2.npy").stat().st_mtime_ns == made
