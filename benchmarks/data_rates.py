@@ -2,7 +2,8 @@
 
 python benchmarks/data_rates.py
 
-Cutting is compared with itself in one process, reading with TFDS' own decoding, in the same run.
+Cutting is compared with itself in one process, reading and streaming with TFDS' own decoding, in
+the same run.
 """
 
 import argparse
@@ -14,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 
 from elev_ssl_jax.data import chips, prepare, source, synthetic
 from elev_ssl_jax.data.cutting import SceneFiles, Settings
+from elev_ssl_jax.runtime import batches, sharding
 
 
 def write_scene(folder: Path, side: int) -> SceneFiles:
@@ -40,54 +43,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=1500, help="pixels along the scene")
     parser.add_argument("--stride", type=int, default=25)
-    parser.add_argument("--reads", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reads", type=int, default=6400)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         scene = write_scene(folder, args.side)
         settings = Settings(stride=args.stride, classes=synthetic.CLASSES)
-        rates: dict[int, list[float]] = {1: [], cores: []}
-        for i in range(args.rounds):
-            for workers, found in rates.items():
-                start = time.perf_counter()
-                out = folder / f"chips{i}-{workers}"
-                done = chips.cut_scenes([scene], settings, out, workers=workers, progress=False)
-                found.append(done.kept / (time.perf_counter() - start))
-        one, several = (statistics.median(found) for found in rates.values())
-        print(f"cutting, 1 process           {one:8,.0f} chips/s")
-        print(
-            f"cutting, {cores} processes         {several:8,.0f} chips/s, {several / one:.2f} times"
-        )
 
-        start = time.perf_counter()
-        prepare.prepare_chips(out, folder / "tfds", split_by="block")
-        split = source.open_split(
-            SimpleNamespace(dir=str(folder / "tfds"), name="chips/segmentation"), "unlabeled"
-        )
-        prepared = done.kept / (time.perf_counter() - start)
-        print(f"preparing, with imports      {prepared:8,.0f} chips/s")
-        places = np.random.default_rng(0).integers(0, len(split), args.reads)
+        def cut(workers, out):
+            start = time.perf_counter()
+            done = chips.cut_scenes([scene], settings, out, workers=workers, progress=False)
+            return done.kept / (time.perf_counter() - start)
 
-        def rate(read, threads):
+        turns = range(args.rounds)
+        pairs = [(cut(1, folder / f"{i}-one"), cut(cores, folder / f"{i}-all")) for i in turns]
+        say("cutting, processes: 1", f"cutting, processes: {cores}", pairs)
+
+        prepare.prepare_chips(folder / "0-one", folder / "tfds", split_by="block", workers=1)
+        data = SimpleNamespace(dir=str(folder / "tfds"), name="chips/segmentation")
+        ours = source.open_split(data, "unlabeled")
+        tfds = ours._records
+        places = np.random.default_rng(0).integers(0, len(ours), args.reads).tolist()
+
+        def read(records, threads):
             start = time.perf_counter()
             with ThreadPoolExecutor(threads) as pool:
-                for _ in pool.map(read, map(int, places)):
+                for _ in pool.map(records.__getitem__, places):
                     pass
             return len(places) / (time.perf_counter() - start)
 
         for threads in (1, 4):
-            pairs = [
-                (rate(split._records.__getitem__, threads), rate(split.__getitem__, threads))
-                for _ in range(args.rounds)
-            ]
-            theirs, ours = (statistics.median(part) for part in zip(*pairs, strict=True))
-            ratio = statistics.median(b / a for a, b in pairs)
-            print(
-                f"reading, {threads} thread(s)         {ours:8,.0f} records/s, {ratio:.2f} times "
-                f"TFDS' {theirs:,.0f}"
-            )
+            pairs = [(read(tfds, threads), read(ours, threads)) for _ in turns]
+            say("TFDS' reading", f"reading, threads: {threads}", pairs)
+
+        mesh, size = sharding.make_mesh(), 64
+
+        def stream(records):
+            names = ("image", "elevation")
+            stream = batches.streamed_batches(records, names, mesh, 0, size, 0)
+            jax.block_until_ready([next(stream) for _ in range(8)])
+            start = time.perf_counter()
+            for _ in range(args.reads // size):
+                jax.block_until_ready(next(stream))
+            return args.reads // size * size / (time.perf_counter() - start)
+
+        say(
+            "streaming by TFDS' reading", "streaming", [(stream(tfds), stream(ours)) for _ in turns]
+        )
+
+
+def say(theirs, ours, pairs):
+    """Both medians a second, and the median of their ratios."""
+    a, b = (statistics.median(part) for part in zip(*pairs, strict=True))
+    ratio = statistics.median(y / x for x, y in pairs)
+    print(f"{ours:24} {b:8,.0f} chips/s, {ratio:.2f} times {theirs}: {a:,.0f}")
 
 
 if __name__ == "__main__":

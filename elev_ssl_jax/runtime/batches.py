@@ -6,6 +6,7 @@ the same batches in the same order.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,16 +94,16 @@ def streamed_batches(
 
     @functools.lru_cache(maxsize=2)  # reading ahead, threads may be in two epochs at once
     def plan(epoch):
-        return epoch_plan(seed, epoch, len(records), batch_size)[:, mine].ravel()
+        return epoch_plan(seed, epoch, len(records), batch_size)[:, mine]
 
-    def read(position):
-        epoch, place = divmod(int(position), steps_per_epoch * len(mine))
-        record = records[plan(epoch)[place]]
-        return {name: record[name] for name in names}
+    def read(step):
+        epoch, place = divmod(int(step), steps_per_epoch)
+        return take(records, plan(epoch)[place], names)
 
-    # Grain's range must end somewhere; this many chips take years.
-    dataset = grain.MapDataset.range(first_step * len(mine), 2**40).map(read).batch(len(mine))
-    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)  # counted in batches
+    # Grain's range must end somewhere; so many steps take years.
+    dataset = grain.MapDataset.range(first_step, 2**40).map(read)
+    threads = min(os.cpu_count() or 1, 16)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(8, threads))
     ahead = None
     for batch in dataset.to_iter_dataset(options):
         # One batch is on its way to the device while the step before it runs.
