@@ -19,7 +19,7 @@ import numpy as np
 
 from elev_ssl_jax.data import synthetic
 
-TILE = 1000  # pixels along the made-up scene that is repeated
+TILE = 999  # pixels along the made-up scene that is repeated
 
 
 def write_scenes(folder: Path, scenes: int, side: int) -> Path:

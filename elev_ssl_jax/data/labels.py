@@ -12,6 +12,7 @@ from rasterio import warp
 from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.transform import Affine
+from rasterio.windows import Window
 from shapely.geometry import box
 
 from elev_ssl_jax.data.rasters import check_unscaled, open_raster
@@ -21,6 +22,7 @@ from elev_ssl_jax.files import UNLABELLED
 
 VECTORS = {".gpkg", ".shp", ".fgb", ".geojson", ".json"}
 _OUTSIDE = np.iinfo(np.int32).min  # a type and a value for nodata that no raster of classes has
+_HAIR = 0.01  # of a pixel: grids that lie so close are one
 _MOST = 255  # classes, in eight bits beside UNLABELLED
 
 
@@ -168,15 +170,11 @@ class Labels:
     def _of_raster(self, grid, size):
         cover = np.full((size, size), _OUTSIDE, np.int32)
         try:
-            warp.reproject(
-                rasterio.band(self._source, 1),
-                cover,
-                dst_transform=grid,
-                dst_crs=self.crs,
-                src_nodata=self._source.nodata,
-                dst_nodata=_OUTSIDE,
-                resampling=Resampling.nearest,
-            )
+            place = self._place(grid, size)
+            if place is None:
+                self._warp(grid, cover)
+            else:
+                self._copy(*place, cover)
         except rasterio.errors.RasterioError as error:
             raise InputError(f"{self.path} can't be read; is it truncated?") from error
         mask = np.full(cover.shape, self.classes.others, np.uint8)
@@ -188,6 +186,39 @@ class Labels:
         mask[cover == _OUTSIDE] = UNLABELLED
         unclassed = 0 if self.classes.others != UNLABELLED else int((~known).sum())
         return mask, unclassed
+
+
+    def _place(self, grid: Affine, size: int) -> tuple[int, int] | None:
+        """Row and column of a chip whose pixels are the raster's own; None of any other."""
+        if self._source.crs != self.crs or not np.can_cast(self._source.dtypes[0], np.int32):
+            return None
+        between = ~self._source.transform @ grid
+        row, column = round(between.f), round(between.c)
+        apart = np.subtract(between[:6], (1, 0, column, 0, 1, row)) * (size, size, 1, size, size, 1)
+        return (row, column) if np.abs(apart).max() < _HAIR else None
+
+    def _copy(self, row, column, cover):
+        size = len(cover)
+        top, left = max(row, 0), max(column, 0)
+        bottom = min(row + size, self._source.height)
+        right = min(column + size, self._source.width)
+        if top >= bottom or left >= right:
+            return
+        found = self._source.read(1, window=Window(left, top, right - left, bottom - top))
+        inside = cover[top - row : bottom - row, left - column : right - column]
+        nodata = self._source.nodata
+        np.copyto(inside, found, where=True if nodata is None else found != nodata)
+
+    def _warp(self, grid, cover):
+        warp.reproject(
+            rasterio.band(self._source, 1),
+            cover,
+            dst_transform=grid,
+            dst_crs=self.crs,
+            src_nodata=self._source.nodata,
+            dst_nodata=_OUTSIDE,
+            resampling=Resampling.nearest,
+        )
 
 
 def _read_polygons(path):
