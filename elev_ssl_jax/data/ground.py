@@ -9,7 +9,7 @@ from elev_ssl_jax.data import store
 from elev_ssl_jax.data.rasters import parse_crs
 
 _HAIR = 1e-4  # of a side: neighbours only touch, however their bounds were rounded
-_AT_ONCE = 10_000  # boxes that are compared
+_AT_ONCE = 10_000  # chips that are compared
 _EDGE = 8  # points along a side, where it is bent by going to another coordinate system
 
 
@@ -42,16 +42,17 @@ def shared(chips: pd.DataFrame, positions: np.ndarray, others: np.ndarray) -> np
     flat = bounds if len(systems) == 1 else _degrees(bounds, codes, wkts)
     wraps = len(systems) > 1 or bool(geographic.all())
     boxes, box_owner = _boxes(flat[others], wraps)
-    mine, my_owner = _boxes(flat[positions], wraps)
     tree, found = shapely.STRtree(boxes), np.zeros(len(positions), bool)
-    for start in range(0, len(mine), _AT_ONCE):  # there are many more pairs than chips
-        owner, j = tree.query(mine[start : start + _AT_ONCE], predicate="intersects")
-        owner = my_owner[start + owner]
-        i, j = positions[owner], others[box_owner[j]]
+    for start in range(0, len(positions), _AT_ONCE):  # there are many more pairs than chips
+        some = positions[start : start + _AT_ONCE]
+        mine, my_owner = _boxes(flat[some], wraps)
+        owner, j = tree.query(mine, predicate="intersects")
+        owner = my_owner[owner]
+        i, j = some[owner], others[box_owner[j]]
         meet = i != j
         if len(systems) > 1:
             meet[meet] = _meet(bounds, codes, wkts, geographic, i[meet], j[meet])
-        found[owner[meet]] = True
+        found[start + owner[meet]] = True
     return found
 
 
