@@ -47,6 +47,11 @@ FREE_TO_CHANGE = (
     *("experiment.methods", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "finetune.classes"),
 )
+# Fields that may be left to the data, with a value that says so.
+_OF_DATA = (
+    *("data.value_range", "data.mean", "data.std", "data.nodata"),
+    *("finetune.num_classes", "finetune.classes"),
+)
 
 
 class _Rule(NamedTuple):
@@ -290,8 +295,13 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
-def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> list[str]:
-    """Fields in which a saved run differs so that the two can't be one run, each as a sentence."""
+def differences(
+    config: ml_collections.ConfigDict, saved: dict[str, Any], *, data_known: bool = True
+) -> list[str]:
+    """Fields in which a saved run differs so that the two can't be one run, each as a sentence.
+
+    Unless `data_known`, those that the configuration leaves to the data are passed over.
+    """
     # A field that is newer than the saved run had its default value then.
     flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
     # A run alone may go on for longer. The cells of an experiment are compared with one another.
@@ -299,8 +309,14 @@ def differences(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> lis
     return [
         f"{name} was {flat.get(name)!r} and is {value!r}"
         for name, value in _flat(config).items()
-        if not _belongs(name, free) and not _same(value, flat.get(name))
+        if not _belongs(name, free)
+        and not _same(value, flat.get(name))
+        and (data_known or not _left_to_data(name, value))
     ]
+
+
+def _left_to_data(name: str, value: Any) -> bool:
+    return name in _OF_DATA and (not value or value == "auto" or tuple(value) == ("auto",))
 
 
 def _belongs(name: str, fields: Sequence[str]) -> bool:

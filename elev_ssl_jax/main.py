@@ -198,6 +198,7 @@ def _measure(config, split) -> None:
 
 def _labelled(config, split):
     """Chips of a split with their classes."""
+    from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import loop
 
@@ -209,6 +210,7 @@ def _labelled(config, split):
             f"{target}; prepare the chips with --config classification for a class a chip, with "
             "--config segmentation for a class a pixel"
         )
+    sensors.check_names(config, opened.shapes)
     _name_classes(config, opened.classes)
     if config.init_from:
         _measure_alike(config)
@@ -230,10 +232,14 @@ def _name_classes(config, names: tuple[str, ...]) -> None:
       InputError: They contradict the data.
     """
     settings = config.finetune
+    there = f"{config.data.name} has {len(names)}: {', '.join(names)}"
     if names and settings.num_classes not in (0, len(names)):
         raise InputError(
-            f"config.finetune.num_classes is {settings.num_classes}, but {config.data.name} has "
-            f"{len(names)}: {', '.join(names)}; leave it at 0"
+            f"config.finetune.num_classes is {settings.num_classes}, but {there}; leave it at 0"
+        )
+    if names and tuple(settings.classes) not in ((), names):
+        raise InputError(
+            f"config.finetune.classes is {', '.join(settings.classes)}, but {there}; leave it at ()"
         )
     settings.classes = tuple(settings.classes) or names
     # Data that have no names for their classes are from when there were always two.

@@ -217,7 +217,7 @@ def choose_classes(args: Any, scenes: Sequence[SceneFiles]) -> labels.Classes | 
     Raises:
       InputError: They contradict one another, or the labels.
     """
-    paths = [scene.labels for scene in scenes if scene.labels is not None]
+    paths = {scene.name: scene.labels for scene in scenes if scene.labels is not None}
     given = [
         f"--{name.replace('_', '-')}"
         for name in ("label_values", "classes", "label_field")
@@ -229,17 +229,22 @@ def choose_classes(args: Any, scenes: Sequence[SceneFiles]) -> labels.Classes | 
         return None
     if args.label_values is not None and len(given) > 1:
         raise InputError(f"{' and '.join(given)} don't go together; --classes says more")
+    vectors = [path.suffix.lower() in labels.VECTORS for path in paths.values()]
+    if any(vectors) and not all(vectors):
+        raise InputError(
+            "some labels are rasters and some polygons; cut them apart, with the same names in "
+            "--classes, and name both folders to prepare --chips"
+        )
     if args.classes is not None:
+        if any(vectors) and args.label_field is None:
+            raise InputError("--classes of polygons are values of a field; name the --label-field")
         return labels.parse_classes(args.classes, args.label_field)
     if args.label_field is not None:
         return labels.classes_of_field(paths, args.label_field)
-    vectors = [path.suffix.lower() in labels.VECTORS for path in paths]
     if all(vectors):
         if args.label_values is not None:
             raise InputError("--label-values is for rasters; of polygons name the --label-field")
         return labels.inside()
-    if any(vectors):
-        raise InputError("some labels are rasters and some polygons; name the --classes of all")
     return labels.two_classes([1] if args.label_values is None else args.label_values)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 from rasterio import warp
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 from rasterio.windows import Window
@@ -21,7 +21,8 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
 
 VECTORS = {".gpkg", ".shp", ".fgb", ".geojson", ".json"}
-_OUTSIDE = np.iinfo(np.int32).min  # a type and a value for nodata that no raster of classes has
+_OUTSIDE = np.iinfo(np.int64).min  # a type and a value for nodata that no raster of classes has
+_NO_CLASS = -1  # of a polygon whose value is of none
 _HAIR = 0.01  # of a pixel: grids that lie so close are one
 _MOST = 255  # classes, in eight bits beside UNLABELLED
 
@@ -85,23 +86,33 @@ def parse_classes(arguments: Sequence[str], field: str | None = None) -> Classes
     return Classes(tuple(names), values, field=field)
 
 
-def classes_of_field(paths: Sequence[Path], field: str) -> Classes:
+def classes_of_field(paths: Mapping[str, Path], field: str) -> Classes:
     """A class for each value that polygons have in a field, in alphabetical order.
 
+    Args:
+      paths: Of each scene's labels, by its name.
+      field: The field's name.
+
     Raises:
-      InputError: A file has no such field.
+      InputError: A file is no file of polygons, or has no such field.
     """
     found: set[str] = set()
-    for path in paths:
-        found |= set(_texts(_read_polygons(path), field, path))
+    for scene, path in paths.items():
+        try:
+            if path.suffix.lower() not in VECTORS:
+                raise InputError(f"--label-field is for polygons; {path} is a raster")
+            found |= set(_texts(_read_polygons(path), field, path))
+        except InputError as error:
+            raise InputError(f"scene {scene}: {error}" if len(paths) > 1 else str(error)) from error
     names = sorted(found - {""})
-    _check_count(names)
+    _check_count(names, f"--label-field {field}: ")
     return Classes(tuple(names), {name: i for i, name in enumerate(names)}, field=field)
 
 
-def _check_count(names):
+def _check_count(names, where="--classes: "):
     if not 2 <= len(names) <= _MOST:
-        raise InputError(f"{len(names)} classes ({', '.join(names[:9])}); 2 to {_MOST} are needed")
+        some = ", ".join(names[:9])
+        raise InputError(f"{where}{len(names)} classes ({some}); 2 to {_MOST} are needed")
 
 
 class Labels:
@@ -134,14 +145,17 @@ class Labels:
             polygons = _read_polygons(path).to_crs(grid.crs)
             check_overlap(path, grid.crs, polygons.total_bounds, grid, scene)
             if classes.field is None:
-                codes = np.ones(len(polygons), np.uint8)
+                codes = np.ones(len(polygons), np.int16)
             else:
                 texts = _texts(polygons, classes.field, path)
-                codes = np.array([classes.values.get(t, UNLABELLED) for t in texts], np.uint8)
+                if not classes.values.keys() & set(texts):
+                    there = ", ".join(sorted({*texts} - {""})[:9])
+                    raise InputError(
+                        f"{path}: no polygon's {classes.field} is of any class; it has {there}"
+                    )
+                codes = np.array([classes.values.get(t, _NO_CLASS) for t in texts], np.int16)
             self._polygons, self._codes = polygons, codes
             return
-        if classes.field is not None:
-            raise InputError(f"--label-field is for polygons; {path} is a raster")
         self._source = open_raster(path, stack)
         check_overlap(path, self._source.crs, self._source.bounds, grid, scene)
         check_unscaled(path, self._source)
@@ -159,16 +173,18 @@ class Labels:
         if self._source is not None:
             return self._of_raster(grid, size)
         outside = 0 if self.classes.field is None else UNLABELLED
-        mask = np.full((size, size), outside, np.uint8)
+        mask = np.full((size, size), outside, np.int16)
         near = self._polygons.sindex.query(box(*bounds_of(grid, size)))
         near = np.sort(near)  # where polygons overlap, the later one counts
         if len(near):
             shapes = zip(self._polygons.geometry.iloc[near], self._codes[near], strict=True)
             rasterize(((shape, int(code)) for shape, code in shapes), out=mask, transform=grid)
-        return mask, 0
+        without = mask == _NO_CLASS
+        mask[without] = UNLABELLED
+        return mask.astype(np.uint8), int(without.sum())
 
     def _of_raster(self, grid, size):
-        cover = np.full((size, size), _OUTSIDE, np.int32)
+        cover = np.full((size, size), _OUTSIDE, np.int64)
         try:
             place = self._place(grid, size)
             if place is None:
@@ -190,7 +206,11 @@ class Labels:
 
     def _place(self, grid: Affine, size: int) -> tuple[int, int] | None:
         """Row and column of a chip whose pixels are the raster's own; None of any other."""
-        if self._source.crs != self.crs or not np.can_cast(self._source.dtypes[0], np.int32):
+        flags = self._source.mask_flag_enums[0]
+        # Warping knows what a mask or an alpha band leaves out.
+        masked = flags not in ([MaskFlags.all_valid], [MaskFlags.nodata])
+        kind = self._source.dtypes[0]
+        if self._source.crs != self.crs or masked or not np.can_cast(kind, np.int64):
             return None
         between = ~self._source.transform @ grid
         row, column = round(between.f), round(between.c)

@@ -37,7 +37,7 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
     Args:
       workdir: The folder, which may not exist.
       config: The run's configuration.
-      data: Fingerprints of what it learns from and is judged by; None leaves them out.
+      data: Fingerprints of what it learns from and is judged by; None while they aren't known.
 
     Raises:
       InputError: Says what differs.
@@ -54,7 +54,8 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
 
     try:
         saved = json.loads(path.read_text())
-        changes = differences(config, {k: v for k, v in saved.items() if k != "fingerprint"})
+        fields = {k: v for k, v in saved.items() if k != "fingerprint"}
+        changes = differences(config, fields, data_known=data is not None)
     except (ValueError, AttributeError, TypeError, OSError) as error:
         raise InputError(f"{path} is not readable; use another --workdir") from error
     if changes:

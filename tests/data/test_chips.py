@@ -178,7 +178,7 @@ def test_a_field_of_polygons_has_their_class(scene, suffix):
         ("crop", (1, 0, 255), ("maize", "rice")),
         ("number", (1, 0, 1), ("1", "2")),
     ):
-        settings = SMALL._replace(classes=labels.classes_of_field([path], field))
+        settings = SMALL._replace(classes=labels.classes_of_field({"image": path}, field))
         out = scene["folder"] / f"out_{field}"
         done = cut_files(out, images, scene["dem"], path, settings)
         assert done.about.classes == names
@@ -190,8 +190,14 @@ def test_a_field_of_polygons_has_their_class(scene, suffix):
         scene["folder"] / "grouped", images, None, path, SMALL._replace(classes=grouped)
     )
     assert set(np.unique(done.mask)) == {0, 255}
+    assert done.counts.unclassed == 100  # of the polygon without a value
     with pytest.raises(InputError, match=f"fields{suffix} has no field kind; it has crop, number"):
-        labels.classes_of_field([path], "kind")
+        labels.classes_of_field({"image": path}, "kind")
+    with pytest.raises(InputError, match="scene b: --label-field is for polygons; .*cover.tif"):
+        labels.classes_of_field({"a": path, "b": scene["cover"]}, "crop")
+    typo = SMALL._replace(classes=labels.parse_classes(["a=ryce", "b=mayze"], "crop"))
+    with pytest.raises(InputError, match="no polygon's crop is of any class; it has maize, rice"):
+        cut_files(scene["folder"] / "typo", images, None, path, typo)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,41 @@ def test_of_the_scenes_own_grid_as_by_warping_and_as_they_are(opened, monkeypatc
         assert unclassed == unclassed_too
 
 
+def test_a_mask_band_hides_labels_on_any_grid(opened, tmp_path, monkeypatch):
+    both, cover = opened
+    whole = cover.copy()
+    hidden = np.zeros(cover.shape, np.uint8)
+    hidden[:10] = 255
+    path = tmp_path / "masked.tif"
+    profile = {"height": 30, "width": 40, "count": 1, "dtype": "uint8", "crs": "EPSG:32618"}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", transform=GRID, **profile) as sink,
+    ):
+        sink.write(whole[None])
+        sink.write_mask(hidden)
+    with ExitStack() as stack:
+        grid = stack.enter_context(rasterio.open(tmp_path / "image.tif"))
+        mask, _ = labels.Labels(path, CLASSES, grid, path, stack).over(GRID, 20)
+    assert (mask[10:] == 255).all() and (mask[:10] != 255).any()
+
+
+def test_large_values_are_told_apart(tmp_path):
+    large = np.array([[2**31 + 5, 5], [2**32 - 1, 7]], np.uint32)
+    path, shape = tmp_path / "large.tif", {"height": 2, "width": 2, "count": 1, "dtype": "uint32"}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs="EPSG:32618", transform=GRID, **shape
+    ) as sink:
+        sink.write(large[None])
+    classes = labels.parse_classes([f"a={2**31 + 5},7", "b=5"])
+    with rasterio.open(path) as grid:
+        for move in (Affine.identity(), Affine.translation(0.2, 0)):  # read, and warped
+            with ExitStack() as stack:
+                mask, without = labels.Labels(path, classes, grid, path, stack).over(GRID @ move, 2)
+            np.testing.assert_array_equal(mask, [[0, 1], [255, 0]])
+            assert without == 1
+
+
 @pytest.mark.parametrize(
     "move",
     [
