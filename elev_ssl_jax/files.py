@@ -120,6 +120,12 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
                 shutil.rmtree(folder)  # nothing came of it
 
 
+def state(path: Path) -> tuple[int, int]:
+    """What tells a file from what it was: its size, and when it changed."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def _is_at(file, path):
     """Whether an open file is the one of this name."""
     try:

@@ -67,20 +67,22 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     check_names(config, shapes)
     data, inputs = config.data, of(config)
     bands = sum(shapes[name][2] for name in _sensors(inputs))
-    for field, values in (
-        ("value_range", inputs.value_range),
-        ("mean", inputs.mean),
-        ("std", inputs.std),
-    ):
-        if len(values) not in (1, bands) and (values or field == "value_range"):
-            raise InputError(
-                f"config.data.{field} is of {len(values)} bands; {', '.join(inputs.names)} of "
-                f"{data.name} have {bands}: give one for all of them, or one for each"
-            )
+    _check_count(config, "value_range", inputs.value_range, bands)
+    for field, values in (("mean", inputs.mean), ("std", inputs.std)):
+        if values:
+            _check_count(config, field, values, bands)
     if len(inputs.nodata) not in (0, 1, len(_sensors(inputs))):
         raise InputError(f"config.data.nodata has {len(inputs.nodata)} values; one a sensor is it")
     if any(not 0 <= band < bands for band in data.rgb):
         raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+
+
+def _check_count(config, field, values, bands):
+    if len(values) not in (1, bands):
+        raise InputError(
+            f"config.data.{field} is of {len(values)} bands; {', '.join(config.data.inputs)} of "
+            f"{config.data.name} have {bands}: give one for all of them, or one for each"
+        )
 
 
 def check_names(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -100,6 +102,26 @@ def check_names(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if len({shapes[name][:2] for name in data.inputs if name != ELEVATION}) > 1:
         raise InputError(
             f"config.data.inputs: {', '.join(data.inputs)} of {data.name} have different sizes"
+        )
+
+
+def check_values(config: Any, chips: Mapping[str, np.ndarray]) -> None:
+    """Refuses chips whose values hardly differ once they are cut to `data.value_range`.
+
+    Raises:
+      InputError: Says from where to where they go.
+    """
+    inputs = of(config)
+    few = {name: jnp.asarray(chips[name][:256]) for name in inputs.names}
+    light = np.asarray(join(inputs, few))[..., : -1 if inputs.with_elevation else None]
+    if np.ptp(np.percentile(light, (0.1, 99.9))) < 1e-3:
+        ends = [
+            f"{name} from {np.nanmin(few[name]):g} to {np.nanmax(few[name]):g}"
+            for name in _sensors(inputs)
+        ]
+        raise InputError(
+            f"config.data.value_range is {config.data.value_range}, but {config.data.name} has "
+            f'{", ".join(ends)}: nothing is left to see; set it, or let "auto" measure it'
         )
 
 
@@ -210,6 +232,9 @@ def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
     check_names(config, {name: array.shape[1:] for name, array in sample.items()})
     sensors = [name for name in data.inputs if name != ELEVATION]
     given = None if "value_range" in wanted else pairs(data.value_range)
+    if given is not None:
+        bands = sum(sample[name].shape[-1] for name in sensors)
+        _check_count(config, "value_range", given, bands)
     found: dict[str, list[Any]] = {name: [] for name in wanted}
     number = 0
     nodata = [*data.nodata] * (len(sensors) if len(data.nodata) == 1 else 1)
@@ -223,15 +248,16 @@ def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
                 raise InputError(f"band {band} of {name} of {data.name} has no values to measure")
             if given is None:
                 low, high = np.percentile(values, (_SHARE, 100 - _SHARE))
-                if high <= low:
-                    low, high = low - 0.5, low + 0.5  # a band that is everywhere the same
+                least = 1e-6 * max(abs(low), abs(high))  # that float32 can tell apart
+                if high - low <= least:  # a band that is everywhere the same
+                    low, high = low - max(0.5, least), high + max(0.5, least)
             else:
                 low, high = given[number if len(given) > 1 else 0]
-            clipped = np.clip(values, low, high)
+            clipped, spread = np.clip(values, low, high), high - low
             measured = {
-                "value_range": (_rounded(low), _rounded(high)),
-                "mean": _rounded(clipped.mean()),
-                "std": _rounded(clipped.std()) or 1.0,
+                "value_range": (_rounded(low, spread), _rounded(high, spread)),
+                "mean": _rounded(clipped.mean(), spread),
+                "std": _rounded(clipped.std(), spread) or 1.0,
             }
             for field in wanted:
                 found[field].append(measured[field])
@@ -256,6 +282,7 @@ def _limits(inputs, first, bands):
     return low, high
 
 
-def _rounded(value):
-    """Six digits, which is what anybody wants to read."""
-    return float(f"{value:.6g}")
+def _rounded(value, spread):
+    """Six digits, which is what anybody wants to read; more if the values lie closer together."""
+    digits = 6 + math.floor(math.log10(max(abs(value) / spread, 1)))
+    return float(f"{value:.{digits}g}")

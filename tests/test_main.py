@@ -62,6 +62,22 @@ def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
     assert other.stderr.strip().endswith("(seed was 0 and is 5); use another --workdir")
 
 
+def test_the_same_command_goes_on_whatever_it_left_to_the_data(tmp_path):
+    words = ("--config=configs/finetune_classification.py:demo", f"--workdir={tmp_path / 'run'}")
+    words += ("--config.data.synthetic.chips=60", "--config.data.synthetic.size=32")
+    words += ("--config.data.split=labeled", "--config.batch_size=4")
+    words += ("--config.model.width=0.125", "--config.finetune.frozen_epochs=1")
+    words += ("--config.data.value_range=auto", "--config.data.mean=auto", "--config.data.std=auto")
+    for epochs in (2, 2, 3):
+        done = main(*words, f"--config.epochs={epochs}")
+        assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["epochs"], saved["finetune"]["num_classes"]) == (3, 2)
+    other = main(*words[:-1], "--config.data.std=(5.0,)", "--config.epochs=3")
+    assert other.returncode == 2
+    assert "holds another run (data.std was" in other.stderr
+
+
 def test_synthetic_chips_too_small_for_the_method_are_not_made(tmp_path):
     refused = demo(
         tmp_path / "run", "--config.objective.lam=0.5", "--config.data.synthetic.size=12"
@@ -130,6 +146,9 @@ def test_classes_are_those_of_the_data_unless_said_otherwise(settings):
     elev_main._name_classes(settings, names)
     settings.finetune.num_classes = 2
     with pytest.raises(InputError, match=r"num_classes is 2, but .* has 3: water, wood, town"):
+        elev_main._name_classes(settings, names)
+    settings.finetune.update({"num_classes": 0, "classes": ("town", "water", "wood")})
+    with pytest.raises(InputError, match=r"classes is town, water, wood, but .* water, wood, town"):
         elev_main._name_classes(settings, names)
     settings.finetune.update({"num_classes": 0, "classes": ()})
     elev_main._name_classes(settings, ())  # of data from when there were two

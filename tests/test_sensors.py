@@ -115,6 +115,34 @@ def test_what_is_measured_holds_all_but_the_ends_and_leaves_out_nodata(chips, co
         sensors.measure(config, chips)
 
 
+@pytest.mark.parametrize(
+    ("first", "last"), [(287_000.0, 287_000.4), (12_345_678.0, 12_345_678.0), (-3.0, -3.0)]
+)
+def test_what_is_measured_of_values_that_lie_close_together_can_be_used(first, last, config):
+    values = np.linspace(first, last, 400).reshape(1, 20, 20, 1).astype(np.float32)
+    config.data.update({"inputs": ("s1",), "nodata": ()})
+    config.data.value_range = config.data.mean = config.data.std = ("auto",)
+    config.data.update(sensors.measure(config, {"s1": values}))
+    shown = np.asarray(sensors.shown(sensors.of(config), {"s1": values}))
+    assert np.isfinite(shown).all()
+    assert np.ptp(shown) >= 2 * (first < last)
+
+
+def test_values_of_which_the_range_leaves_nothing_are_refused(config, rng):
+    radar = rng.normal(-12, 4, (5, 20, 20, 2)).astype(np.float32)
+    config.data.update({"inputs": ("s1",), "nodata": (), "value_range": (0.0, 6000.0)})
+    with pytest.raises(InputError, match=r"value_range is \(0.0, 6000.0\), but .* has s1 from -2"):
+        sensors.check_values(config, {"s1": radar})
+    config.data.value_range = (-25.0, 0.0)
+    sensors.check_values(config, {"s1": radar})
+
+
+def test_ranges_of_other_bands_are_refused_before_anything_is_measured(chips, config):
+    config.data.value_range, config.data.std = ((0.0, 1.0), (0.0, 2.0)), ("auto",)
+    with pytest.raises(InputError, match=r"config.data.value_range is of 2 bands; .* have 5"):
+        sensors.measure(config, chips)
+
+
 def test_images_of_different_sizes_are_refused(config):
     shapes = {"s2": (12, 12, 3), "s1": (6, 6, 2), "elevation": (4, 4)}
     with pytest.raises(InputError, match=r"s2, s1, elevation of .* have different sizes"):

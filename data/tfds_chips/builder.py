@@ -14,6 +14,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from elev_ssl_jax.data import cutting, store
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.runtime import quiet
 from tfds_chips.shards import Builder, features
 
@@ -36,7 +37,7 @@ class StoreReader:
 class SceneReader:
     """Cuts a chip from its scene."""
 
-    scenes: Mapping[str, cutting.SceneFiles]
+    scenes: Mapping[str, SceneFiles]
     settings: cutting.Settings
     sensors: Mapping[str, Mapping[str, Any]]
 
@@ -103,7 +104,7 @@ class Chips(Builder):
 
     @functools.cached_property
     def _about(self) -> store.About:
-        return store.common(self.folders)
+        return store.common_about(self.folders)
 
     def _sensors(self):
         return {

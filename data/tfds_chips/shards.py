@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, file_adapters, splits, writer
 from tqdm import tqdm
 
+from elev_ssl_jax import files
 from elev_ssl_jax.data import source
 from elev_ssl_jax.data.splits import shared_ground, split_chips
 from elev_ssl_jax.runtime import beam
@@ -264,4 +265,5 @@ def _write_shard(path, shard, features, count) -> None:
         record = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
         records[position] = key, record
         count(1)
-    writer.ExampleWriter(FILE_FORMAT).write(path, records)
+    with files.new_file(Path(path)) as partial:  # several workers may be given the same
+        writer.ExampleWriter(FILE_FORMAT).write(partial, records)

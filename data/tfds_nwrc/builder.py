@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from tfds_chips.shards import Builder, features
 from tqdm import tqdm
 
+from elev_ssl_jax.data import ground
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.runtime.workers import mapped
 from tfds_nwrc import layout
@@ -54,10 +55,12 @@ class Nwrc(Builder):
         size: tuple[int, int] = (100, 100),
         elevation_size: tuple[int, int] = (33, 33),
         bands: Sequence[int] = (0, 1, 2),
+        classes: Sequence[str] = CLASSES,
         **builder_args: Any,
     ):
         """Sizes are rows and columns; `bands` count from 0; the rest is of `Builder`."""
         self.size, self.elevation_size, self.bands = size, elevation_size, tuple(bands)
+        self.classes = tuple(classes)
         super().__init__(**builder_args)
 
     def _sensors(self):
@@ -68,13 +71,13 @@ class Nwrc(Builder):
             self._sensors(),
             self.size,
             self.elevation_size,
-            CLASSES,
+            self.classes,
             ("id", *self.TEXTS),
             classification=self.is_classification,
         )
 
     def _metadata(self) -> dict[str, Any]:
-        return {"sensors": self._sensors(), "classes": list(CLASSES)}
+        return {"sensors": self._sensors(), "classes": list(self.classes)}
 
     def _table(self, folder: Path) -> pd.DataFrame:
         chips = layout.read_metadata(folder)
@@ -147,7 +150,9 @@ def look(folder: Path, bands: Any = None) -> dict[str, Any]:
     if isinstance(bands, Mapping):
         bands = bands.get("image")
     image = layout.read_image(folder / layout.IMAGES / rows["Image"][0], bands)
+    # Chips with bounds are of an earlier version of this program, from whatever scenes.
     return {
+        "classes": ("0", "1") if ground.is_known(rows) else CLASSES,
         "size": image.shape[:2],
         "elevation_size": layout.elevation_size(folder, rows),
         "bands": tuple(range(min(3, image.shape[-1]))) if bands is None else tuple(bands),

@@ -48,7 +48,9 @@ def _import(args) -> str:
     else:
         tensors, told = imported.read_tensors(source)
         name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
-        scale |= imported.told_scale(told, source)  # of a file of our own
+        bands = variables["params"]["conv1"]["kernel"].shape[2]
+        seen, shapes = imported.told_inputs(told, bands, source)  # of a file of our own
+        scale |= seen | imported.told_scale(told, source)
     if args.value_range:
         scale["value_range"] = tuple(args.value_range)
     if not all(-math.inf < low < high < math.inf for low, high in pairs(scale["value_range"])):

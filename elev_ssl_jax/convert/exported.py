@@ -38,10 +38,13 @@ def metadata(model: Model) -> dict[str, str]:
         "rgb": " ".join(map(str, config.data.rgb)),
         "image_size": "{} x {}".format(*model.image_shape[:2]),
         "inputs": " ".join(config.data.inputs),
-        "value_range": " ".join(f"{low:g} {high:g}" for low, high in model.inputs.value_range),
-        "mean": " ".join(f"{value:g}" for value in model.inputs.mean),
-        "std": " ".join(f"{value:g}" for value in model.inputs.std),
-        "elevation_scale": f"{config.data.elevation_scale:g}",
+        "shapes": json.dumps({name: model.shapes[name] for name in config.data.inputs}),
+        "value_range": " ".join(
+            f"{low:.12g} {high:.12g}" for low, high in model.inputs.value_range
+        ),
+        "mean": " ".join(f"{value:.12g}" for value in model.inputs.mean),
+        "std": " ".join(f"{value:.12g}" for value in model.inputs.std),
+        "elevation_scale": f"{config.data.elevation_scale:.12g}",
         "normalization": _NORMALIZATION,
         "classes": json.dumps(model.classes),
         "commit": model.commit,

@@ -1,5 +1,6 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
+import json
 import math
 import pickle
 from collections.abc import Mapping, Sequence
@@ -197,6 +198,39 @@ def told_scale(told: Mapping[str, str], source: Path) -> dict[str, Any]:
             values = (numbers[0] if one_pair else numbers).tolist()
             scale[field] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
     return scale
+
+
+def told_inputs(
+    told: Mapping[str, str], bands: int, source: Path
+) -> tuple[dict[str, Any], dict[str, tuple[int, ...]] | None]:
+    """Which features the head of a file of our own says were seen, and their shapes.
+
+    Args:
+      told: The head.
+      bands: Of the weights.
+      source: The file, for errors.
+
+    Returns:
+      Fields of `config.data`, and the shape of each input; nothing of a file that doesn't say so.
+
+    Raises:
+      InputError: They are not those of images, or don't fit the weights.
+    """
+    if "shapes" not in told:
+        return {}, None
+    try:
+        shapes = {
+            str(name): tuple(map(int, sides)) for name, sides in json.loads(told["shapes"]).items()
+        }
+        scale = float(told["elevation_scale"])
+        found = sum(1 if name == ELEVATION else shape[2] for name, shape in shapes.items())
+        fits = found == bands and 0 < scale < math.inf
+        fits = fits and all(0 < side <= 2**16 for shape in shapes.values() for side in shape)
+        if not fits or not all(map(str.isidentifier, shapes)):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise InputError(f"{source} doesn't say what its {bands} bands are") from error
+    return {"inputs": tuple(shapes), "elevation_scale": scale}, shapes
 
 
 def scale_of_bands(scale: Mapping[str, Any], bands: Sequence[int], source: Path) -> dict[str, Any]:

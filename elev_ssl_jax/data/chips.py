@@ -11,42 +11,62 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import labels, store
 from elev_ssl_jax.data.cutting import (
     LARGEST_BLOCK,
-    SceneFiles,
     Settings,
     about_all,
     check_settings,
-    common,
+    common_sensors,
     cut_all,
     finish,
     plan,
     without_what_is_missing,
 )
-from elev_ssl_jax.data.rasters import check_regular
-from elev_ssl_jax.data.scene import check_name, parse_images, parse_nodata
+from elev_ssl_jax.data.scene import parse_images, parse_nodata
+from elev_ssl_jax.data.scene_files import SceneFiles, read_scenes
 from elev_ssl_jax.errors import InputError, reported
 
-_CONTENT = ".content"  # in the folder of a scene that is under way: what it is of
+_SCENE_CONTENT = ".content"  # in the folder of a scene that is under way: what it is of
 
 
 class Summary(NamedTuple):
     """What was cut."""
 
-    scenes: int
     kept: int
     dropped: int
     incomplete: int
-    unclassed: int
+    unclassed: Mapping[str, int]  # pixels of chips, by scene, whose label is of no class
+    scenes: int
+
+    def __str__(self) -> str:
+        of_scenes = f" of {self.scenes} scenes" * (self.scenes > 1)
+        text = (
+            f"{self.kept} chips kept{of_scenes}, {self.dropped} dropped for image nodata; "
+            f"{self.incomplete} of those kept are incomplete (elevation missing in part)"
+        )
+        if not self.unclassed:
+            return text
+        where = [f"{name}: {count:,}" for name, count in self.unclassed.items()]
+        more = ["..."] * (len(where) > 9)
+        return (
+            f"{text}; {sum(self.unclassed.values()):,} of their pixels have label values of no "
+            f"class, and are unlabelled ({', '.join([*where[:9], *more])})"
+        )
+
+
+def sum_up(counts: Mapping[str, store.PartCounts]) -> Summary:
+    """Of what each scene holds."""
+    kept, dropped, incomplete, _, _ = map(sum, zip(*counts.values(), strict=True))
+    unclassed = {name: some.unclassed for name, some in counts.items() if some.unclassed}
+    return Summary(kept, dropped, incomplete, unclassed, len(counts))
 
 
 def cut_scenes(
@@ -85,7 +105,7 @@ def cut_scenes(
                 abouts[scene.name], strips[scene.name] = about, some
             except InputError as error:
                 failed[scene.name] = str(error)
-        sensors = common({name: some[0].sensors for name, some in strips.items()})
+        sensors = common_sensors({name: some[0].sensors for name, some in strips.items()})
         planned = [scene for scene in scenes if scene.name in strips]
         _keep_finished(folder, planned, sensors, failed)
         every = [s._replace(sensors=sensors) for some in strips.values() for s in some]
@@ -99,23 +119,22 @@ def cut_scenes(
                 bar.update(strip.windows)
                 if isinstance(result, InputError):
                     failed[strip.scene.name] = str(result)
-        counts = []
+        counts = {}
         for scene in scenes:
             if scene.name in failed:
                 continue
             try:
-                counts.append(finish(scene, abouts[scene.name], strips[scene.name]))
+                counts[scene.name] = finish(scene, abouts[scene.name], strips[scene.name])
             except InputError as error:
                 failed[scene.name] = str(error)
         for name in failed:
             if not any((folder / name).glob("[0-9]*")):
                 shutil.rmtree(folder / name, ignore_errors=True)
         _refuse(failed, scenes)
-        for path in folder.glob(f"*/{_CONTENT}"):
+        for path in folder.glob(f"*/{_SCENE_CONTENT}"):
             path.unlink()
         store.write_about(folder, about_all(settings, sensors))
-    result = store.PartCounts(*map(sum, zip(*counts, strict=True)))
-    return Summary(len(scenes), result.kept, result.dropped, result.incomplete, result.unclassed)
+    return sum_up(counts)
 
 
 def _keep_finished(folder, scenes, sensors, unread) -> None:
@@ -126,7 +145,7 @@ def _keep_finished(folder, scenes, sensors, unread) -> None:
     contents = {scene.name: _content(scene, sensors) for scene in scenes}
     for path in folder.iterdir():
         if path.is_dir() and path.name not in unread and not path.name.startswith("."):
-            said = path / _CONTENT
+            said = path / _SCENE_CONTENT
             if not said.is_file() or said.read_text() != contents.get(path.name):
                 shutil.rmtree(path)
             else:
@@ -134,15 +153,12 @@ def _keep_finished(folder, scenes, sensors, unread) -> None:
                     shutil.rmtree(unfinished)
     for name, content in contents.items():
         (folder / name).mkdir(exist_ok=True)
-        (folder / name / _CONTENT).write_text(content)
+        (folder / name / _SCENE_CONTENT).write_text(content)
 
 
 def _content(scene, sensors) -> str:
     """Whatever changes a scene's chips, but for the settings."""
-    paths = [*sum(scene.images.values(), ()), scene.elevation, scene.labels]
-    states = [path.stat() if path is not None else None for path in paths]
-    seen = [state and (state.st_size, state.st_mtime_ns) for state in states]
-    return json.dumps([repr(scene), repr(sensors), seen])
+    return json.dumps([repr(scene), repr(sensors), scene.states()])
 
 
 def _refuse(failed: dict[str, str], scenes) -> None:
@@ -156,59 +172,6 @@ def _refuse(failed: dict[str, str], scenes) -> None:
         f"{len(failed)} of {len(scenes)} scenes can't be cut, see above; the others are kept, and "
         "the same command goes on with what is missing"
     )
-
-
-def read_scenes(path: Path) -> list[SceneFiles]:
-    """The scenes of a table: a row for each, with `name`, `elevation`, `labels` and sensors.
-
-    Every other column is a sensor, whose files are parted by semicolons. Paths are relative to the
-    table. Elevation and labels may be empty, or not be there.
-
-    Raises:
-      InputError: The table is missing or malformed, a name is there twice, or a file is missing.
-    """
-    check_regular(path)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is not a readable CSV file: {error}") from error
-    if "name" not in table:
-        raise InputError(f"{path} has no column name")
-    names = [c for c in table.columns if c not in ("name", "elevation", "labels")]
-    if not names or table.empty:
-        raise InputError(f"{path} has no {'scenes' if names else 'column with images'}")
-    for i, name in enumerate(names):
-        check_name(name, dict.fromkeys(names[:i]))
-    scenes: list[SceneFiles] = []
-    for row in table.to_dict("records"):
-        name = row["name"].strip()
-        if not re.fullmatch(r"[\w-]+", name):
-            raise InputError(f"{path}: scene {name!r}: a name has letters, digits, _ and -")
-        if name in (scene.name for scene in scenes):
-            raise InputError(f"{path}: scene {name} is there twice")
-        listed = {
-            column: tuple(path.parent / part.strip() for part in row[column].split(";"))
-            for column in (*names, "elevation", "labels")
-            if row.get(column, "").strip()
-        }
-        for column in names:
-            if column not in listed:
-                raise InputError(f"{path}: scene {name} has no {column}")
-        for column, paths in listed.items():
-            for file in paths:
-                if not file.is_file():
-                    raise InputError(f"{path}: scene {name}: {column} {file} not found")
-        for column in ("elevation", "labels"):
-            if len(listed.get(column, ())) > 1:
-                raise InputError(f"{path}: scene {name}: {column} is one file")
-        scenes.append(
-            SceneFiles(
-                name,
-                {column: listed[column] for column in names},
-                *(listed.get(column, (None,))[0] for column in ("elevation", "labels")),
-            )
-        )
-    return scenes
 
 
 def choose_classes(args: Any, scenes: Sequence[SceneFiles]) -> labels.Classes | None:
@@ -335,14 +298,7 @@ def main() -> None:
     with reported():
         scenes, settings = of_arguments(args)
         done = cut_scenes(scenes, settings, args.out, workers=args.workers)
-    of_scenes = f" of {done.scenes} scenes" * (done.scenes > 1)
-    without = ""
-    if done.unclassed:
-        without = f"; {done.unclassed} pixels have label values of no class, and are unlabelled"
-    print(
-        f"{args.out}: {done.kept} chips kept{of_scenes}, {done.dropped} dropped for image nodata; "
-        f"{done.incomplete} of those kept are incomplete (elevation missing in part){without}"
-    )
+    print(f"{args.out}: {done}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from elev_ssl_jax.data import store
 from elev_ssl_jax.data.labels import Classes, Labels
 from elev_ssl_jax.data.rasters import LARGEST, open_raster
 from elev_ssl_jax.data.scene import Scene, open_scene, warn_of_blanks
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.data.terrain import check_overlap, elevation_over
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
@@ -29,15 +30,6 @@ LARGEST_BLOCK = 500  # pixels, of the default
 WORTH_PROCESSES = 1000  # windows: starting processes takes a second or two
 _CACHE = 128  # MB for GDAL in each process
 _PART_BYTES, _PART_CHIPS = 2**25, 256  # of a part, at most, but for a single row of windows
-
-
-class SceneFiles(NamedTuple):
-    """The files of one scene."""
-
-    name: str
-    images: Mapping[str, tuple[Path, ...]]  # by sensor
-    elevation: Path | None
-    labels: Path | None
 
 
 class Settings(NamedTuple):
@@ -136,7 +128,7 @@ def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str,
       folder: That of its chips.
 
     Returns:
-      Their `sensors` are this scene's; if others have other types, see `common`.
+      Their `sensors` are this scene's; if others have other types, see `common_sensors`.
 
     Raises:
       InputError: A file is missing or broken, has no CRS, doesn't overlap, or is smaller than a
@@ -180,8 +172,8 @@ def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str,
     return {**about, "parts": len(strips)}, strips
 
 
-def common(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How chips hold the sensors of several scenes: in a type and with a nodata that suits all.
+def common_sensors(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How chips hold the sensors of several scenes: as all have them, or as float32 with NaN.
 
     Args:
       scenes: `sensors` of each scene, by name.
@@ -203,15 +195,10 @@ def common(scenes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
                 )
     result = {}
     for name, sensor in scenes[first].items():
-        types = {scene[name]["dtype"] for scene in scenes.values()}
-        values = [scene[name]["nodata"] for scene in scenes.values()]
-        known = [value for value in values if value is not None]
-        one_type = len(types) == 1
-        result[name] = {
-            "bands": sensor["bands"],
-            "dtype": types.pop() if one_type else "float32",
-            "nodata": known[0] if known and one_type else None,
-        }
+        # Where they disagree on what stands for none, one's may be a value of another.
+        kinds = {(scene[name]["dtype"], scene[name]["nodata"]) for scene in scenes.values()}
+        dtype, nodata = kinds.pop() if len(kinds) == 1 else ("float32", None)
+        result[name] = {"bands": sensor["bands"], "dtype": dtype, "nodata": nodata}
     return result
 
 
@@ -231,23 +218,25 @@ class _Kept(threading.local):
     """Scenes that a thread has open, the oldest first, each with the stack that closes it."""
 
     def __init__(self) -> None:
-        self.scenes: list[tuple[tuple[SceneFiles, Settings], _Open, ExitStack]] = []
+        self.scenes: list[tuple[tuple[Any, ...], _Open, ExitStack]] = []
 
 
 _kept = _Kept()
 _KEPT = 8  # at most
 
 
-def _keep_open(files: SceneFiles, settings: Settings) -> _Open:
+def _keep_open(scene: SceneFiles, settings: Settings) -> _Open:
     """The files of a scene, which the next call needs again."""
-    for asked, opened, _ in _kept.scenes:
-        if asked == (files, settings):
+    asked = scene, settings, scene.states()
+    for known, opened, _ in _kept.scenes:
+        if known == asked:
             return opened
-    stack = ExitStack()
-    _kept.scenes.append(((files, settings), _open(files, settings, stack), stack))
+    with ExitStack() as stack:
+        opened = _open(scene, settings, stack)
+        _kept.scenes.append((asked, opened, stack.pop_all()))
     while len(_kept.scenes) > _KEPT:
         _kept.scenes.pop(0)[2].close()
-    return _kept.scenes[-1][1]
+    return opened
 
 
 def close_all() -> None:
@@ -272,9 +261,15 @@ def index(strip: Strip) -> store.PartCounts:
     """Writes where the chips of a strip are, and what classes they have, without the chips.
 
     Whether they have elevation is looked at until one does.
+
+    Raises:
+      InputError: A file can't be read; with the name of the scene.
     """
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-        arrays, counts = _chips(strip, all_elevation=False)
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE):
+            arrays, counts = _chips(strip, all_elevation=False)
+    except InputError as error:
+        raise InputError(f"scene {strip.scene.name}: {error}") from error
     few = {str(name): arrays[name] for name in ("places", "counts") if name in arrays}
     store.write_part(strip.folder, few, counts)
     return counts

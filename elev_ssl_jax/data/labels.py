@@ -203,7 +203,6 @@ class Labels:
         unclassed = 0 if self.classes.others != UNLABELLED else int((~known).sum())
         return mask, unclassed
 
-
     def _place(self, grid: Affine, size: int) -> tuple[int, int] | None:
         """Row and column of a chip whose pixels are the raster's own; None of any other."""
         flags = self._source.mask_flag_enums[0]

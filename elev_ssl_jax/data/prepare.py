@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import chips, cutting, source, store
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime.beam import run as run_beam
 
@@ -57,7 +58,7 @@ def prepare_chips(
     tfds_chips, tfds_nwrc = _import_builders()
     others = [folder for folder in folders if not store.is_store(folder)]
     if not others:
-        about = store.common(folders)
+        about = store.common_about(folders)
         builder = tfds_chips.Chips
         settings: dict[str, Any] = {"folders": folders, "bands": _bands(bands, about)}
     else:
@@ -74,7 +75,7 @@ def prepare_chips(
 
 
 def prepare_scenes(
-    scenes: Sequence[cutting.SceneFiles],
+    scenes: Sequence[SceneFiles],
     cut: cutting.Settings,
     data_dir: Path | None = None,
     *,
@@ -108,9 +109,10 @@ def prepare_scenes(
     """
     tfds_chips, _ = _import_builders()
     split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
+    scenes = [scene.absolute() for scene in scenes]  # workers may start elsewhere
     with _new_version(tfds_chips.Chips, data_dir, config, overwrite) as (unfinished, target):
         index = unfinished.parent / "index"
-        about, cut = look_through(scenes, cut, index, beam)
+        about, cut, summary = look_through(scenes, cut, index, beam)
         reader = tfds_chips.SceneReader({s.name: s for s in scenes}, cut, about.sensors)
         built = tfds_chips.build(
             tfds_chips.Chips,
@@ -123,17 +125,21 @@ def prepare_scenes(
             beam=beam,
             split_settings=split_settings,
         )
+    print(summary)
     _say_what(target, built)
     return target
 
 
 def look_through(
-    scenes: Sequence[cutting.SceneFiles],
+    scenes: Sequence[SceneFiles],
     settings: cutting.Settings,
     folder: Path,
     beam: Sequence[str],
-) -> tuple[store.About, cutting.Settings]:
-    """A folder as `chips.cut_scenes` makes it, but without the chips; what they have in common.
+) -> tuple[store.About, cutting.Settings, chips.Summary]:
+    """A folder as `chips.cut_scenes` makes it, but without the chips.
+
+    Returns:
+      What the chips have in common, how they are to be cut, and what was counted.
 
     Raises:
       InputError: A scene can't be cut, or nothing is left of it.
@@ -148,17 +154,21 @@ def look_through(
             )
         except InputError as error:
             raise InputError(f"scene {scene.name}: {error}") from error
-    sensors = cutting.common({name: some[0].sensors for name, some in strips.items()})
+    sensors = cutting.common_sensors({name: some[0].sensors for name, some in strips.items()})
     for name in abouts:
         (folder / name).mkdir(parents=True)
     tasks = (s._replace(sensors=sensors) for some in strips.values() for s in some)
     run_beam(cutting.index, tasks, folder / "tasks", beam)
     shutil.rmtree(folder / "tasks")
+    counts = {}
     for scene in scenes:
-        cutting.finish(scene, abouts[scene.name], strips[scene.name])
+        try:
+            counts[scene.name] = cutting.finish(scene, abouts[scene.name], strips[scene.name])
+        except InputError as error:
+            raise InputError(f"scene {scene.name}: {error}") from error
     about = cutting.about_all(settings, sensors)
     store.write_about(folder, about)
-    return about, settings
+    return about, settings, chips.sum_up(counts)
 
 
 @contextmanager
@@ -168,7 +178,7 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
     Raises:
       InputError: It is there already, or another process is at it.
     """
-    data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser()
+    data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser().absolute()
     name = Path(builder.name, config, str(builder.VERSION))
     target = data_dir / name
     # Both on the disk of `target`, and hidden: TFDS takes other names for versions.
@@ -192,6 +202,9 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):  # others are there
+                target.parent.rmdir()
+                target.parent.parent.rmdir()
 
 
 def _say_what(target, built) -> None:
@@ -287,7 +300,7 @@ def main() -> None:
         help="from 0; NAME=0,1,2 of one of several sensors (default: all; of NWRC data 0 1 2)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        "--workers", type=int, help="processes (default: one a core; not with --beam)"
     )
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
     group = parser.add_argument_group(
@@ -305,7 +318,17 @@ def main() -> None:
         settings["bands"] = None if args.bands is None else parse_bands(args.bands)
         if args.beam == (args.chips is not None):
             raise InputError("either --chips is needed, or --beam with --scenes or --image")
+        alone = argparse.ArgumentParser()
+        chips.add_arguments(alone, required=False)
+        for name, default in vars(alone.parse_args([])).items():
+            if not args.beam and getattr(args, name) != default:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for cutting, by elev_ssl_jax.data.chips or "
+                    "with --beam; these chips are cut"
+                )
         if args.beam:
+            if args.workers is not None:
+                raise InputError("--workers: with --beam say so to its runner")
             if args.scenes is None and args.image is None:
                 raise InputError("--beam needs --scenes, or --image")
             scenes, cut = chips.of_arguments(args)
@@ -313,7 +336,8 @@ def main() -> None:
             return
         if more:
             raise InputError(f"unknown argument {more[0]}")
-        prepare_chips(args.chips, args.data_dir, workers=args.workers, **settings)
+        workers = args.workers or os.cpu_count() or 1
+        prepare_chips(args.chips, args.data_dir, workers=workers, **settings)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,10 @@ def _eligible(chips, classification, purity, coverage):
         labelled = (chips["labelled"] >= coverage).to_numpy()
     elif classification:
         raise InputError("the chips have no labels; cut them with --labels, or use segmentation")
+    if not labelled.any() and "labelled" in chips and (most := chips["labelled"].max()):
+        raise InputError(
+            f"--coverage {coverage:g}: no chip is labelled to such a share; the most is {most:.0%}"
+        )
     if not classification:
         # Without any labels the elevation can still be evaluated on held-out chips.
         return labelled if labelled.any() else np.ones(len(chips), bool)

@@ -15,8 +15,8 @@ A part has its name only when it is whole.
 import functools
 import json
 import math
-import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from affine import Affine
 
 from elev_ssl_jax.data.rasters import LARGEST, check_regular, parse_crs
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import state
 
 FORMAT = 1
 ABOUT = "chips.json"
@@ -59,7 +60,7 @@ class About(NamedTuple):
 
 def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: PartCounts) -> None:
     """Writes a part of a scene, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
         for name, array in arrays.items():
@@ -67,6 +68,8 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: PartCount
         (partial / "part.json").write_text(json.dumps(counts._asdict()))
         partial.rename(folder)
     except OSError as error:
+        if read_counts(folder) is not None:  # another worker, given the same, was faster
+            return
         raise InputError(f"{folder} can't be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -124,7 +127,7 @@ def read_about(folder: Path) -> About:
         raise InputError(f"{path} is damaged; cut the scenes again") from error
 
 
-def common(folders: Sequence[Path]) -> About:
+def common_about(folders: Sequence[Path]) -> About:
     """What the chips of several folders have in common, all of it.
 
     Raises:
@@ -176,14 +179,18 @@ def open_array(part: Path, about: About, name: str) -> np.ndarray:
     """A part's sensor, `elevation` or `mask`, on disk; the last few stay open."""
     if name in about.sensors:
         sensor = about.sensors[name]
-        return _opened(part, name, (about.size, about.size, sensor["bands"]), sensor["dtype"])
-    if name == "elevation":
-        return _opened(part, name, (about.elevation_size or 0,) * 2, "float32")
-    return _opened(part, name, (about.size,) * 2, "uint8")
+        shape: tuple[int, ...] = (about.size, about.size, sensor["bands"])
+        dtype = sensor["dtype"]
+    elif name == "elevation":
+        shape, dtype = (about.elevation_size or 0,) * 2, "float32"
+    else:
+        shape, dtype = (about.size,) * 2, "uint8"
+    check_regular(part / "part.json")
+    return _opened(part, name, shape, dtype, state(part / "part.json"))
 
 
 @functools.lru_cache(maxsize=512)
-def _opened(part, name, shape, dtype):
+def _opened(part, name, shape, dtype, _):  # the last, so that a part that is cut again is opened
     return read_array(part, name, shape, np.dtype(dtype))
 
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import store
-from elev_ssl_jax.data.cutting import SceneFiles, Settings, about_all, close_all, cut, finish, plan
+from elev_ssl_jax.data.cutting import Settings, about_all, close_all, cut, finish, plan
 from elev_ssl_jax.data.labels import Classes
 from elev_ssl_jax.data.prepare import prepare_chips
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.data.source import newest
 from elev_ssl_jax.errors import InputError, reported
 

@@ -299,8 +299,9 @@ def _write_panel(config, workdir, test) -> None:
     """Some test chips to picture: those whose classes are mixed most, or just the first."""
     path = workdir / "panel.npz"
     flat = np.asarray(test.targets).reshape(len(test.targets), -1)
-    mixture = np.ma.masked_equal(flat, loop.UNLABELLED).std(axis=1).filled(0)
-    chosen = np.argsort(-mixture, kind="stable")[: loop.PICTURED]
+    counts = np.stack([(flat == i).sum(axis=1) for i in range(config.finetune.num_classes)])
+    largest = counts.max(axis=0) / np.maximum(counts.sum(axis=0), 1)
+    chosen = np.argsort(largest, kind="stable")[: loop.PICTURED]
     images = sensors.join(sensors.of(config), test.take(chosen).inputs)
     with files.new_file(path) as partial:
         np.savez(

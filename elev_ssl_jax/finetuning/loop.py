@@ -269,6 +269,7 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
             )
     shapes = shapes_of(train)
     sensors.check(config, shapes)
+    sensors.check_values(config, train.inputs)
     if shapes_of(test) != shapes:
         raise InputError(
             f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "

@@ -159,10 +159,8 @@ class Model:
                 raise InputError(f"{what} have shape {array.shape}; {form} is needed")
             if name != sensors.ELEVATION:
                 self.check_bands(array.shape[3], "an image", name)
-                if not np.isfinite(array).all():
-                    raise InputError(
-                        "an image has values that are not finite; leave it out, or fill them"
-                    )
+                if np.isinf(array).any() or np.isnan(array).all(axis=(1, 2)).any():
+                    raise InputError("an image is infinite somewhere, or has a band without values")
         chosen = {name: images[name] for name in names}
         counts = {len(array) for array in chosen.values()}
         sizes = {chosen[name].shape[1:3] for name in names if name != sensors.ELEVATION}

@@ -64,4 +64,6 @@ def displayable(config: Any, few: Arrays) -> np.ndarray:
 
 
 def _displayable(config, images):
-    return pictures.displayable(np.asarray(images), tuple(config.data.rgb))
+    rgb = tuple(config.data.rgb)
+    few = rgb and max(rgb) >= images.shape[-1]  # a view of one sensor of several
+    return pictures.displayable(np.asarray(images), () if few else rgb)

@@ -3,6 +3,7 @@
 Tasks and results are files that all workers see, so that no runner has to hold or move data.
 """
 
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,9 +36,13 @@ def run(
     count = 0
     for count, task in enumerate(tasks, 1):
         (folder / f"{count:06d}").write_bytes(pickle.dumps((function, task)))
-    with apache_beam.Pipeline(options=parsed) as pipeline:
-        numbers = pipeline | apache_beam.Create(range(1, count + 1))
-        numbers | apache_beam.Reshuffle() | apache_beam.Map(_call, str(folder))
+    try:
+        with apache_beam.Pipeline(options=parsed) as pipeline:
+            numbers = pipeline | apache_beam.Create(range(1, count + 1))
+            numbers | apache_beam.Reshuffle() | apache_beam.Map(_call, str(folder))
+    except Exception as error:  # each runner has its own
+        first = next(iter(str(error).splitlines()), "")
+        raise InputError(f"Apache Beam: {type(error).__name__}: {first}") from error
     for path in sorted(folder.glob("*.error")):
         raise InputError(path.read_text())
     return count
@@ -45,6 +50,7 @@ def run(
 
 def _parsed(kind, options):
     """Beam would pass over what it doesn't know."""
+    logging.getLogger("apache_beam.options").setLevel(logging.ERROR)  # it would say so, too
     refusal = f"neither this command nor Beam takes all of {' '.join(options)}"
     try:
         parsed = kind(list(options))

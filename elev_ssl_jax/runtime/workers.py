@@ -5,7 +5,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from elev_ssl_jax.errors import InputError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -26,12 +29,20 @@ def mapped(
       workers: How many processes.
       start: Called in each of them first.
       *arguments: Of `start`.
+
+    Raises:
+      InputError: One of them was killed.
     """
     # Not forked: this one has threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (start, *arguments)) as pool:
         try:
             yield from pool.map(function, tasks)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process was killed, perhaps for want of memory; lower --workers, and run "
+                "the same command again"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)  # of an error or an interruption
 

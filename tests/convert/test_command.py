@@ -128,7 +128,8 @@ def several_sensors(folder):
     """A pre-training that saw optics, radar and heights, standardised."""
     settings = runs.settings(width=1.0)
     settings.data.inputs, settings.data.rgb = ("s2", "s1", "elevation"), (0, 1, 2)
-    settings.data.value_range = (*[(0.0, 6000.0)] * 3, (-25.0, 0.0))
+    settings.data.value_range = (*[(0.0, 6000.0)] * 3, (-25.0, 0.0123456789))
+    settings.data.elevation_scale = 250.0
     settings.data.mean, settings.data.std = (100.0, 200.0, 300.0, -12.0), (50.0, 60.0, 70.0, 4.0)
     shapes = {"s2": (32, 32, 3), "s1": (32, 32, 1), "elevation": (32, 32)}
     runs.save_run(folder, settings, (32, 32, 5), elevation=(32, 32), shapes=shapes)
@@ -156,6 +157,10 @@ def test_several_sensors_and_heights_go_to_pytorch_and_back(convert, tmp_path, m
     again = inference.load(tmp_path / "again")
     assert again.inputs == model.inputs
     np.testing.assert_allclose(again.features(chips), wanted, rtol=1e-4, atol=1e-5)
+    assert convert(out, "run", tmp_path / "back")[0] == 0  # from the file
+    back = inference.load(tmp_path / "back")
+    assert back.inputs == model.inputs
+    np.testing.assert_allclose(back.features(chips), wanted, rtol=1e-4, atol=1e-5)
     code, said = convert(tmp_path / "run", "run", tmp_path / "few", "--bands", "0", "3")
     assert code == 2
     assert "takes elevation, which is no band of an image" in said

@@ -14,7 +14,8 @@ from rasterio.warp import transform, transform_bounds
 from shapely.geometry import box
 
 from elev_ssl_jax.data import chips, labels, store
-from elev_ssl_jax.data.cutting import SceneFiles, Settings, plan
+from elev_ssl_jax.data.cutting import Settings, plan
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 
 UTM, LEFT, TOP, SIDE = "EPSG:32618", 500_000, 800_000, 60  # a scene of 60 x 60 pixels of 10 m
@@ -150,7 +151,8 @@ def test_named_classes_and_values_of_none(scene):
     expected = np.repeat([[1, 255], [0, 255]], 30, 0).repeat(30, 1)
     np.testing.assert_array_equal(whole(done.mask), expected)
     assert done.about.classes == ("crops", "wood")
-    assert done.counts.unclassed == 30 * 30  # of value 4; the fourth quarter has no data
+    # Those of value 4; the fourth quarter has no data.
+    assert "900 of their pixels have label values of no class" in str(done.counts)
     assert done.rows["label"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0]  # of equal shares the first
 
 
@@ -190,10 +192,10 @@ def test_a_field_of_polygons_has_their_class(scene, suffix):
         scene["folder"] / "grouped", images, None, path, SMALL._replace(classes=grouped)
     )
     assert set(np.unique(done.mask)) == {0, 255}
-    assert done.counts.unclassed == 100  # of the polygon without a value
+    assert done.counts.unclassed == {"image": 100}  # of the polygon without a value
     with pytest.raises(InputError, match=f"fields{suffix} has no field kind; it has crop, number"):
         labels.classes_of_field({"image": path}, "kind")
-    with pytest.raises(InputError, match="scene b: --label-field is for polygons; .*cover.tif"):
+    with pytest.raises(InputError, match=r"scene b: --label-field is for polygons; .*cover\.tif"):
         labels.classes_of_field({"a": path, "b": scene["cover"]}, "crop")
     typo = SMALL._replace(classes=labels.parse_classes(["a=ryce", "b=mayze"], "crop"))
     with pytest.raises(InputError, match="no polygon's crop is of any class; it has maize, rice"):

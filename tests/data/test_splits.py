@@ -117,6 +117,15 @@ def test_too_few_pure_chips_say_how_pure_they_are():
         splits.assign(chips, classification=True)
 
 
+def test_chips_that_are_labelled_in_part_say_to_which_share():
+    chips = table(400)
+    chips["labelled"] = np.linspace(0.2, 0.6, len(chips))
+    with pytest.raises(InputError, match=r"--coverage 0.9: .* the most is 60%"):
+        splits.assign(chips, classification=False, coverage=0.9)
+    positions = splits.assign(chips, classification=False, coverage=0.5)
+    assert (chips["labelled"].iloc[positions["test"]] >= 0.5).all()
+
+
 def apart(count, **changes):
     """Chips side by side."""
     chips = table(count, **changes)

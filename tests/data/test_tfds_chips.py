@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from tfds_chips import shards
 from elev_ssl_jax.data import chips, cutting, labels, prepare, source, store, synthetic
 from elev_ssl_jax.data.cutting import Settings
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.runtime import beam
 from tests.data.test_chips import write
 from tests.data.test_source import Data
 
@@ -351,6 +353,83 @@ def test_beam_writes_what_the_two_commands_write(scenes, cut, tmp_path, monkeypa
     assert {path.name for path in got.parent.iterdir()} == {wanted.name}
 
 
+def test_beam_works_from_any_folder_and_does_again_what_it_is_given_twice(
+    scenes, cut, tmp_path, monkeypatch
+):
+    call = beam._call
+
+    def elsewhere_and_twice(*task):
+        there = Path.cwd()
+        os.chdir("/")
+        try:
+            call(*task)
+            call(*task)
+        finally:
+            os.chdir(there)
+
+    monkeypatch.setattr(beam, "_call", elsewhere_and_twice)
+    monkeypatch.chdir(scenes.parent)
+    read, sizes = chips.read_scenes(Path(scenes.name)), {"num_labeled": 8, "num_test": 10}
+    relative = Path(os.path.relpath(tmp_path))
+    got = prepare.prepare_scenes(read, SETTINGS, relative / "beam", **sizes)
+    wanted = prepare.prepare_chips(cut, tmp_path / "chips", **sizes)
+    assert contents(got) == contents(wanted)
+
+
+def test_what_is_cut_anew_is_not_taken_from_what_was_read_before(scenes, tmp_path):
+    (first, *_), data_dir = chips.read_scenes(scenes), tmp_path / "tfds"
+    image, sizes = tmp_path / "image.tif", {"num_labeled": 1, "num_test": 1}
+    with rasterio.open(first.images["s2"][0]) as there:
+        grid, shape = there.transform, (1, *there.shape)
+    scene = first._replace(images={"image": (image,)})
+    for value in (100, 200):
+        write(image, np.full(shape, value, np.int16), grid)
+        shutil.rmtree(tmp_path / "chips", ignore_errors=True)
+        chips.cut_scenes([scene], SETTINGS, tmp_path / "chips", progress=False)
+        prepare.prepare_chips(tmp_path / "chips", data_dir, overwrite=True, **sizes)
+        assert source.open_split(Data(data_dir), "test")[0]["image"].max() == value
+        write(image, np.full(shape, value + 1, np.int16), grid)
+        prepare.prepare_scenes([scene], SETTINGS, data_dir, overwrite=True, **sizes)
+        assert source.open_split(Data(data_dir), "test")[0]["image"].max() == value + 1
+
+
+def test_scenes_that_disagree_on_what_is_none_keep_all_their_values(tmp_path):
+    grid = from_origin(500_000, 800_000, 10, 10)
+    image = np.arange(1600, dtype=np.int16).reshape(40, 40) % 7
+    a = write(tmp_path / "a.tif", image, grid, nodata=0)
+    b = write(tmp_path / "b.tif", image, grid)
+    scenes = [cutting.SceneFiles(path.stem, {"image": (path,)}, None, None) for path in (a, b)]
+    settings = Settings(size=20, max_nodata=0.5)
+    chips.cut_scenes(scenes, settings, tmp_path / "chips", progress=False)
+    about, rows = store.read_about(tmp_path / "chips"), store.read_table(tmp_path / "chips")
+    assert about.sensors["image"] == {"bands": 1, "dtype": "float32", "nodata": None}
+    for row in rows.to_dict("records"):
+        chip = store.open_array(Path(row["part"]), about, "image")[row["index"]]
+        there = image[row["top_row"] :, row["left_column"] :][:20, :20, None]
+        if row["scene"] == "a":
+            np.testing.assert_array_equal(np.isnan(chip), there == 0)
+        else:
+            np.testing.assert_array_equal(chip, there)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", 64), "--size is for cutting"),
+        (("--classes", "a=1", "b=2"), "--classes is for cutting"),
+        (("--max-nodata", 0.5), "--max-nodata is for cutting"),
+    ],
+)
+def test_what_prepare_would_pass_over_is_refused(
+    cut, tmp_path, monkeypatch, capsys, words, message
+):
+    words = ("prepare", "--chips", cut, "--data-dir", tmp_path / "tfds", *words)
+    monkeypatch.setattr(sys, "argv", [*map(str, words)])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    assert message in capsys.readouterr().err
+
+
 def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, capsys):
     def said(*words):
         monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words), "--data-dir", str(tmp_path)])
@@ -361,12 +440,13 @@ def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, cap
 
     assert "either --chips is needed, or --beam" in said()
     assert "--beam needs --scenes, or --image" in said("--beam")
+    assert "--workers: with --beam" in said("--beam", "--scenes", scenes, "--workers", 2)
     assert "unknown argument --runner=x" in said("--chips", cut, "--runner=x")
     many = ("--beam", "--scenes", scenes, "--size", 20, "--label-values", 1)
     assert "nor Beam takes all of --labelled 8: not labelled" in said(*many, "--labelled", 8)
     small = ("--beam", "--scenes", scenes, "--size", 61, "--label-values", 1)
     assert "scene north: " in said(*small)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [*tmp_path.rglob("*")]
 
 
 def test_what_beam_writes_is_of_what_was_asked_for_last(scenes, tmp_path):

@@ -1,0 +1,86 @@
+"""Which files a scene is made of, by name or from a table of many."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from elev_ssl_jax.data.rasters import check_regular
+from elev_ssl_jax.data.scene import check_name
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import state
+
+
+class SceneFiles(NamedTuple):
+    """The files of one scene."""
+
+    name: str
+    images: Mapping[str, tuple[Path, ...]]  # by sensor
+    elevation: Path | None
+    labels: Path | None
+
+    def states(self) -> list[tuple[int, int]]:
+        """Of the files, what tells them from others of their names."""
+        paths = [*sum(self.images.values(), ()), self.elevation, self.labels]
+        return [state(path) for path in paths if path is not None]
+
+    def absolute(self) -> "SceneFiles":
+        """With paths that hold wherever a process was started."""
+        images = {n: tuple(path.absolute() for path in paths) for n, paths in self.images.items()}
+        elevation, labels = (path and path.absolute() for path in (self.elevation, self.labels))
+        return SceneFiles(self.name, images, elevation, labels)
+
+
+def read_scenes(path: Path) -> list[SceneFiles]:
+    """The scenes of a table: a row for each, with `name`, `elevation`, `labels` and sensors.
+
+    Every other column is a sensor, whose files are parted by semicolons. Paths are relative to the
+    table. Elevation and labels may be empty, or not be there.
+
+    Raises:
+      InputError: The table is missing or malformed, a name is there twice, or a file is missing.
+    """
+    check_regular(path)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path} is not a readable CSV file: {error}") from error
+    if "name" not in table:
+        raise InputError(f"{path} has no column name")
+    names = [c for c in table.columns if c not in ("name", "elevation", "labels")]
+    if not names or table.empty:
+        raise InputError(f"{path} has no {'scenes' if names else 'column with images'}")
+    for i, name in enumerate(names):
+        check_name(name, dict.fromkeys(names[:i]))
+    scenes: list[SceneFiles] = []
+    for row in table.to_dict("records"):
+        name = row["name"].strip()
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError(f"{path}: scene {name!r}: a name has letters, digits, _ and -")
+        if name in (scene.name for scene in scenes):
+            raise InputError(f"{path}: scene {name} is there twice")
+        listed = {
+            column: tuple(path.parent / part.strip() for part in row[column].split(";"))
+            for column in (*names, "elevation", "labels")
+            if row.get(column, "").strip()
+        }
+        for column in names:
+            if column not in listed:
+                raise InputError(f"{path}: scene {name} has no {column}")
+        for column, paths in listed.items():
+            for file in paths:
+                if not file.is_file():
+                    raise InputError(f"{path}: scene {name}: {column} {file} not found")
+        for column in ("elevation", "labels"):
+            if len(listed.get(column, ())) > 1:
+                raise InputError(f"{path}: scene {name}: {column} is one file")
+        scenes.append(
+            SceneFiles(
+                name,
+                {column: listed[column] for column in names},
+                *(listed.get(column, (None,))[0] for column in ("elevation", "labels")),
+            )
+        )
+    return scenes
