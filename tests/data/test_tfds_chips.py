@@ -444,6 +444,8 @@ def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, cap
     assert "unknown argument --runner=x" in said("--chips", cut, "--runner=x")
     many = ("--beam", "--scenes", scenes, "--size", 20, "--label-values", 1)
     assert "nor Beam takes all of --labelled 8: not labelled" in said(*many, "--labelled", 8)
+    unknown = (*many, "--data-dir", tmp_path / "x", "--runner=Foo")
+    assert "error: Apache Beam: ValueError: " in said(*unknown)
     small = ("--beam", "--scenes", scenes, "--size", 61, "--label-values", 1)
     assert "scene north: " in said(*small)
     assert not [*tmp_path.rglob("*")]

@@ -72,12 +72,19 @@ def test_few_programs_serve_any_number_of_images(tmp_path, rng):
     assert inference._features._cache_size() <= 6
 
 
-def test_values_that_are_no_numbers_are_refused(tmp_path, rng):
+def test_what_is_missing_has_the_mean_of_its_band_and_a_whole_band_is_refused(tmp_path, rng):
     runs.save_run(tmp_path, runs.settings("unet"), SHAPE)
-    batch = images(rng).astype(np.float32)
+    model, batch = inference.load(tmp_path), images(rng).astype(np.float32)
+    filled = batch.copy()
     batch[1, 3, 4, 0] = np.nan
-    with pytest.raises(InputError, match="not finite"):
-        inference.load(tmp_path).predict(batch)
+    filled[1, 3, 4, 0] = np.nanmean(np.clip(batch[1, :, :, 0], *model.inputs.value_range[0]))
+    np.testing.assert_allclose(
+        model.probabilities(batch), model.probabilities(filled), rtol=1e-4, atol=1e-5
+    )
+    for wrong in (np.full(batch.shape[1:3], np.nan), np.inf):
+        batch[1, :, :, 0] = wrong
+        with pytest.raises(InputError, match="infinite somewhere, or has a band without values"):
+            model.predict(batch)
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):

@@ -72,7 +72,7 @@ def data():
 def test_a_method_of_two_sensors_learns_and_is_scored_alike_on_any_topology(
     tiny, data, tmp_path, batch_mesh, monkeypatch, microbatch_size
 ):
-    tiny.data.inputs = ("s1", "s2")
+    tiny.data.inputs, tiny.data.rgb = ("s1", "s2"), (5, 3, 2)
     tiny.microbatch_size, tiny.epochs = microbatch_size, 2
     tiny.optimizer.learning_rate = 1e-5
     monkeypatch.setattr(jax, "device_count", lambda: 4)
@@ -96,7 +96,7 @@ def test_a_method_of_two_sensors_learns_and_is_scored_alike_on_any_topology(
 
 def test_it_goes_on_to_the_same_bits(tiny, data, tmp_path, batch_mesh, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda: batch_mesh(1))
-    tiny.data.inputs = ("s1", "s2")
+    tiny.data.inputs, tiny.data.rgb = ("s1", "s2"), (5, 3, 2)
 
     class Stopping(Writer):
         def write_scalars(self, step, scalars):
