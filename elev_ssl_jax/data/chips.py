@@ -80,7 +80,7 @@ def cut_scenes(
     """Cuts scenes into a folder, which has its name only when all of them are in it.
 
     Until then what is finished lies in a hidden folder beside it, and the same call goes on from
-    there. An error in one scene leaves the others.
+    there. A scene that can't be read leaves the others.
 
     Args:
       scenes: Their files; names differ.

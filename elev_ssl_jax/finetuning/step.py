@@ -74,7 +74,7 @@ def frozen_step(
 ) -> tuple[TrainState, jax.Array]:
     """One step of the new layers alone, on the chips at `indices`: state, used up, and loss.
 
-    `maps` are those of all chips, by `finetune.encode_views`; without them they are computed.
+    `maps` are those of all chips, by `loop.encode_views`; without them they are computed.
     """
     which = _draw_views(setup, seed, state.step, len(indices))
     batch_stats = state.batch_stats
