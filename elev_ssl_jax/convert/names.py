@@ -17,6 +17,7 @@ _LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "relative_position_bias": "relative_position_bias_table",
 }
 _COUNTER = "num_batches_tracked"  # of BatchNorm; counts batches and changes nothing
 
@@ -43,12 +44,26 @@ def smp_key(path: Path) -> str:
     return f"decoder.blocks.{int(block[5:]) - 1}.conv{number}.{place}.{_LEAVES[leaf]}"
 
 
+def swin_key(path: Path) -> str:
+    """Of a Swin encoder, as timm's `swin_tiny_patch4_window7_224` has it."""
+    _, _, *modules, leaf = path
+    key = ".".join([*modules, _LEAVES[leaf]])
+    for ours, theirs in (
+        (r"^patch_embed\.", "patch_embed.proj."),
+        (r"^patch_norm\.", "patch_embed.norm."),
+        (r"\.(fc[12])\.", r".mlp.\1."),
+    ):
+        key = re.sub(ours, theirs, key)
+    key = re.sub(r"^stage(\d)_(\d+)", lambda m: f"layers.{int(m[1]) - 1}.blocks.{m[2]}", key)
+    return re.sub(r"^merge(\d)", r"layers.\1.downsample", key)
+
+
 def to_torch(variables: Any, key: Callable[[Path], str], batches: int) -> dict[str, np.ndarray]:
     """A PyTorch state dictionary.
 
     Args:
       variables: `params` and `batch_stats`, each with the parts that are wanted.
-      key: `torchvision_key` or `smp_key`.
+      key: `torchvision_key`, `smp_key` or `swin_key`.
       batches: For BatchNorm's counters.
     """
     tensors = {}
