@@ -25,6 +25,13 @@ def max_pool(images: jax.Array) -> jax.Array:
     return _max_of_three(_max_of_three(images, axis=2), axis=1)
 
 
+def pool(images: jax.Array) -> jax.Array:
+    """Largest of 2 x 2 pixels: [B, H, W, C] to [B, H // 2, W // 2, C]."""
+    height, width = (side // 2 * 2 for side in images.shape[1:3])
+    corners = [images[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+    return reduce(_maximum, corners)
+
+
 def upsample(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     """To the nearest pixel, as PyTorch's "nearest": [B, h, w, C] to [B, *size, C].
 

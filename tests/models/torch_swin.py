@@ -133,3 +133,61 @@ def randomize(model):
             else:
                 parameter.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
     return model
+
+
+class Expand(nn.Module):
+    """Each token to factor x factor of them, by loops."""
+
+    def __init__(self, inputs, channels, factor):
+        super().__init__()
+        self.factor = factor
+        self.expand = nn.Linear(inputs, factor**2 * channels, bias=False)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x, size):
+        batch, height, width, _ = x.shape
+        parts = self.expand(x).chunk(self.factor**2, -1)
+        out = x.new_zeros(batch, height * self.factor, width * self.factor, parts[0].shape[-1])
+        for i in range(self.factor):
+            for j in range(self.factor):
+                out[:, i :: self.factor, j :: self.factor] = parts[i * self.factor + j]
+        return self.norm(out[:, : size[0], : size[1]])
+
+
+class Branch(nn.Module):
+    """The decoder of one sensor, with our names."""
+
+    def __init__(self, channels, depths=(2, 2, 6), heads=(3, 6, 12)):
+        super().__init__()
+        self.depths = depths
+        for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
+            own = channels * 2**stage
+            self.add_module(f"expand{stage + 1}", Expand(2 * own, own, 2))
+            self.add_module(f"join{stage + 1}", nn.Linear(2 * own, own))
+            for i in range(depth):
+                self.add_module(f"stage{stage + 1}_{i}", Block(own, count, i % 2 == 1))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, maps):
+        *skips, x = maps
+        parts = dict(self.named_children())
+        for stage in reversed(range(len(skips))):
+            x = parts[f"expand{stage + 1}"](x, skips[stage].shape[1:3])
+            x = parts[f"join{stage + 1}"](torch.cat([x, skips[stage]], -1))
+            for i in range(self.depths[stage]):
+                x = parts[f"stage{stage + 1}_{i}"](x)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Those of two sensors, joined at the end."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.branch1, self.branch2 = Branch(channels), Branch(channels)
+        self.expand = Expand(2 * channels, 2 * channels, 4)
+        self.head = nn.Conv2d(2 * channels, classes, 1, bias=False)
+
+    def forward(self, first, second, size):
+        x = torch.cat([self.branch1(first), self.branch2(second)], -1)
+        return self.head(self.expand(x, size).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
