@@ -45,6 +45,7 @@ class Summary(NamedTuple):
     incomplete: int
     unclassed: Mapping[str, int]  # pixels of chips, by scene, whose label is of no class
     scenes: int
+    absent: list[str]  # classes of no pixel
 
     def __str__(self) -> str:
         of_scenes = f" of {self.scenes} scenes" * (self.scenes > 1)
@@ -52,6 +53,8 @@ class Summary(NamedTuple):
             f"{self.kept} chips kept{of_scenes}, {self.dropped} dropped for image nodata; "
             f"{self.incomplete} of those kept are incomplete (elevation missing in part)"
         )
+        if self.absent:
+            text += f"; no pixel is of {' or '.join(self.absent)}"
         if not self.unclassed:
             return text
         where = [f"{name}: {count:,}" for name, count in self.unclassed.items()]
@@ -62,11 +65,12 @@ class Summary(NamedTuple):
         )
 
 
-def sum_up(counts: Mapping[str, store.PartCounts]) -> Summary:
-    """Of what each scene holds."""
+def sum_up(folder: Path, about: store.About, counts: Mapping[str, store.PartCounts]) -> Summary:
+    """Of what each scene in a folder holds."""
     kept, dropped, incomplete, _, _ = map(sum, zip(*counts.values(), strict=True))
     unclassed = {name: some.unclassed for name, some in counts.items() if some.unclassed}
-    return Summary(kept, dropped, incomplete, unclassed, len(counts))
+    absent = store.absent_classes(folder, about)
+    return Summary(kept, dropped, incomplete, unclassed, len(counts), absent)
 
 
 def cut_scenes(
@@ -101,13 +105,13 @@ def cut_scenes(
         abouts, strips = {}, {}
         for scene in scenes:
             try:
-                about, some = plan(scene, settings, folder / scene.name)
-                abouts[scene.name], strips[scene.name] = about, some
+                planned = plan(scene, settings, folder / scene.name)
+                abouts[scene.name], strips[scene.name] = planned
             except InputError as error:
                 failed[scene.name] = str(error)
         sensors = common_sensors({name: some[0].sensors for name, some in strips.items()})
-        planned = [scene for scene in scenes if scene.name in strips]
-        _keep_finished(folder, planned, sensors, failed)
+        readable = [scene for scene in scenes if scene.name in strips]
+        _keep_finished(folder, readable, sensors, failed)
         every = [s._replace(sensors=sensors) for some in strips.values() for s in some]
         todo = [strip for strip in every if store.read_counts(strip.folder) is None]
         whole, left = (sum(strip.windows for strip in some) for some in (every, todo))
@@ -133,8 +137,10 @@ def cut_scenes(
         _refuse(failed, scenes)
         for path in folder.glob(f"*/{_SCENE_CONTENT}"):
             path.unlink()
-        store.write_about(folder, about_all(settings, sensors))
-    return sum_up(counts)
+        about = about_all(settings, sensors)
+        summary = sum_up(folder, about, counts)
+        store.write_about(folder, about)
+    return summary
 
 
 def _keep_finished(folder, scenes, sensors, unread) -> None:

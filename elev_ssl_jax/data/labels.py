@@ -148,11 +148,6 @@ class Labels:
                 codes = np.ones(len(polygons), np.int16)
             else:
                 texts = _texts(polygons, classes.field, path)
-                if not classes.values.keys() & set(texts):
-                    there = ", ".join(sorted({*texts} - {""})[:9])
-                    raise InputError(
-                        f"{path}: no polygon's {classes.field} is of any class; it has {there}"
-                    )
                 codes = np.array([classes.values.get(t, _NO_CLASS) for t in texts], np.int16)
             self._polygons, self._codes = polygons, codes
             return

@@ -168,7 +168,7 @@ def look_through(
             raise InputError(f"scene {scene.name}: {error}") from error
     about = cutting.about_all(settings, sensors)
     store.write_about(folder, about)
-    return about, settings, chips.sum_up(counts)
+    return about, settings, chips.sum_up(folder, about, counts)
 
 
 @contextmanager

@@ -175,6 +175,15 @@ def read_tables(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def absent_classes(folder: Path, about: About) -> list[str]:
+    """The classes that no pixel of any chip has."""
+    names = about.classes or ()
+    shape, total = (len(names),), np.zeros(len(names), np.int64)
+    for path in folder.glob("*/[0-9]*/counts.npy"):
+        total += read_array(path.parent, "counts", shape, np.dtype(np.int32)).sum(axis=0)
+    return [name for name, count in zip(names, total, strict=True) if not count]
+
+
 def open_array(part: Path, about: About, name: str) -> np.ndarray:
     """A part's sensor, `elevation` or `mask`, on disk; the last few stay open."""
     if name in about.sensors:
