@@ -17,6 +17,7 @@ def nt_xent(
     *,
     chunk_size: int | None = None,
     valid: jax.Array | None = None,
+    across: bool = False,
 ) -> jax.Array:
     """NT-Xent on cosine similarity (equations 1 and 2): each of 2N rows against its positive.
 
@@ -30,6 +31,8 @@ def nt_xent(
       chunk_size: Columns of the similarity matrix held at a time. Memory is then
         O(N * chunk_size), forward and backward, rather than O(N^2).
       valid: bool [N], the samples that take part, as rows and as negatives; None is all.
+      across: Whether a row's negatives are the N - 1 of the other view alone: the symmetric InfoNCE
+        of alignment between sensors (Windsor et al., arXiv 2107.06652).
 
     Returns:
       The mean over the rows that take part, a float32 scalar whatever the input type; zero if
@@ -49,32 +52,35 @@ def nt_xent(
     positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], axis=-1), 2)
     z = z.reshape(-1, z.shape[-1])
     takes_part = jnp.ones(len(z), bool) if valid is None else jnp.repeat(valid, 2)
-    denominator = _log_denominator(min(chunk_size or len(z), len(z)), z, takes_part)
+    denominator = _log_denominator(min(chunk_size or len(z), len(z)), across, z, takes_part)
     row_losses = jnp.where(takes_part, denominator - positive, 0)
     return jnp.sum(row_losses) / jnp.maximum(jnp.sum(takes_part), 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_denominator(chunk_size: int, z: jax.Array, takes_part: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_denominator(
+    chunk_size: int, across: bool, z: jax.Array, takes_part: jax.Array
+) -> jax.Array:
     """log sum_j exp(z_i . z_j) over the rows j != i that take part, for each row i of z [R, D].
 
+    If `across`, over those that are of the other view.
     At most [R, chunk_size] similarities exist at a time, forward and backward.
     """
 
     def add_chunk(total, chunk):
-        logits = _similarities(z, takes_part, *chunk)
+        logits = _similarities(across, z, takes_part, *chunk)
         return jnp.logaddexp(total, jax.nn.logsumexp(logits, axis=-1)), None
 
     chunks = _split(chunk_size, z, takes_part, jnp.arange(len(z)))
     return lax.scan(add_chunk, jnp.full(len(z), _MASKED), chunks)[0]
 
 
-def _log_denominator_forward(chunk_size, z, takes_part):
-    denominator = _log_denominator(chunk_size, z, takes_part)
+def _log_denominator_forward(chunk_size, across, z, takes_part):
+    denominator = _log_denominator(chunk_size, across, z, takes_part)
     return denominator, (z, takes_part, denominator)
 
 
-def _log_denominator_backward(chunk_size, saved, gradient):
+def _log_denominator_backward(chunk_size, across, saved, gradient):
     # A row is part of its own denominator, and one of the others in everyone else's. Similarities
     # are symmetric, so the same chunk of them gives both, and what a row's gradient needs comes to
     # that row: nothing is summed over devices, and nothing but z is kept for the way back.
@@ -82,7 +88,7 @@ def _log_denominator_backward(chunk_size, saved, gradient):
 
     def add_chunk(total, chunk):
         *chunk, chunk_denominator, chunk_gradient = chunk
-        logits = _similarities(z, takes_part, *chunk)
+        logits = _similarities(across, z, takes_part, *chunk)
         own = gradient[:, None] * jnp.exp(logits - denominator[:, None])
         others = chunk_gradient * jnp.exp(logits - chunk_denominator)
         return total + _matmul(own + others, chunk[0]), None
@@ -94,9 +100,11 @@ def _log_denominator_backward(chunk_size, saved, gradient):
 _log_denominator.defvjp(_log_denominator_forward, _log_denominator_backward)
 
 
-def _similarities(z, takes_part, keys, keys_take_part, columns):
+def _similarities(across, z, takes_part, keys, keys_take_part, columns):
     """z . keys [R, chunk], masked for a row with itself and for rows that don't take part."""
-    mask = takes_part[:, None] & keys_take_part & (jnp.arange(len(z))[:, None] != columns)
+    rows = jnp.arange(len(z))[:, None]
+    apart = rows % 2 != columns % 2 if across else rows != columns
+    mask = takes_part[:, None] & keys_take_part & apart
     return jnp.where(mask, _matmul(z, keys.T), _MASKED)
 
 

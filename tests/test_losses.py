@@ -11,13 +11,15 @@ from elev_ssl_jax.losses import elevation_mse, nt_xent, relief_mse
 from elev_ssl_jax.runtime import sharding
 
 
-def reference_nt_xent(z1, z2, temperature):
+def reference_nt_xent(z1, z2, temperature, across=False):
     """Value and gradients in float64, by equations 1 and 2 and the chain rule."""
     z = np.concatenate([z1, z2]).astype(np.float64)
     norm = np.linalg.norm(z, axis=1, keepdims=True)
     unit, rows, n = z / norm, len(z), len(z1)
     logits = unit @ unit.T / temperature
     np.fill_diagonal(logits, -np.inf)
+    if across:
+        logits[:n, :n] = logits[n:, n:] = -np.inf
     partner = (np.arange(rows) + n) % rows
     top = logits.max(axis=1, keepdims=True)
     softmax = np.exp(logits - top)
@@ -42,17 +44,28 @@ def assert_close(got, wanted):
     d=st.integers(2, 33),
     temperature=st.floats(0.05, 2),
     chunk_size=st.none() | st.integers(1, 40),
+    across=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_nt_xent_equals_float64_reference(n, d, temperature, chunk_size, seed):
+def test_nt_xent_equals_float64_reference(n, d, temperature, chunk_size, across, seed):
     rng = np.random.default_rng(seed)
     z1, z2 = rng.normal(size=(2, n, d)).astype(np.float32) * 3
     value, gradients = jax.value_and_grad(nt_xent, (0, 1))(
-        z1, z2, temperature, chunk_size=chunk_size
+        z1, z2, temperature, chunk_size=chunk_size, across=across
     )
-    expected, *expected_gradients = reference_nt_xent(z1, z2, temperature)
+    expected, *expected_gradients = reference_nt_xent(z1, z2, temperature, across)
     assert_close(value, expected)
     assert_close(gradients, expected_gradients)
+
+
+def test_nt_xent_across_is_the_cross_entropy_of_rows_and_columns(rng):
+    z1, z2 = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    unit1, unit2 = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
+    logits = (unit1 @ unit2.T / 0.1).astype(np.float64)
+    rows = np.log(np.exp(logits).sum(axis=1)) - np.diag(logits)
+    columns = np.log(np.exp(logits).sum(axis=0)) - np.diag(logits)
+    wanted = (rows.mean() + columns.mean()) / 2
+    np.testing.assert_allclose(nt_xent(z1, z2, 0.1, across=True), wanted, rtol=1e-5)
 
 
 @given(
