@@ -49,7 +49,6 @@ def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method
       InputError: The chips don't suit it.
     """
     check(config, {name: array.shape[1:] for name, array in sample.items()})
-    sensors.check_values(config, sample)
     learned, size, start = config.objective.alpha > 0, None, 0.0
     if learned:
         mean = mean_elevation(sample)

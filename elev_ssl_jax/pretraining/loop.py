@@ -136,6 +136,7 @@ def _assemble(config, workdir, data, make_method, mesh) -> _Parts:
         check_batches(config, count)
         sample = sample_of(data.train)
         method = make_method(config, sample, sharding.platform(mesh))
+        sensors.check_values(config, sample)
         some = sample_of(data.heldout, 4096)
         _check_heldout(config, method, sample, some)
         prints = {
