@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from elev_ssl_jax.data import chips, prepare, source, synthetic
-from elev_ssl_jax.data.cutting import Settings
+from elev_ssl_jax.data.planning import Settings
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.runtime import batches, sharding
 

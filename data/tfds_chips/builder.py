@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from elev_ssl_jax.data import cutting, store
+from elev_ssl_jax.data import cutting, planning, store
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.runtime import quiet
 from tfds_chips.shards import Builder, features
@@ -38,7 +38,7 @@ class SceneReader:
     """Cuts a chip from its scene."""
 
     scenes: Mapping[str, SceneFiles]
-    settings: cutting.Settings
+    settings: planning.Settings
     sensors: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -210,6 +210,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         if self.beam is not None:
             written = ((path, shard, content) for path, shard in every)
             beam.run(_write_by_beam, written, Path(self.data_dir) / "tasks", self.beam)
+            for left in Path(self.data_dir).glob(".*.array_record*"):  # of a worker that was killed
+                left.unlink()
             shutil.rmtree(Path(self.data_dir) / "tasks")
             return
         in_processes = self.workers > 1 and len(every) >= _WORTH_PROCESSES

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import labels, store
-from elev_ssl_jax.data.cutting import (
+from elev_ssl_jax.data.cutting import cut_all
+from elev_ssl_jax.data.planning import (
     LARGEST_BLOCK,
     Settings,
     about_all,
     check_settings,
     common_sensors,
-    cut_all,
     finish,
     plan,
     without_what_is_missing,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data import chips, cutting, source, store
+from elev_ssl_jax.data import chips, cutting, planning, source, store
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime.beam import run as run_beam
@@ -76,7 +76,7 @@ def prepare_chips(
 
 def prepare_scenes(
     scenes: Sequence[SceneFiles],
-    cut: cutting.Settings,
+    cut: planning.Settings,
     data_dir: Path | None = None,
     *,
     beam: Sequence[str] = (),
@@ -132,10 +132,10 @@ def prepare_scenes(
 
 def look_through(
     scenes: Sequence[SceneFiles],
-    settings: cutting.Settings,
+    settings: planning.Settings,
     folder: Path,
     beam: Sequence[str],
-) -> tuple[store.About, cutting.Settings, chips.Summary]:
+) -> tuple[store.About, planning.Settings, chips.Summary]:
     """A folder as `chips.cut_scenes` makes it, but without the chips.
 
     Returns:
@@ -144,17 +144,17 @@ def look_through(
     Raises:
       InputError: A scene can't be cut, or nothing is left of it.
     """
-    cutting.check_settings(settings)
-    settings = cutting.without_what_is_missing(settings, scenes)
+    planning.check_settings(settings)
+    settings = planning.without_what_is_missing(settings, scenes)
     abouts, strips = {}, {}
     for scene in scenes:
         try:
-            abouts[scene.name], strips[scene.name] = cutting.plan(
+            abouts[scene.name], strips[scene.name] = planning.plan(
                 scene, settings, folder / scene.name
             )
         except InputError as error:
             raise InputError(f"scene {scene.name}: {error}") from error
-    sensors = cutting.common_sensors({name: some[0].sensors for name, some in strips.items()})
+    sensors = planning.common_sensors({name: some[0].sensors for name, some in strips.items()})
     for name in abouts:
         (folder / name).mkdir(parents=True)
     tasks = (s._replace(sensors=sensors) for some in strips.values() for s in some)
@@ -163,10 +163,10 @@ def look_through(
     counts = {}
     for scene in scenes:
         try:
-            counts[scene.name] = cutting.finish(scene, abouts[scene.name], strips[scene.name])
+            counts[scene.name] = planning.finish(scene, abouts[scene.name], strips[scene.name])
         except InputError as error:
             raise InputError(f"scene {scene.name}: {error}") from error
-    about = cutting.about_all(settings, sensors)
+    about = planning.about_all(settings, sensors)
     store.write_about(folder, about)
     return about, settings, chips.sum_up(folder, about, counts)
 

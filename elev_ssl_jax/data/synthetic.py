@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data import store
-from elev_ssl_jax.data.cutting import Settings, about_all, close_all, cut, finish, plan
+from elev_ssl_jax.data.cutting import close_all, cut
 from elev_ssl_jax.data.labels import Classes
+from elev_ssl_jax.data.planning import Settings, about_all, finish, plan
 from elev_ssl_jax.data.prepare import prepare_chips
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.data.source import newest

@@ -14,7 +14,7 @@ from rasterio.warp import transform, transform_bounds
 from shapely.geometry import box
 
 from elev_ssl_jax.data import chips, labels, store
-from elev_ssl_jax.data.cutting import Settings, plan
+from elev_ssl_jax.data.planning import Settings, plan
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 

@@ -16,7 +16,8 @@ from rasterio.transform import from_origin
 from tfds_chips import shards
 
 from elev_ssl_jax.data import chips, cutting, labels, prepare, source, store, synthetic
-from elev_ssl_jax.data.cutting import Settings
+from elev_ssl_jax.data.planning import Settings
+from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import beam
 from tests.data.test_chips import write
@@ -398,7 +399,7 @@ def test_scenes_that_disagree_on_what_is_none_keep_all_their_values(tmp_path):
     image = np.arange(1600, dtype=np.int16).reshape(40, 40) % 7
     a = write(tmp_path / "a.tif", image, grid, nodata=0)
     b = write(tmp_path / "b.tif", image, grid)
-    scenes = [cutting.SceneFiles(path.stem, {"image": (path,)}, None, None) for path in (a, b)]
+    scenes = [SceneFiles(path.stem, {"image": (path,)}, None, None) for path in (a, b)]
     settings = Settings(size=20, max_nodata=0.5)
     chips.cut_scenes(scenes, settings, tmp_path / "chips", progress=False)
     about, rows = store.read_about(tmp_path / "chips"), store.read_table(tmp_path / "chips")
