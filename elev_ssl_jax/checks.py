@@ -316,7 +316,7 @@ def differences(
 
 
 def _left_to_data(name: str, value: Any) -> bool:
-    return name in _OF_DATA and (not value or value == "auto" or tuple(value) == ("auto",))
+    return name in _OF_DATA and _comparable(value) in (0, "auto", [], ["auto"])
 
 
 def _belongs(name: str, fields: Sequence[str]) -> bool:

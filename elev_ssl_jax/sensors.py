@@ -112,7 +112,7 @@ def check_values(config: Any, chips: Mapping[str, np.ndarray]) -> None:
       InputError: Says from where to where they go.
     """
     inputs = of(config)
-    few = {name: jnp.asarray(chips[name][:256]) for name in inputs.names}
+    few = {name: jnp.asarray(chips[name][:64]) for name in inputs.names}
     light = np.asarray(join(inputs, few))[..., : -1 if inputs.with_elevation else None]
     if np.ptp(np.percentile(light, (0.1, 99.9))) < 1e-3:
         ends = [

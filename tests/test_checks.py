@@ -244,6 +244,29 @@ def test_an_experiment_may_be_widened(tiny):
     assert checks.differences(tiny, saved) == ["experiment.label_draws was 0 and is 1"]
 
 
+@pytest.mark.parametrize(
+    ("field", "measured", "left", "other"),
+    [
+        ("finetune.num_classes", 3, 0, 2),
+        ("data.value_range", ((1.0, 2.0), (3.0, 4.0)), ("auto",), (0.0, 6000.0)),
+        ("data.value_range", (1.0, 2.0), "auto", (1.0, 3.0)),
+        ("data.std", (5.0,), ("auto",), (6.0,)),
+        ("data.nodata", (0.0,), (), (1.0,)),
+    ],
+)
+def test_what_is_left_to_the_data_is_compared_when_they_are_known(
+    tiny, field, measured, left, other
+):
+    tiny.update_from_flattened_dict({field: measured})
+    saved = json.loads(tiny.to_json_best_effort())
+    for value, before, then in ((measured, 0, 0), (left, 0, 1), (other, 1, 1)):
+        tiny = tiny.copy_and_resolve_references()
+        with tiny.ignore_type():
+            tiny.update_from_flattened_dict({field: value})
+        assert len(checks.differences(tiny, saved, data_known=False)) == before
+        assert len(checks.differences(tiny, saved)) == then
+
+
 def test_a_sensor_without_a_value_for_none_does_not_make_another_run(tiny):
     tiny.data.inputs, tiny.data.nodata = ("s2", "s1"), (0.0, float("nan"))
     checks.check(tiny)
