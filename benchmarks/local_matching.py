@@ -18,7 +18,7 @@ import numpy as np
 from elev_ssl_jax import augment, losses, matching
 from elev_ssl_jax.config import default
 from elev_ssl_jax.models.encoders import compute_dtype
-from elev_ssl_jax.models.heads import LocalHead
+from elev_ssl_jax.models.heads import PlainHead
 from elev_ssl_jax.pretraining import elevation
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import sharding
@@ -53,7 +53,7 @@ def make_matching(config, batch):
     channels = max(8, round(16 * config.model.width))
     dtype = compute_dtype(config, jax.default_backend())
     decoded = jnp.ones((count, 2, height, width, channels), dtype)
-    head = LocalHead(tuple(local.projection), dtype)
+    head = PlainHead(tuple(local.projection), dtype)
     params = head.init(jax.random.key(0), jnp.ones((1, channels)))
     zero, full, no = jnp.zeros(count), jnp.full(count, float(height)), jnp.zeros(count, bool)
     crop = augment.Crop(zero, zero, full, full, no, no)

@@ -7,22 +7,23 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from elev_ssl_jax.config import METHODS, SEEDS_APART, default
+from elev_ssl_jax.config import FROZEN, METHODS, METRICS, SEEDS_APART, default
 from elev_ssl_jax.errors import InputError
 
 # What each task reads, as fields or groups of fields. Another that is not at its default is
 # refused: it would change nothing.
 _OF_ALL = (
     *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
-    *("model.encoder", "model.width", "model.dtype"),
+    *("model.encoder", "model.fusion", "model.width", "model.dtype", "augment.crop_size"),
     *("data.name", "data.dir", "data.eval_split", "data.inputs", "data.value_range"),
-    *("data.mean", "data.std", "data.nodata", "data.rgb", "data.elevation_scale"),
+    *("data.mean", "data.std", "data.nodata", "data.rgb", "data.bands", "data.scaling"),
+    *("data.elevation_scale",),
     *("data.resident_gib", "data.synthetic"),
 )
 _OF_PRETRAINING = (
     *("augment.contrastive", "augment.elevation", "loss", "log"),
     *("model.projection", "model.elevation_padding"),
-    *("objective.temperature", "objective.local", "data.probe_split"),
+    *("objective.temperature", "objective.local", "objective.negatives", "data.probe_split"),
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
 TASKS = {
@@ -59,8 +60,8 @@ class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _one_of(*choices: str) -> _Rule:
-    return _Rule(f"one of {', '.join(choices)}", choices.__contains__)
+def _one_of(*choices: Any) -> _Rule:
+    return _Rule(f"one of {', '.join(map(str, choices))}", choices.__contains__)
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> _Rule:
@@ -107,6 +108,11 @@ def _is_range(value):
     return fine and value[0] < value[1]
 
 
+def _is_named_range(value):
+    fine = isinstance(value, tuple | list) and len(value) == 3 and isinstance(value[0], str)
+    return fine and _is_range(value[1:])
+
+
 def _numbers_or_auto(each: _Rule) -> _Rule:
     """One for all bands, or one for each, or none."""
     words = f"() or numbers, {each.allowed}, one or one for each band, or auto"
@@ -119,7 +125,7 @@ _ANY = _number(-math.inf)
 _SHARE = _number(0, 1)
 _POSITIVE = _number(0, above=True)
 _TWO_SIZES = _several("two whole numbers above 0", _whole(1), lambda v: len(v) == 2)
-_METHODS = ("random", *METHODS)
+_METHODS = (*METHODS, *(name + FROZEN for name in METHODS))
 
 # The first pattern that a field's name matches is its rule. A text that names data or folders is
 # looked at where these are opened.
@@ -133,9 +139,16 @@ _RULES = {
         lambda v: len(v) > 0 and _different(v) and "elevation" not in (*v[:-1], v[0]),
     ),
     "data.value_range": _Rule(
-        "two numbers, the first below the second, or such a pair for each band, or auto",
-        lambda v: _is_range(v) or _is_auto(v) or (len(v) > 0 and all(map(_is_range, v))),
+        "two numbers, the first below the second, such a pair for each band, a name and such a "
+        "pair for each sensor, or auto",
+        lambda v: (
+            _is_range(v)
+            or _is_auto(v)
+            or (len(v) > 0 and (all(map(_is_range, v)) or all(map(_is_named_range, v))))
+        ),
     ),
+    "data.scaling": _one_of("range", "crop_max"),
+    "data.bands": _several("different band numbers from 0", _whole(0), _different),
     "data.mean": _numbers_or_auto(_ANY),
     "data.std": _numbers_or_auto(_POSITIVE),
     "data.nodata": _several("numbers", _Rule("", lambda v: isinstance(v, int | float)), _any_of),
@@ -156,17 +169,24 @@ _RULES = {
     "augment.contrastive.crop_ratio": _several(
         "two numbers around 1", _POSITIVE, lambda v: len(v) == 2 and v[0] <= 1 <= v[1]
     ),
+    "augment.crop_size": _whole(0),
     "augment.*.saturation": _number(0),
     "augment.*.hue": _number(0, 0.5),
     "augment.*": _SHARE,
     "model.width": _POSITIVE,
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
+    "model.projection": _Rule(
+        f"{_TWO_SIZES.allowed}, or ()", lambda v: tuple(v) == () or _TWO_SIZES.holds(v)
+    ),
     "*.projection": _TWO_SIZES,
+    "model.fusion": _one_of("early", "late"),
     "model.elevation_padding": _one_of("zeros", "edge"),
     "objective.alpha": _SHARE,
     "objective.lam": _SHARE,
     "objective.temperature": _POSITIVE,
-    "objective.global_features": _one_of("mean", "style"),
+    "objective.positives": _one_of("views", "sensors"),
+    "objective.negatives": _one_of("all", "across"),
+    "objective.global_features": _one_of("mean", "style", "map"),
     "objective.local.*": _whole(1),
     "loss.chunk_size": _whole(0),
     "loss.elevation_reduction": _one_of("mean", "sum"),
@@ -177,7 +197,11 @@ _RULES = {
     "*optimizer.schedule": _one_of("cosine", "constant"),
     "*optimizer.weight_decay": _number(0),
     "*optimizer.name": _one_of("adamw", "adam", "lars"),
-    "finetune.head": _one_of("linear", "unet"),
+    "*optimizer.drop_epoch": _whole(0),
+    "finetune.head": _one_of("linear", "unet", "plain_unet", "swin_unet"),
+    "finetune.target": _one_of("", "label", "mask", "commonest", "present"),
+    "finetune.present_share": _number(0, 1, above=True),
+    "finetune.drop_sensor": _number(0, 1),
     "finetune.num_classes": _Rule(
         "0 or a whole number in 2..255", lambda v: type(v) is int and (v == 0 or 2 <= v <= 255)
     ),
@@ -193,12 +217,18 @@ _RULES = {
         lambda v: len(v) > 0 and _different(v),
     ),
     "experiment.labels": _several(
-        "different whole numbers above 0", _whole(1), lambda v: len(v) > 0 and _different(v)
+        "different whole numbers above 0, or shares in (0, 1]",
+        _Rule("", lambda v: _whole(1).holds(v) or (isinstance(v, float) and 0 < v <= 1)),
+        lambda v: len(v) > 0 and _different(v),
     ),
     "experiment.label_draws": _whole(0),
+    "experiment.metrics": _several("different metrics", _one_of(*METRICS), _different),
+    "experiment.stratified": _one_of(True, False),
+    "finetune.oversample": _one_of(True, False),
     "experiment.seeds": _whole(1, SEEDS_APART),
     "experiment.pretrain_seeds": _whole(1),
     "*batch_size": _whole(1),
+    "epochs": _whole(0),
     "*epochs": _whole(1),
     "checkpoint.keep": _whole(1),
     "log.every_steps": _whole(1),
@@ -248,7 +278,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
     for prefix in ("", "experiment.pretrain."):
         name = f"{prefix}optimizer.warmup_epochs"
-        need(name, flat[name] < flat[f"{prefix}epochs"], f"below {prefix}epochs")
+        warm = flat[name] == 0 or flat[name] < flat[f"{prefix}epochs"]
+        need(name, warm, f"below {prefix}epochs")
+    frozen = config.task != "pretrain" and config.finetune.frozen_epochs > 0
+    need("epochs", config.epochs > 0 or frozen, "1 or more")
     if config.task == "experiment":
         most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
         need("seed", config.seed < most, f"below {most}: each repetition has its own")
@@ -256,6 +289,33 @@ def check(config: ml_collections.ConfigDict) -> None:
         count = len(config.finetune.classes)
         need("finetune.num_classes", config.finetune.num_classes in (0, count), f"0 or {count}")
     need("data.mean", not config.data.mean or len(config.data.std) > 0, "() without data.std")
+    by_maximum = config.data.scaling == "crop_max"
+    need("data.std", not (config.data.std and by_maximum), "() with data.scaling=crop_max")
+    shown = not config.data.bands or set(config.data.rgb) <= set(config.data.bands)
+    need("data.rgb", shown, "among data.bands")
+    late = config.model.fusion == "late"
+    need("data.bands", not (late and config.data.bands), "() with model.fusion=late")
+    names = [name for name in config.data.inputs if name != "elevation"]
+    objective = config.objective
+    if objective.positives == "sensors":
+        two = len(config.data.inputs) == len(names) == 2
+        need("data.inputs", two, "two sensors with objective.positives=sensors")
+        need("model.fusion", late, "late with objective.positives=sensors")
+        need("objective.lam", objective.lam == 1, "1 with objective.positives=sensors")
+        features = objective.global_features
+        need("objective.global_features", features != "style", "mean or map of two sensors")
+    else:
+        features = objective.global_features
+        need("objective.global_features", features != "map", "mean or style of two views")
+        need("model.projection", len(config.model.projection) == 2, _TWO_SIZES.allowed)
+    head, target = config.finetune.head, config.finetune.target
+    swin = config.model.encoder == "swin_t" or config.task == "experiment"
+    need("model.encoder", swin or head != "swin_unet", "swin_t with finetune.head=swin_unet")
+    fitting = ("", "label", "commonest", "present") if head == "linear" else ("", "mask")
+    allowed = " or ".join(repr(name) for name in fitting)
+    need("finetune.target", target in fitting, f"{allowed} with finetune.head={head}")
+    several = len(names) > 1 or not config.finetune.drop_sensor
+    need("finetune.drop_sensor", several, "0 with a single sensor")
     if config.data.synthetic.chips:
         kinds = ("classification", "segmentation")
         names = [f"{builder}/{kind}" for builder in ("nwrc", "chips") for kind in kinds]
@@ -271,8 +331,12 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     """
     parts = [(config.objective.alpha, config.objective.lam)]
     if config.task == "experiment":
-        named = (METHODS[m] for m in config.experiment.methods if m != "random")
-        parts = [(method["alpha"], method["lam"]) for method in named]
+        named = (METHODS[m.removesuffix(FROZEN)] for m in config.experiment.methods)
+        parts = [
+            (recipe.fields["objective.alpha"], recipe.fields["objective.lam"])
+            for recipe in named
+            if recipe.pretrained
+        ]
     learns = config.task != "finetune" and any(alpha > 0 for alpha, _ in parts)
     reads_elevation = learns or "elevation" in config.data.inputs
     groups = (
@@ -316,7 +380,8 @@ def differences(
 
 
 def _left_to_data(name: str, value: Any) -> bool:
-    return name in _OF_DATA and _comparable(value) in (0, "auto", [], ["auto"])
+    by_sensor = name == "data.value_range" and all(map(_is_named_range, value))
+    return by_sensor or (name in _OF_DATA and _comparable(value) in (0, "auto", [], ["auto"]))
 
 
 def _belongs(name: str, fields: Sequence[str]) -> bool:

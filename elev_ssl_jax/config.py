@@ -1,18 +1,77 @@
-"""Every field of a run's configuration, and the settings of the paper."""
+"""Every field of a run's configuration, and the settings of the papers."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 SEEDS_APART = 1000  # of fine-tuning, in an experiment's repetitions, so that none occurs in two
+FROZEN = "_frozen"  # behind a method's name: its encoder stays as it is in fine-tuning
 
-# What makes a method, of `config.objective` (table 1 of the README).
-METHODS: dict[str, dict[str, Any]] = {
-    "simclr": {"alpha": 0.0, "lam": 1.0, "global_features": "mean"},
-    "glcnet": {"alpha": 0.0, "lam": 0.5, "global_features": "style"},
-    "elevation": {"alpha": 1.0, "lam": 1.0, "global_features": "mean"},
-    "simclr_elev": {"alpha": 0.5, "lam": 1.0, "global_features": "mean"},
-    "glcnet_elev": {"alpha": 0.5, "lam": 0.5, "global_features": "style"},
+
+# What an experiment can compare, by what it learns; the first two are shown by default.
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mean_iou": "mIoU",
+    "mean_recall": "average accuracy",
+    "micro_f1": "micro F1",
+}
+
+
+class Recipe(NamedTuple):
+    """What makes a method that an experiment compares with others."""
+
+    title: str
+    fields: dict[str, Any]  # of the configuration, by dotted names; the rest is the experiment's
+    pretrained: bool = True
+
+
+def _objective(alpha: float, lam: float = 1.0, features: str = "mean") -> dict[str, Any]:
+    fields = {"alpha": alpha, "lam": lam, "global_features": features}
+    return {f"objective.{name}": value for name, value in fields.items()}
+
+
+_BOTH = {"data.inputs": ("s1", "s2")}
+_LATE = {**_BOTH, "model.fusion": "late"}
+_DUAL = {**_LATE, **_objective(0.0), "objective.positives": "sensors"}
+
+METHODS: dict[str, Recipe] = {
+    "random": Recipe("random", {}, pretrained=False),
+    # Of arXiv 2304.06857 (table 1 of the README).
+    "simclr": Recipe("SimCLR", _objective(0.0)),
+    "glcnet": Recipe("GLCNet", _objective(0.0, 0.5, "style")),
+    "elevation": Recipe("Elevation-Map", _objective(1.0)),
+    "simclr_elev": Recipe("SimCLR+Elevation", _objective(0.5)),
+    "glcnet_elev": Recipe("GLCNet+Elevation", _objective(0.5, 0.5, "style")),
+    # Of two sensors, Sentinel-1 and Sentinel-2; the first four learn from the labels alone.
+    "only_s1": Recipe("OnlySen-1", {"data.inputs": ("s1",)}, pretrained=False),
+    "only_s2": Recipe("OnlySen-2", {"data.inputs": ("s2",)}, pretrained=False),
+    "early_fusion": Recipe("EarlyFusion", {**_BOTH, "model.fusion": "early"}, pretrained=False),
+    "late_fusion": Recipe("LateFusion", _LATE, pretrained=False),
+    # Red, green and blue of Sentinel-2, as bright as they are, where the released code has numbers
+    # that have run over.
+    "simclr_rgb": Recipe(
+        "SimCLR (RGB)",
+        {
+            **_objective(0.0),
+            "data.inputs": ("s2",),
+            "data.bands": (3, 2, 1),
+            "data.value_range": (0.0, 3000.0),
+            "data.scaling": "range",
+        },
+    ),
+    "dual_simclr": Recipe("Dual-SimCLR", _DUAL),
+    "dual_simclr_elev": Recipe("Dual-SimCLR+Elevation", {**_DUAL, "objective.alpha": 0.5}),
+    "mma": Recipe(
+        "MMA",
+        {
+            **_DUAL,
+            "model.encoder": "vgg",
+            "objective.global_features": "map",
+            "objective.negatives": "across",
+            "objective.temperature": 0.1,
+        },
+    ),
 }
 
 
@@ -40,22 +99,31 @@ def default() -> ml_collections.ConfigDict:
     # The features that are joined to the network's image: sensors, and "elevation", if that is to
     # be seen, as the last.
     data.inputs = ("image",)
-    # Sensor units that become 0 and 1: a pair, a pair for each band of all inputs, or ("auto",),
-    # measured on the chips to learn from (half a per cent lies outside, on either side).
+    # Sensor units that become 0 and 1: a pair, a pair for each band of all inputs, (name, low,
+    # high) for each sensor, or ("auto",), measured on the chips to learn from (half a per cent
+    # lies outside, on either side).
     data.value_range = (0.0, 6000.0)
     # With `std` the network sees (x - mean) / std of what lies in the range, x in sensor units:
     # numbers for all bands, for each, or ("auto",).
     data.mean = ()
     data.std = ()
+    # "range": 0..1 as above; "crop_max": each band of each image is divided by its maximum over the
+    # image after that, which leaves nothing of how bright a place is (Dual-SimCLR's code).
+    data.scaling = "range"
+    data.bands = ()  # those that the network sees, counted from 0 over all sensors; () is all
     data.nodata = ()  # the sensor value that means none, or one a sensor; () is what the data say
     data.elevation_scale = 500.0  # metres that become 1
-    data.rgb = ()  # bands that are red, green, blue; () means those of a three-band image
+    # Bands that are red, green, blue, counted likewise; () means those of a three-band image.
+    data.rgb = ()
     data.resident_gib = 4.0  # data above this size are streamed rather than held on the device
     data.synthetic = ml_collections.ConfigDict()
     data.synthetic.chips = 0  # make this many synthetic chips in the run folder and use them
     data.synthetic.size = 100  # pixels along their side
 
     config.augment = ml_collections.ConfigDict()
+    # Side in pixels of the square that is cut out of a chip at a random place, before anything
+    # else; tests are on squares at fixed places. 0 is the whole chip.
+    config.augment.crop_size = 0
     config.augment.contrastive = contrastive = ml_collections.ConfigDict()
     contrastive.crop_scale = (0.7, 1.0)  # share of the area
     contrastive.crop_ratio = (3 / 4, 4 / 3)  # width over height
@@ -82,9 +150,12 @@ def default() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.encoder = "resnet18"
+    # Several inputs: bands of one image ("early"), or an encoder for each, whose features are
+    # joined ("late").
+    model.fusion = "early"
     model.width = 1.0  # multiplies the channels, for small machines
     model.dtype = "auto"  # of the computation: bfloat16, or float32 on a CPU
-    model.projection = (512, 128)  # hidden units and embedding
+    model.projection = (512, 128)  # hidden units and embedding; () of two sensors is none
     # What the elevation decoder's convolutions see around a map: "zeros", or "edge", its own border
     # again, without which a frame shows in the elevation.
     model.elevation_padding = "zeros"
@@ -93,8 +164,13 @@ def default() -> ml_collections.ConfigDict:
     objective.alpha = 0.5  # L = alpha L_E + (1 - alpha) (lam L_G + (1 - lam) L_L)
     objective.lam = 1.0
     objective.temperature = 0.5
+    # What belongs together: two augmented "views" of a chip, or what two "sensors" see of it.
+    objective.positives = "views"
+    # What it is told from: "all" other chips' views, or those "across", of the other sensor alone.
+    objective.negatives = "all"
     # What the projection head sees of the encoder's last map: its "mean", or its "style", mean and
-    # variance. GLCNet and the paper's text have style, the paper's code has the mean for all.
+    # variance. GLCNet and the paper's text have style, the paper's code has the mean for all. The
+    # whole "map", without a head, is compared pixel by pixel (two sensors, MMA).
     objective.global_features = "mean"
     objective.local = local = ml_collections.ConfigDict()
     local.patches = 4  # matching patches of each image
@@ -116,6 +192,7 @@ def default() -> ml_collections.ConfigDict:
     optimizer.scaling = "none"  # of the rate by batch_size / 256: "linear", or its root, "sqrt"
     optimizer.warmup_epochs = 0.0  # over which the rate rises from zero
     optimizer.schedule = "cosine"  # decays to zero after that; or "constant"
+    optimizer.drop_epoch = 0  # from when on a constant rate is a tenth; 0 is never
     optimizer.weight_decay = 1e-4
     # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
     # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does. "lars"
@@ -125,7 +202,14 @@ def default() -> ml_collections.ConfigDict:
     # Stage one of fine-tuning: the encoder stands still, the new layers learn. Stage two, all of
     # it, has the fields above: batch_size, epochs, optimizer.
     config.finetune = finetune = ml_collections.ConfigDict()
-    finetune.head = "linear"  # one layer on the pooled features, or "unet": a class per pixel
+    # One layer on the pooled features, or a class per pixel: "unet" (the decoder of arXiv
+    # 2304.06857), "plain_unet", or "swin_unet" for Swin encoders.
+    finetune.head = "linear"
+    # What is learned: the data's "label" of a chip or "mask" of its pixels, or of the mask within
+    # the crop that is seen the "commonest" class or each that is "present". "" is label, or mask
+    # where the head tells pixels.
+    finetune.target = ""
+    finetune.present_share = 0.1  # of the crop that a class covers at least that is present
     finetune.num_classes = 0  # 0 is as many as the data have
     finetune.classes = ()  # their names; () is what the data say
     finetune.frozen_epochs = 20
@@ -134,18 +218,29 @@ def default() -> ml_collections.ConfigDict:
     # the statistics of all its pre-training rather than those of eight chips, and each view of a
     # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.
     finetune.frozen_batchnorm = "inference"
+    # Chips of rare classes come as often in an epoch as those of the commonest.
+    finetune.oversample = False
+    # Probability that a chip's image of one of several sensors is left out, so that the network
+    # learns to do without.
+    finetune.drop_sensor = 0.0
 
     # Many runs. A repetition draws anew what is left to chance: it pre-trains each method (random:
     # draws its initial encoder) and fine-tunes it for every label count, label draw and seed. The
     # repetitions are what intervals and verdicts are drawn from.
     config.experiment = experiment = ml_collections.ConfigDict()
     experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
-    experiment.labels = (80,)
+    experiment.labels = (80,)  # labelled chips; a fraction is that share of all
+    experiment.split = "labeled"  # that they are taken from
+    # The first so many, or drawn, are of each class as many as in the split's first (False), or
+    # such that every class is there, and has its share in the whole split (True).
+    experiment.stratified = False
+    experiment.metrics = ()  # that are compared, of `metrics.scores`; () is two that suit the head
     experiment.pretrain_seeds = 3  # repetitions
     # Sets of labelled chips drawn from all of `labeled`, for each repetition; 0: always the first.
     experiment.label_draws = 0
     experiment.seeds = 10  # fine-tunings of each pre-training and set of labels
     experiment.pretrain = pretrain = ml_collections.ConfigDict()
+    pretrain.name = ""  # the data, as `data.name`; "" is the same
     pretrain.split = "unlabeled+labeled[80:]"
     pretrain.batch_size = 256
     pretrain.epochs = 200

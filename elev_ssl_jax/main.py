@@ -158,21 +158,27 @@ def _finetune(config, workdir: Path) -> None:
 def _experiment(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import experiment
+    from elev_ssl_jax.finetuning import loop as finetuning
     from elev_ssl_jax.pretraining import elevation, loop
     from elev_ssl_jax.reporting import compose
 
-    unlabelled = None
-    if pretrained := [method for method in config.experiment.methods if method != "random"]:
-        split = source.open_split(config.data, config.experiment.pretrain.split)
+    names, unlabelled = config.experiment.methods, None
+    if any(experiment.recipe(name).pretrained for name in names):
+        data = config.data.copy_and_resolve_references()
+        data.name = config.experiment.pretrain.name or data.name
+        split = source.open_split(data, config.experiment.pretrain.split)
         _measure(config, split)
-        for method in pretrained:
-            settings = experiment.pretrain_config(config, method)
+        unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
+    train = _labelled(config, config.experiment.split)  # whatever the counts: the same data
+    test = _labelled(config, config.data.eval_split)
+    for name in names:
+        settings = experiment.config_of(config, name, finetuning.shapes_of(train))
+        checks.check(experiment.finetune_config(settings))
+        if experiment.recipe(name).pretrained:
+            settings = experiment.pretrain_config(settings)
             checks.check(settings)
             loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
             elevation.check(settings, split.shapes)
-        unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
-    train = _labelled(config, "labeled")  # whatever the label counts: the same data
-    test = _labelled(config, config.data.eval_split)
     splits = source.open_split(config.data, config.data.eval_split).counts
     failed = experiment.run(
         config, workdir, train, test, _pretrain, unlabelled=unlabelled, splits=splits
@@ -192,7 +198,7 @@ def _measure(config, split) -> None:
 
     if not config.data.nodata:
         config.data.nodata = split.nodata(config.data.inputs)
-    if any(sensors.is_auto(config.data[name]) for name in ("value_range", "mean", "std")):
+    if sensors.is_open(config):
         config.data.update(sensors.measure(config, loop.sample_of(split)))
 
 
@@ -203,10 +209,10 @@ def _labelled(config, split):
     from elev_ssl_jax.finetuning import loop
 
     opened = source.open_split(config.data, split, exact=True)
-    target = {"linear": "label", "unet": "mask"}[config.finetune.head]
+    target = "label" if loop.target_of(config) == "label" else "mask"
     if target not in opened.features:
         raise InputError(
-            f"config.finetune.head is {config.finetune.head!r}, but {config.data.name} has no "
+            f"config.finetune learns a {target}, but {config.data.name} has no "
             f"{target}; prepare the chips with --config classification for a class a chip, with "
             "--config segmentation for a class a pixel"
         )

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from elev_ssl_jax.files import UNLABELLED
+
 PER_CLASS = ("precision", "recall", "f1", "iou")
 
 
@@ -30,7 +32,12 @@ def confusion_matrix(
 
 
 def confusion_matrices(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int, groups: ArrayLike
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    num_classes: int,
+    groups: ArrayLike,
+    *,
+    presence: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Counts [G, num_classes, num_classes], a matrix for each group, and the groups' names [G].
 
@@ -39,13 +46,15 @@ def confusion_matrices(
       predictions: Integers of the same shape.
       num_classes: How many classes there are.
       groups: The group of each of the N.
+      presence: Whether both say which classes are there, [N, K]: the counts are then those of
+        `presence_matrices`, [G, K, 2, 2].
     """
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     labels, predictions = np.asarray(labels), np.asarray(predictions)
-    matrices = [
-        confusion_matrix(labels[group == i], predictions[group == i], num_classes)
-        for i in range(len(names))
-    ]
+    rows = [group == i for i in range(len(names))]
+    if presence:
+        return np.stack([presence_matrices(labels[r], predictions[r]) for r in rows]), names
+    matrices = [confusion_matrix(labels[r], predictions[r], num_classes) for r in rows]
     return np.stack(matrices), names
 
 
@@ -65,14 +74,66 @@ def mean_iou(matrix: ArrayLike) -> float:
 
 
 def scores(matrices: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """Accuracy, macro F1 and mean IoU of each matrix of [..., K, K]: [...] each."""
+    """Accuracy, macro F1, mean IoU and mean recall of each matrix of [..., K, K]: [...] each.
+
+    Mean recall, over the classes that occur among the labels, is also called average accuracy.
+    """
     counts = np.asarray(matrices, np.float64)
     total, classes = counts.sum(axis=(-2, -1)), per_class(counts)
     correct = np.trace(counts, axis1=-2, axis2=-1)
+    labelled = counts.sum(axis=-1) > 0
     return {
         "accuracy": np.where(total > 0, correct / np.maximum(total, 1), math.nan),
         "macro_f1": _mean(classes["f1"]),
         "mean_iou": _mean(classes["iou"]),
+        "mean_recall": _mean(np.where(labelled, classes["recall"], math.nan)),
+    }
+
+
+def commonest_class(targets: ArrayLike) -> NDArray[np.int64]:
+    """A class for each of [N]: of masks [N, H, W] the commonest, of equals the lowest; -1 for none.
+
+    Args:
+      targets: Classes [N] or [N, H, W]; those below 0, and 255, are unlabelled.
+    """
+    array = np.asarray(targets)
+    array = array.reshape(len(array), -1)
+    # One class at a time, since a count for each chip and class may not fit.
+    found = np.full(len(array), -1, np.int64)
+    most = np.zeros(len(array), np.int64)
+    for value in np.unique(array):
+        if 0 <= value < UNLABELLED:
+            count = (array == value).sum(axis=1)
+            found[count > most] = value
+            most = np.maximum(most, count)
+    return found
+
+
+def presence_matrices(labels: ArrayLike, predictions: ArrayLike) -> NDArray[np.int64]:
+    """Counts [K, 2, 2] of whether each class is there: row the truth, column what was predicted.
+
+    Args:
+      labels: Zeros and ones [N, K].
+      predictions: Likewise.
+    """
+    true, said = (np.asarray(array).astype(np.int64) for array in (labels, predictions))
+    return np.stack([confusion_matrix(t, s, 2) for t, s in zip(true.T, said.T, strict=True)])
+
+
+def presence_scores(matrices: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Macro F1, micro F1 and accuracy of each stack of [..., K, 2, 2]: [...] each.
+
+    A class that is never there and never predicted has no F1; micro F1 is that of all classes'
+    counts together, and accuracy is over chips and classes.
+    """
+    counts = np.asarray(matrices, np.float64)
+    together = counts.sum(axis=-3)
+    correct = np.trace(together, axis1=-2, axis2=-1)
+    total = together.sum(axis=(-2, -1))
+    return {
+        "macro_f1": _mean(per_class(counts)["f1"][..., 1]),
+        "micro_f1": per_class(together)["f1"][..., 1],
+        "accuracy": np.where(total > 0, correct / np.maximum(total, 1), math.nan),
     }
 
 
@@ -108,16 +169,20 @@ def _mean(values):
 def summary(matrix: NDArray[np.int64], classes: Sequence[str] = ()) -> dict[str, Any]:
     """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined.
 
-    With the names of its classes, if they are given.
+    With the names of its classes, if they are given. Of several classes' matrices [K, 2, 2], as
+    `presence_matrices` has them, it is that of their presence.
     """
+    presence = np.ndim(matrix) == 3
+    found = presence_scores(matrix) if presence else scores(matrix)
+    each = per_class(matrix)
+    if presence:
+        each = {name: values[..., 1] for name, values in each.items()}
     return {
         **({"classes": list(classes)} if classes else {}),
-        "accuracy": accuracy(matrix),
-        "macro_f1": macro_f1(matrix),
-        "mean_iou": mean_iou(matrix),
+        **{name: float(value) for name, value in found.items()},
         **{
             name: [None if math.isnan(v) else v for v in values.tolist()]
-            for name, values in per_class(matrix).items()
+            for name, values in each.items()
         },
         "confusion_matrix": np.asarray(matrix).tolist(),
     }

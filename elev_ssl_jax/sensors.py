@@ -1,8 +1,8 @@
 """What of a chip a network is shown, and in which numbers.
 
 The features that `config.data.inputs` names are joined, band after band, to one image: sensors
-scaled to 0..1 by their range, and elevation, where it is an input, in units of
-`config.data.elevation_scale`.
+scaled to 0..1 by their range, of which `config.data.bands` may pick some bands, and elevation,
+where it is an input, in units of `config.data.elevation_scale`.
 """
 
 import math
@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from elev_ssl_jax.errors import InputError
 
 ELEVATION = "elevation"  # the feature in metres; every other input is a sensor's image
 _SHARE = 0.5  # per cent of the values that lie below, and above, a range that is measured
+_LEAST = 1e-5  # in sensor units; is added to a maximum that divides
 
 
 class Inputs(NamedTuple):
@@ -28,6 +30,8 @@ class Inputs(NamedTuple):
     std: tuple[float, ...]
     nodata: tuple[float, ...]  # beside NaN; (), one for all sensors, or one for each
     elevation_scale: float
+    bands: tuple[int, ...] = ()  # of all sensors' bands those that are shown; () is all
+    scaling: str = "range"
 
     @property
     def with_elevation(self) -> bool:
@@ -45,7 +49,15 @@ def of(config: Any) -> Inputs:
         std=tuple(data.std),
         nodata=tuple(data.nodata),
         elevation_scale=data.elevation_scale,
+        bands=tuple(data.bands),
+        scaling=data.scaling,
     )
+
+
+def colors(config: Any) -> tuple[int, ...]:
+    """Which bands of the images that `join` makes are red, green and blue; () if none is."""
+    bands, rgb = tuple(config.data.bands), tuple(config.data.rgb)
+    return tuple(bands.index(band) for band in rgb) if bands else rgb
 
 
 def pairs(value_range: Sequence[Any]) -> tuple[tuple[float, float], ...]:
@@ -66,15 +78,19 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     check_names(config, shapes)
     data, inputs = config.data, of(config)
-    bands = sum(shapes[name][2] for name in _sensors(inputs))
+    bands = _count(inputs, shapes)
     _check_count(config, "value_range", inputs.value_range, bands)
     for field, values in (("mean", inputs.mean), ("std", inputs.std)):
         if values:
             _check_count(config, field, values, bands)
     if len(inputs.nodata) not in (0, 1, len(_sensors(inputs))):
         raise InputError(f"config.data.nodata has {len(inputs.nodata)} values; one a sensor is it")
-    if any(not 0 <= band < bands for band in data.rgb):
-        raise InputError(f"config.data.rgb is {data.rgb}, but the images have {bands} bands")
+    for field in ("rgb", "bands"):
+        if any(not 0 <= band < bands for band in data[field]):
+            raise InputError(
+                f"config.data.{field} is {data[field]}, but {', '.join(data.inputs)} of "
+                f"{data.name} have {bands} bands"
+            )
 
 
 def _check_count(config, field, values, bands):
@@ -133,7 +149,20 @@ def image_size(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[i
 
 def channels(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Bands of the images that `join` makes."""
-    return sum(shapes[name][2] for name in _sensors(inputs)) + inputs.with_elevation
+    return (len(inputs.bands) or _count(inputs, shapes)) + inputs.with_elevation
+
+
+def band_inputs(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The input that each band of the images that `join` makes is of."""
+    names = [name for name in _sensors(inputs) for _ in range(shapes[name][2])]
+    if inputs.bands:
+        names = [names[band] for band in inputs.bands]
+    return (*names, *[ELEVATION] * inputs.with_elevation)
+
+
+def apart(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, int], ...]:
+    """Of the images that `join` makes: which input has how many bands, one after the other."""
+    return tuple((name, 1 if name == ELEVATION else shapes[name][2]) for name in inputs.names)
 
 
 def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
@@ -169,6 +198,11 @@ def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
         count = jnp.sum(~missing, axis=(1, 2), keepdims=True)
         total = jnp.sum(jnp.where(missing, 0, scaled), axis=(1, 2), keepdims=True)
         parts.append(jnp.where(missing, total / jnp.maximum(count, 1), scaled))
+    if inputs.bands:
+        # A product rather than slices that are joined again, see `augment._with_colors`.
+        chosen = jax.nn.one_hot(jnp.asarray(inputs.bands), first)
+        image = jnp.concatenate(parts, axis=-1)
+        parts = [jnp.einsum("bhwc,kc->bhwk", image, chosen, precision=lax.Precision.HIGHEST)]
     if inputs.with_elevation:
         heights = jnp.nan_to_num(chips[ELEVATION] / inputs.elevation_scale)
         shape = (*parts[0].shape[:3], 1)
@@ -182,15 +216,20 @@ def shown(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def standardize(inputs: Inputs, images: jax.Array) -> jax.Array:
-    """Images [..., C] of `join`, augmented perhaps, as the network sees them.
+    """Images [..., H, W, C] of `join`, augmented perhaps, as the network sees them.
 
-    With `std` it sees (x - mean) / std, where x is in the sensors' units; elevation stays as it is.
+    With `std` it sees (x - mean) / std, where x is in the sensors' units; with the scaling
+    "crop_max" each band is divided by its maximum over the image. Elevation stays as it is.
     """
+    bands = images.shape[-1] - inputs.with_elevation
+    low, high = _limits_shown(inputs, bands)
+    if inputs.scaling == "crop_max":
+        least = np.append(_LEAST / (high - low), [1.0] * inputs.with_elevation).astype(np.float32)
+        most = jnp.max(images, axis=(-3, -2), keepdims=True) + least
+        return jnp.where(jnp.arange(images.shape[-1]) < bands, images / most, images)
     if not inputs.std:
         return images
-    bands = images.shape[-1] - inputs.with_elevation
-    low, high = (np.broadcast_to(v, bands) for v in _limits(inputs, 0, bands))
-    mean, std = (np.broadcast_to(v, bands) for v in (inputs.mean or (0.0,), inputs.std))
+    mean, std = _statistics(inputs, bands)
     factor, shift = (high - low) / std, (low - mean) / std
     if inputs.with_elevation:
         factor, shift = np.append(factor, 1), np.append(shift, 0)
@@ -204,10 +243,8 @@ def affine(inputs: Inputs, bands: int) -> tuple[np.ndarray, ...]:
       Low, high, factor and shift, float32 [bands] each.
     """
     light = bands - inputs.with_elevation
-    low, high = (np.broadcast_to(np.float64(v), light) for v in _limits(inputs, 0, light))
-    mean, std = low, high - low
-    if inputs.std:
-        mean, std = (np.broadcast_to(v, light) for v in (inputs.mean or (0.0,), inputs.std))
+    low, high = _limits_shown(inputs, light)
+    mean, std = _statistics(inputs, light) if inputs.std else (low, high - low)
     parts = [low, high, 1 / std, -mean / std]
     if inputs.with_elevation:
         last = -1e5, 1e5, 1 / inputs.elevation_scale, 0.0  # no place is so deep or so high
@@ -216,7 +253,7 @@ def affine(inputs: Inputs, bands: int) -> tuple[np.ndarray, ...]:
 
 
 def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The fields of `config.data` that are "auto", as numbers for each band, by name.
+    """The fields of `config.data` that are "auto", or by sensor, as numbers for each band, by name.
 
     `value_range` holds all but the lowest and highest half per cent of a band's values; `mean` and
     `std` are of the values within the range.
@@ -224,14 +261,26 @@ def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Args:
       config: The run's configuration.
       sample: Some training chips, as in `join`.
+
+    Raises:
+      InputError: An input is missing, has no values, or none of the ranges.
     """
     data = config.data
     wanted = [name for name in ("value_range", "mean", "std") if is_auto(data[name])]
-    if not wanted:
+    by_sensor = is_by_sensor(data.value_range)
+    if not wanted and not by_sensor:
         return {}
     check_names(config, {name: array.shape[1:] for name, array in sample.items()})
     sensors = [name for name in data.inputs if name != ELEVATION]
-    given = None if "value_range" in wanted else pairs(data.value_range)
+    given: tuple[tuple[float, float], ...] | None
+    if by_sensor:
+        ranges = {name: (low, high) for name, low, high in data.value_range}
+        for name in sensors:
+            if name not in ranges:
+                raise InputError(f"config.data.value_range names {', '.join(ranges)}, not {name}")
+        given = tuple(ranges[name] for name in sensors for _ in range(sample[name].shape[-1]))
+    else:
+        given = None if "value_range" in wanted else pairs(data.value_range)
     if given is not None:
         bands = sum(sample[name].shape[-1] for name in sensors)
         _check_count(config, "value_range", given, bands)
@@ -262,7 +311,21 @@ def measure(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
             for field in wanted:
                 found[field].append(measured[field])
             number += 1
-    return {name: tuple(values) for name, values in found.items()}
+    known = {"value_range": given} if by_sensor else {}
+    return known | {name: tuple(values) for name, values in found.items()}
+
+
+def is_open(config: Any) -> bool:
+    """Whether `measure` has something to say of `config.data`."""
+    data = config.data
+    fields = (data.value_range, data.mean, data.std)
+    return any(map(is_auto, fields)) or is_by_sensor(data.value_range)
+
+
+def is_by_sensor(value_range: Any) -> bool:
+    """Whether `data.value_range` has a sensor's name, low and high end in each of its parts."""
+    first = value_range[0] if len(value_range) else 0.0
+    return isinstance(first, Sequence) and len(first) == 3
 
 
 def is_auto(value: Any) -> bool:
@@ -270,8 +333,72 @@ def is_auto(value: Any) -> bool:
     return value == "auto" or tuple(value) == ("auto",)
 
 
+def of_inputs(
+    config: Any, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The fields of `config.data` as they are for some of its inputs, of which nothing is open.
+
+    Args:
+      config: A run's configuration.
+      names: The inputs to keep, in an order of their own.
+      shapes: Of the features of a chip.
+
+    Raises:
+      InputError: One is none of `config.data.inputs`.
+    """
+    data = config.data
+    if tuple(names) == tuple(data.inputs):
+        return {}
+    bands: dict[str, list[int]] = {}
+    first = 0
+    for name in data.inputs:
+        count = 0 if name == ELEVATION else shapes[name][2]
+        bands[name] = [*range(first, first + count)]
+        first += count
+    for name in names:
+        if name not in bands:
+            raise InputError(f"{name} is needed, but config.data.inputs is {', '.join(bands)}")
+    kept = [band for name in names for band in bands[name]]
+    fields: dict[str, Any] = {"inputs": tuple(names)}
+    for field in ("mean", "std"):
+        if len(data[field]) > 1:
+            fields[field] = tuple(data[field][band] for band in kept)
+    if len(ranges := pairs(data.value_range)) > 1:
+        fields["value_range"] = tuple(ranges[band] for band in kept)
+    if len(data.nodata) > 1:
+        every = [name for name in data.inputs if name != ELEVATION]
+        fields["nodata"] = tuple(data.nodata[every.index(n)] for n in names if n != ELEVATION)
+    fields["bands"] = tuple(kept.index(band) for band in data.bands if band in kept)
+    there = set(data.rgb) <= set(kept)
+    fields["rgb"] = tuple(kept.index(band) for band in data.rgb) if there else ()
+    return fields
+
+
 def _sensors(inputs):
     return [name for name in inputs.names if name != ELEVATION]
+
+
+def _count(inputs, shapes):
+    """Bands of all sensors."""
+    return sum(shapes[name][2] for name in _sensors(inputs))
+
+
+def _limits_shown(inputs, bands):
+    """Low and high ends of the `bands` bands that are shown, float64 [bands] each."""
+    return (_of_shown(inputs, ends, bands) for ends in zip(*inputs.value_range, strict=True))
+
+
+def _statistics(inputs, bands):
+    """`mean` and `std` of the `bands` bands that are shown, float64 [bands] each."""
+    return (_of_shown(inputs, v, bands) for v in (inputs.mean or (0.0,), inputs.std))
+
+
+def _of_shown(inputs, values, bands):
+    """Values for all bands, or for each, as those of the bands that are shown."""
+    array = np.asarray(values, np.float64)
+    if inputs.bands and len(array) > 1:
+        array = array[list(inputs.bands)]
+    return np.broadcast_to(array, bands)
 
 
 def _limits(inputs, first, bands):

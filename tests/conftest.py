@@ -2,9 +2,11 @@ import os
 import sys
 import tempfile
 
-# Before JAX starts: eight devices, so that what must not depend on their number can be tested.
+# Before JAX starts: eight devices, so that what must not depend on their number can be tested, and
+# less to optimise, since tiny models compile for longer than they run.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from elev_ssl_jax import config
 from elev_ssl_jax.finetuning import loop as finetune
-from elev_ssl_jax.pretraining import elevation as objective
+from elev_ssl_jax.pretraining import methods
 from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
 
@@ -16,12 +16,12 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
 
     `shape` is that of the images that the network sees, `shapes` those of several inputs.
     """
+    known = shapes or {"image": shape, "elevation": elevation}
     if settings.task == "finetune":
-        model = finetune.make_model(settings, shape[:2], "cpu")
-        images, known = jnp.zeros((1, *shape)), {"image": shape}
+        known = {name: known[name] for name in settings.data.inputs}
+        model, images = finetune.make_model(settings, known, "cpu"), jnp.zeros((1, *shape))
     else:
-        model = objective.make_model(settings, elevation, "cpu")
-        images, known = jnp.zeros((1, 3, *shape)), {"image": shape, "elevation": elevation}
+        model, images = methods.make_model(settings, known, "cpu"), jnp.zeros((1, 3, *shape))
     rng = np.random.default_rng(seed)
     shapes_of = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
 
@@ -34,9 +34,9 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
         return rng.uniform(low, high, leaf.shape).astype(np.float32)
 
     variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
-    params, stats = variables["params"], variables["batch_stats"]
+    params, stats = variables["params"], variables.get("batch_stats", {})
     state = TrainState(jnp.asarray(step), params, stats, opt_state={})
-    about = checkpoint.describe(settings, steps=steps, shapes=shapes or known)
+    about = checkpoint.describe(settings, steps=steps, shapes=known)
     with checkpoint.open_checkpoints(folder, 1) as checkpoints:
         checkpoint.save(checkpoints, state, about)
     return variables

@@ -116,6 +116,7 @@ def test_a_field_that_the_task_does_not_use_is_refused(task, field, value):
         ("experiment.labels", (80, 80)),
         ("experiment.labels", ()),
         ("experiment.labels", (80.5,)),
+        ("experiment.metrics", ("beauty",)),
         ("seed", 2**31 - 1000),
     ],
 )
@@ -128,7 +129,8 @@ def test_impossible_experiments_are_named(field, value):
 
 
 def test_every_field_has_a_rule_or_names_data_or_folders():
-    patterns = (*checks._RULES, "model.encoder", "init_from", "data.name", "data.dir", "*split")
+    patterns = (*checks._RULES, "model.encoder", "init_from", "data.dir", "*split")
+    patterns = (*patterns, "data.name", "experiment.pretrain.name")
     for field in checks._flat(default()):
         assert any(fnmatch(field, pattern) for pattern in patterns), field
 

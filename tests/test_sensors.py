@@ -148,3 +148,51 @@ def test_images_of_different_sizes_are_refused(config):
     with pytest.raises(InputError, match=r"s2, s1, elevation of .* have different sizes"):
         sensors.check(config, shapes)
     sensors.check(config, {**shapes, "s1": (12, 12, 2)})
+
+
+def test_bands_that_are_picked_are_those_of_all_bands_in_the_order_asked_for(chips, config):
+    whole = np.asarray(sensors.join(sensors.of(config), chips))
+    config.data.bands, config.data.rgb = (4, 2, 0), (0, 2, 4)
+    inputs, shapes = sensors.of(config), {name: a.shape[1:] for name, a in chips.items()}
+    sensors.check(config, shapes)
+    joined = np.asarray(sensors.join(inputs, chips))
+    np.testing.assert_array_equal(joined, whole[..., [4, 2, 0, 5]])
+    assert sensors.channels(inputs, shapes) == joined.shape[-1]
+    assert sensors.colors(config) == (2, 1, 0)
+    config.data.update({"mean": (1.0, 2.0, 3.0, 4.0, 5.0), "std": (10.0,)})
+    shown = np.asarray(sensors.standardize(sensors.of(config), joined))
+    low, high = np.array(config.data.value_range)[[4, 2, 0]].T
+    wanted = (low + joined[..., :3] * (high - low) - [5, 3, 1]) / 10
+    np.testing.assert_allclose(shown[..., :3], wanted, rtol=1e-4, atol=1e-4)
+
+    config.data.bands = (5,)
+    with pytest.raises(InputError, match=r"config.data.bands is \(5,\), but s2, s1, .* have 5"):
+        sensors.check(config, shapes)
+
+
+def test_a_range_for_each_sensor_is_one_for_each_of_its_bands(chips, config):
+    config.data.value_range = (("s1", -25.0, 0.0), ("s2", 0.0, 6000.0), ("other", 0.0, 1.0))
+    assert sensors.is_open(config)
+    config.data.update(sensors.measure(config, chips))
+    assert config.data.value_range == (*[(0.0, 6000.0)] * 3, *[(-25.0, 0.0)] * 2)
+    assert not sensors.is_open(config)
+    config.data.value_range = (("s1", -25.0, 0.0),)
+    with pytest.raises(InputError, match=r"value_range names s1, not s2"):
+        sensors.measure(config, chips)
+
+
+def test_bands_are_divided_by_their_maximum_over_the_crop_that_is_seen(chips, config):
+    chips["s2"] = np.abs(chips["s2"])
+    chips["s1"], config.data.nodata = np.nan_to_num(chips["s1"]), ()
+    chips["s1"][4, ..., 1] = -60  # nothing comes back: zero throughout
+    config.data.update({"scaling": "crop_max", "bands": (0, 3, 4)})
+    inputs = sensors.of(config)
+    crop = sensors.join(inputs, chips)[:, 2:9, 1:8]
+    shown = np.asarray(sensors.standardize(inputs, crop))
+    values = np.concatenate([chips["s2"][..., :1], chips["s1"]], axis=-1)[:, 2:9, 1:8]
+    low, high = np.array(config.data.value_range)[[0, 3, 4]].T
+    lifted = np.clip(values.astype(np.float64), low, high) - low
+    wanted = lifted / (lifted.max(axis=(1, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(shown[..., :3], wanted, atol=1e-5)
+    np.testing.assert_array_equal(shown[..., 3], crop[..., 3])  # elevation
+    assert not shown[4, ..., 2].any()

@@ -56,8 +56,10 @@ def method(config: Any) -> str:
     """The name of the method that a configuration describes."""
     if config.task == "finetune":
         return f"fine-tuned from {config.init_from or 'random weights'}"
-    for name, fields in METHODS.items():
-        if all(config.objective[field] == value for field, value in fields.items()):
+    for name, recipe in METHODS.items():
+        fields = {k: v for k, v in recipe.fields.items() if k.startswith("objective.")}
+        said = {"objective.positives": "views", **fields}
+        if fields and all(config[k.split(".")[0]][k.split(".")[1]] == v for k, v in said.items()):
             return name
     return f"alpha {config.objective.alpha}, lam {config.objective.lam}"
 

@@ -16,7 +16,7 @@ from elev_ssl_jax import files
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.models.encoders import ENCODERS
+from elev_ssl_jax.models.encoders import RESNETS
 from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
 from elev_ssl_jax.sensors import ELEVATION, pairs
@@ -103,14 +103,14 @@ def encoder_variables(
     width, bands = stem.shape[0] / 64, stem.shape[1]
 
     def shapes(name):
-        encoder, images = ENCODERS[name](width=width), jnp.zeros((1, 32, 32, bands))
+        encoder, images = RESNETS[name](width=width), jnp.zeros((1, 32, 32, bands))
         variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images, train=False))
         return {part: {"encoder": tree} for part, tree in variables.items()}
 
     # The nearest of the three, so that what is missing is told against the right one.
     blocks = {name.rpartition(".")[0] for name in tensors}
     distance = {
-        name: len(blocks ^ {k.rpartition(".")[0] for k in _keys(shapes(name))}) for name in ENCODERS
+        name: len(blocks ^ {k.rpartition(".")[0] for k in _keys(shapes(name))}) for name in RESNETS
     }
     name = min(distance, key=lambda name: distance[name])
     what = f"{source}, as a {name},"

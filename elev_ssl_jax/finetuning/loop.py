@@ -6,8 +6,9 @@ the test chips least of all.
 """
 
 import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax import augment, files, metrics, pictures, sensors
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning.step import (
     UNLABELLED,
     Labelled,
     Setup,
+    as_learned,
     encode_batch,
     frozen_step,
     full_step,
     judge,
 )
 from elev_ssl_jax.models.classifier import Classifier
-from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
+from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
+from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
@@ -47,18 +50,46 @@ class Epoch(NamedTuple):
     loss: jax.Array  # of the last batch
 
 
-def make_model(config: Any, size: tuple[int, int], platform: str) -> UNet | Classifier:
-    """The model that `config.model` and `config.finetune` describe, for images of `size`."""
-    encoder = ENCODERS[config.model.encoder]
+def make_model(
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    platform: str,
+    size: tuple[int, int] | None = None,
+) -> UNet | SwinUNet | Classifier:
+    """The model that `config.model` and `config.finetune` describe.
+
+    Args:
+      config: The run's configuration.
+      shapes: Of each input of a chip, as the network sees it.
+      platform: Of the devices that are to compute.
+      size: Of the images in pixels, if it isn't that of a chip.
+    """
+    encoder, classes = encoder_type(config, shapes), config.finetune.num_classes
+    size = size or sensors.image_size(sensors.of(config), shapes)
     common = {"width": config.model.width, "dtype": compute_dtype(config, platform)}
-    classes = config.finetune.num_classes
-    if config.finetune.head == "unet":
-        return UNet(classes, size, encoder, **common)
-    return Classifier(classes, encoder, **common)
+    if config.finetune.head == "linear":
+        return Classifier(classes, encoder, **common)
+    if config.finetune.head == "swin_unet":
+        branches = len(config.data.inputs) if config.model.fusion == "late" else 1
+        return SwinUNet(classes, size, encoder, branches, **common)
+    return UNet(classes, size, encoder, **common)
 
 
-def make_setup(config: Any, size: tuple[int, int], count: int) -> Setup:
-    """The fine-tuning that `config` describes, on `count` chips of images of `size` pixels."""
+def target_of(config: Any) -> str:
+    """`config.finetune.target`, where "" is what suits the head."""
+    linear = config.finetune.head == "linear"
+    return config.finetune.target or ("label" if linear else "mask")
+
+
+def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -> Setup:
+    """The fine-tuning that `config` describes.
+
+    Args:
+      config: The run's configuration.
+      shapes: Of each input of a chip, as it is stored.
+      count: Chips in an epoch, those that come more than once included.
+    """
+    shapes = augment.cut_shapes(shapes, config.augment.crop_size)
     make = functools.partial(
         make_optimizer,
         steps_per_epoch=_steps_per_epoch(count, config.batch_size),
@@ -69,7 +100,7 @@ def make_setup(config: Any, size: tuple[int, int], count: int) -> Setup:
     frozen.learning_rate = config.finetune.frozen_learning_rate
     frozen.scaling, frozen.warmup_epochs, frozen.schedule = "none", 0.0, "constant"
     return Setup(
-        model=make_model(config, size, jax.devices()[0].platform),
+        model=make_model(config, shapes, jax.devices()[0].platform),
         frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
         full_optimizer=make(config.optimizer, epochs=config.epochs)[0],
         frozen_epochs=config.finetune.frozen_epochs,
@@ -77,6 +108,12 @@ def make_setup(config: Any, size: tuple[int, int], count: int) -> Setup:
         batch_size=config.batch_size,
         fixed=config.finetune.frozen_batchnorm == "inference",
         inputs=sensors.of(config),
+        bands=sensors.band_inputs(sensors.of(config), shapes),
+        target=target_of(config),
+        present_share=config.finetune.present_share,
+        oversample=config.finetune.oversample,
+        crop_size=config.augment.crop_size,
+        drop_sensor=config.finetune.drop_sensor,
         flip=config.augment.finetune.flip,
         transpose=config.augment.finetune.transpose,
         cache_bytes=config.data.resident_gib * 2**30,
@@ -96,9 +133,25 @@ def _steps_per_epoch(count, batch_size):
     return 1 + len(_cuts(count, batch_size))
 
 
-def _batches(seed, epoch, count, batch_size):
-    """Chip indices of an epoch's batches."""
-    return np.split(batches.epoch_order(seed, epoch, count), _cuts(count, batch_size))
+def _batches(seed, epoch, rows, batch_size):
+    """Chip indices of an epoch's batches, of which `rows` are to come."""
+    order = rows[batches.epoch_order(seed, epoch, len(rows))]
+    return np.split(order, _cuts(len(rows), batch_size))
+
+
+def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
+    """Which chips come in an epoch, int32 [R]: each once, or those of rarer classes more often.
+
+    To `oversample`, each comes as often as the chips of its class, its label or its mask's
+    commonest, go into those of the commonest class, rounded.
+    """
+    rows = np.arange(len(targets), dtype=np.int32)
+    if not oversample:
+        return rows
+    classes = metrics.commonest_class(targets)
+    counts = np.bincount(classes + 1)[1:]  # without those of no class
+    each = np.where(classes < 0, counts.max(initial=1), counts[classes])
+    return np.repeat(rows, np.rint(counts.max(initial=1) / each).astype(int))
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
@@ -132,25 +185,22 @@ def fit(
       device: Where to compute; None is the first.
 
     Yields:
-      After each epoch, the state; the next epoch uses it up.
+      After each epoch, the state; the next epoch uses it up. If there is no full stage, a last one,
+      number 0 of it, has the state that it would begin with.
     """
     device = device or jax.local_devices()[0]
-    count = len(chips.targets) if count is None else count
+    rows = epoch_rows(np.asarray(chips.targets)[:count], oversample=setup.oversample)
     # All on one device in the same way, or the steps would be compiled again. The steps use their
     # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
     chips = jax.device_put(chips._replace(groups=None), device)
-    steps_per_epoch = _steps_per_epoch(count, setup.batch_size)
+    steps_per_epoch = _steps_per_epoch(len(rows), setup.batch_size)
     if start is None:
         encoder = put(variables["params"]["encoder"])
         params = {name: p for name, p in variables["params"].items() if name != "encoder"}
-        state = put(
-            TrainState.create(
-                {"params": params, "batch_stats": variables["batch_stats"]}, setup.frozen_optimizer
-            )
-        )
+        state = put(TrainState.create({**variables, "params": params}, setup.frozen_optimizer))
         for epoch in range(setup.frozen_epochs):
-            for indices in _batches(seed, epoch, count, setup.batch_size):
+            for indices in _batches(seed, epoch, rows, setup.batch_size):
                 state, loss = frozen_step(setup, state, encoder, maps, chips, indices, seed)
             yield Epoch("frozen", epoch + 1, state, loss)
         variables = {
@@ -158,10 +208,12 @@ def fit(
             "batch_stats": state.batch_stats,
         }
         start = TrainState.create(variables, setup.full_optimizer)
+        if not setup.full_epochs:
+            yield Epoch("full", 0, start, loss)
     state = put(start)
     for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
         order = setup.frozen_epochs + epoch
-        for indices in _batches(seed, order, count, setup.batch_size):
+        for indices in _batches(seed, order, rows, setup.batch_size):
             state, loss = full_step(setup, state, chips, indices, seed)
         yield Epoch("full", epoch + 1, state, loss)
 
@@ -169,13 +221,14 @@ def fit(
 def encode_views(
     setup: Setup, variables: Any, chips: Any, device: jax.Device | None = None
 ) -> list[jax.Array] | None:
-    """What the frozen encoder says of every view of chips' inputs: arrays [N, 8, ...].
+    """What the frozen encoder says of every view of chips' inputs: arrays [N, V, ...].
 
-    A chip has eight views, an encoder that stands still sees each the same way in every epoch, and
-    so do fine-tunings that start from the same encoder. None if the encoder is not one fixed
-    function, or if that would take more than `setup.cache_bytes`.
+    A chip has eight views at most, an encoder that stands still sees each the same way in every
+    epoch, and so do fine-tunings that start from the same encoder. None if the encoder is not one
+    fixed function, if chips have other views (random squares, or sensors left out), or if that
+    would take more than `setup.cache_bytes`.
     """
-    if not setup.fixed:
+    if not setup.fixed or setup.crop_size or setup.drop_sensor:
         return None
 
     def part(first, count):
@@ -225,14 +278,49 @@ def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
     return config
 
 
+def as_judged(config: Any, chips: Labelled) -> Labelled:
+    """Chips as they are judged: cut into squares at fixed places, with what is to be said of each.
+
+    The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
+    many as fit in; those of one chip follow one another, and are of its group.
+    """
+    side, inputs = config.augment.crop_size, chips.inputs
+    if side:
+        size = sensors.image_size(sensors.of(config), shapes_of(chips))
+        starts = (long % side // 2 + side * np.arange(long // side) for long in size)
+        places, count = [*itertools.product(*starts)], len(chips.targets)
+        parts = [
+            augment.cut_at(
+                {**inputs, "": chips.targets},
+                (jnp.full(count, place[0]), jnp.full(count, place[1])),
+                side,
+            )
+            for place in places
+        ]
+        cut = {
+            name: np.stack([part[name] for part in parts], axis=1).reshape(
+                -1, *parts[0][name].shape[1:]
+            )
+            for name in parts[0]
+        }
+        groups = None if chips.groups is None else np.repeat(chips.groups, len(places))
+        chips = Labelled(cut, cut.pop(""), groups)
+    settings = config.finetune
+    targets = as_learned(
+        jnp.asarray(chips.targets), target_of(config), settings.num_classes, settings.present_share
+    )
+    return chips._replace(targets=np.asarray(targets))
+
+
 def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
     """Of each input of a chip."""
     return {name: array.shape[1:] for name, array in chips.inputs.items()}
 
 
 def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
-    """Of the image that the network sees of a chip: [H, W, C]."""
-    chosen, shapes = sensors.of(config), shapes_of(chips)
+    """Of the image that the network sees of a chip, or of a square of it: [H, W, C]."""
+    chosen = sensors.of(config)
+    shapes = augment.cut_shapes(shapes_of(chips), config.augment.crop_size)
     return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
 
 
@@ -275,7 +363,7 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
             f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "
             "they must be alike"
         )
-    height, width = sensors.image_size(sensors.of(config), shapes)
+    height, width, _ = image_shape_of(config, train)
     if config.augment.finetune.transpose and height != width:
         raise InputError(
             f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
@@ -306,7 +394,9 @@ def finetune(
     data = fingerprints(train, test)
     run_folder.check_same_run(workdir, config, data)
     image_shape, count = image_shape_of(config, train), len(train.targets)
-    setup = make_setup(config, image_shape[:2], count)
+    rows = epoch_rows(train.targets, oversample=config.finetune.oversample)
+    setup = make_setup(config, shapes_of(train), len(rows))
+    test = as_judged(config, test)
     variables = init(setup, config.seed, image_shape)
     if config.init_from:
         variables = checkpoint.load_encoder(Path(config.init_from), variables, sensors.of(config))
@@ -315,14 +405,14 @@ def finetune(
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
         mesh = sharding.make_mesh(jax.devices()[:1])
         state, before = checkpoint.restore_latest(checkpoints, template, mesh)
-        start = state if int(state.step) else None
+        start = state if before else None
         print(
             f"{count} labelled chips, {len(test.targets)} to judge by; "
             f"{config.finetune.frozen_epochs} epochs with a frozen encoder "
             f"({config.init_from or 'random weights'}), {config.epochs} of everything"
             + (f"; going on after step {int(state.step)}" if start else "")
         )
-        steps_per_epoch = _steps_per_epoch(count, config.batch_size)
+        steps_per_epoch = _steps_per_epoch(len(rows), config.batch_size)
         if int(state.step) > config.epochs * steps_per_epoch:
             raise InputError(
                 f"config.epochs is {config.epochs}, but {workdir} has learned for "
@@ -332,7 +422,7 @@ def finetune(
             print(rate_change(config, then, steps_per_epoch, int(state.step)))
         run_folder.claim(workdir, config, data)
         about = checkpoint.describe(
-            config, steps=config.epochs * steps_per_epoch, data=data, shapes=shapes_of(train)
+            config, steps=config.epochs * steps_per_epoch, data=data, shapes=shapes_of(test)
         )
         done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs
@@ -345,9 +435,10 @@ def finetune(
                         f"the loss is {loss} in epoch {epoch.number} of the {epoch.stage} stage; "
                         "lower optimizer.learning_rate or finetune.frozen_learning_rate"
                     )
-                bar.update()
-                bar.set_postfix(stage=epoch.stage, loss=f"{loss:.3f}")
-                writer.write_scalars(bar.n, {"loss": loss})
+                if epoch.number:
+                    bar.update()
+                    bar.set_postfix(stage=epoch.stage, loss=f"{loss:.3f}")
+                    writer.write_scalars(bar.n, {"loss": loss})
                 state = epoch.state
                 last = epoch.number == config.epochs
                 if epoch.stage == "full" and (
@@ -362,10 +453,10 @@ def finetune(
     writer.flush()
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
     print(_table(scores, len(test.targets)))
-    if classes.ndim == 3:
+    if setup.target == "mask":
         path = workdir / "predictions.png"
         few = sensors.join(sensors.of(config), test.take(slice(PICTURED)).inputs)
-        shown = pictures.displayable(np.asarray(few), tuple(config.data.rgb))
+        shown = pictures.displayable(np.asarray(few), sensors.colors(config))
         pictures.draw_classes(
             path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}, names
         )

@@ -14,6 +14,7 @@ from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.runtime.train_state import TrainState
 
 _VIEWS = 8  # of a chip, by augment.dihedral
+_SENSORS = 0x5E  # apart from the keys that other draws fold in or split
 _EVAL_BATCH = 64
 
 
@@ -21,7 +22,9 @@ class Labelled(NamedTuple):
     """Chips with their classes."""
 
     inputs: Any  # by feature: sensors [N, H, W, C] in their units, `elevation` [N, h, w] in metres
-    targets: Any  # uint8, a class for each chip [N] or each pixel [N, H, W]; 255 is unlabelled
+    # uint8: a class for each chip [N] or each pixel [N, H, W], 255 is unlabelled; or, of test
+    # chips, whether each class is there [N, K].
+    targets: Any
     groups: Any = None  # str [N], the block of ground that each lies in, if that is known
 
     def take(self, index: Any) -> "Labelled":
@@ -36,7 +39,7 @@ class Setup:
     It is hashable, and the steps are compiled once for each.
     """
 
-    model: Any  # UNet or Classifier
+    model: Any  # as `loop.make_model` makes it
     frozen_optimizer: optax.GradientTransformation
     full_optimizer: optax.GradientTransformation
     frozen_epochs: int
@@ -44,22 +47,34 @@ class Setup:
     batch_size: int
     fixed: bool  # the frozen encoder's BatchNorm is in inference mode
     inputs: sensors.Inputs
+    bands: tuple[str, ...]  # the input that each band of the image is of
+    target: str  # "label", "mask", "commonest" or "present"
+    present_share: float
+    oversample: bool
+    crop_size: int
+    drop_sensor: float
     flip: float
     transpose: float
     cache_bytes: float  # the most that the frozen encoder's maps may take
 
+    @property
+    def views(self) -> tuple[int, ...]:
+        """Those of the eight views of a chip that can occur."""
+        flips = range(4) if self.flip else (0,)
+        return tuple(flip + turn for turn in ((0, 4) if self.transpose else (0,)) for flip in flips)
+
 
 @functools.partial(jax.jit, static_argnames="setup")
 def encode_batch(setup: Setup, variables: Any, chips: Any) -> list[jax.Array]:
-    """The encoder's maps, in inference mode, of all views of chips' inputs: [B, 8, ...] each."""
+    """The encoder's maps, in inference mode, of all views of chips' inputs: [B, V, ...] each."""
 
     def all_views(array):
-        views = [augment.dihedral(array, jnp.full(len(array), i)) for i in range(_VIEWS)]
+        views = [augment.dihedral(array, jnp.full(len(array), i)) for i in setup.views]
         return jnp.stack(views, axis=1).reshape(-1, *array.shape[1:])
 
     images = sensors.shown(setup.inputs, jax.tree.map(all_views, chips))
     maps = setup.model.apply(variables, images, train=False, method="encode")
-    return [m.reshape(-1, _VIEWS, *m.shape[1:]) for m in maps]
+    return [m.reshape(-1, len(setup.views), *m.shape[1:]) for m in maps]
 
 
 @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
@@ -76,19 +91,26 @@ def frozen_step(
 
     `maps` are those of all chips, by `loop.encode_views`; without them they are computed.
     """
-    which = _draw_views(setup, seed, state.step, len(indices))
+    keys = augment.sample_keys(seed, state.step, len(indices))
     batch_stats = state.batch_stats
+    rngs = {"drop_path": keys[0]}
     if maps is not None:
-        inputs = [m[indices, which] for m in maps]
+        which = _draw_views(setup, keys)
+        places = np.zeros(_VIEWS, np.int32)
+        places[list(setup.views)] = np.arange(len(setup.views))
+        inputs = [m[indices, jnp.asarray(places)[which]] for m in maps]
+        targets = _learned(setup, augment.dihedral(chips.targets[indices], which))
     else:
+        images, targets = _examples(setup, keys, chips, indices)
         inputs, updates = setup.model.apply(
             {"params": {"encoder": encoder}, "batch_stats": batch_stats},
-            _views(setup, chips.inputs, indices, which),
+            images,
             train=not setup.fixed,
             method="encode",
             mutable=["batch_stats"],
+            rngs=rngs,
         )
-        batch_stats = {**batch_stats, **updates["batch_stats"]}
+        batch_stats = {**batch_stats, **updates.get("batch_stats", {})}
 
     def loss_fn(params):
         logits, updates = setup.model.apply(
@@ -97,9 +119,9 @@ def frozen_step(
             train=True,
             method="decode",
             mutable=["batch_stats"],
+            rngs=rngs,
         )
-        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
-        return loss, {**batch_stats, **updates.get("batch_stats", {})}
+        return _loss(setup, logits, targets), {**batch_stats, **updates.get("batch_stats", {})}
 
     return _update(setup.frozen_optimizer, state, loss_fn)
 
@@ -110,17 +132,18 @@ def full_step(
 ) -> tuple[TrainState, jax.Array]:
     """One step of everything."""
     # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
-    which = _draw_views(setup, seed, -1 - state.step, len(indices))
+    keys = augment.sample_keys(seed, -1 - state.step, len(indices))
+    images, targets = _examples(setup, keys, chips, indices)
 
     def loss_fn(params):
         logits, updates = setup.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            _views(setup, chips.inputs, indices, which),
+            images,
             train=True,
             mutable=["batch_stats"],
+            rngs={"drop_path": keys[0]},
         )
-        loss = cross_entropy(logits, augment.dihedral(chips.targets[indices], which))
-        return loss, updates["batch_stats"]
+        return _loss(setup, logits, targets), updates.get("batch_stats", {})
 
     return _update(setup.full_optimizer, state, loss_fn)
 
@@ -132,15 +155,65 @@ def _update(optimizer, state, loss_fn):
     return TrainState(state.step + 1, params, batch_stats, opt_state), loss
 
 
-def _draw_views(setup, seed, step, count):
-    keys = augment.sample_keys(seed, step, count)
+def _draw_views(setup, keys):
     return augment.draw_dihedral(keys, flip=setup.flip, transpose=setup.transpose)
 
 
-def _views(setup, chips, indices, which):
-    """The network's view of the inputs at `indices`: float32 [B, H, W, C]."""
-    chosen = jax.tree.map(lambda array: augment.dihedral(array[indices], which), chips)
-    return sensors.shown(setup.inputs, chosen)
+def _examples(setup, keys, chips, indices):
+    """The chips at `indices` as they are learned from: images float32 [B, H, W, C], and targets."""
+    which = _draw_views(setup, keys)
+    chosen = {name: array[indices] for name, array in {**chips.inputs, "": chips.targets}.items()}
+    chosen = augment.cut_chips(chosen, setup.crop_size, keys)
+    chosen = {name: augment.dihedral(array, which) for name, array in chosen.items()}
+    targets = _learned(setup, chosen.pop(""))
+    images = sensors.join(setup.inputs, chosen)
+    if setup.drop_sensor:
+        images *= _kept_sensors(setup, keys)
+    return sensors.standardize(setup.inputs, images), targets
+
+
+def _kept_sensors(setup, keys):
+    """Zeros for the bands of a sensor that is left out, at most one a chip: [B, 1, 1, C]."""
+    names = dict.fromkeys(name for name in setup.bands if name != sensors.ELEVATION)
+    numbers = {name: i for i, name in enumerate(names)}
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _SENSORS)
+    lost, draw = jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
+    number = jnp.where(lost < setup.drop_sensor, jnp.floor(draw * len(names)), -1)
+    bands = jnp.asarray([numbers.get(name, len(names)) for name in setup.bands])
+    return (bands != number[:, None])[:, None, None]
+
+
+def _learned(setup, masks):
+    return as_learned(masks, setup.target, setup.model.num_classes, setup.present_share)
+
+
+def as_learned(masks: jax.Array, target: str, num_classes: int, present_share: float) -> jax.Array:
+    """What is learned of masks uint8 [B, H, W].
+
+    Args:
+      masks: Or what the target asks for already.
+      target: As `Setup.target`.
+      num_classes: How many classes there are.
+      present_share: Of all pixels, that a class has at least which is present.
+
+    Returns:
+      For "commonest" each mask's commonest class [B], of equals the lowest, where 255 takes part;
+      for "present" uint8 [B, K], whether a class is there; else the masks.
+    """
+    if target not in ("commonest", "present") or masks.ndim < 3:
+        return masks
+    classes = np.array([*range(num_classes), UNLABELLED], np.uint8)
+    counts = jnp.stack([jnp.sum(masks == value, axis=(1, 2)) for value in classes], axis=-1)
+    if target == "commonest":
+        return jnp.asarray(classes)[jnp.argmax(counts, axis=-1)]
+    least = present_share * masks.shape[1] * masks.shape[2]
+    return (counts[:, :-1] >= least).astype(jnp.uint8)
+
+
+def _loss(setup, logits, targets):
+    if setup.target == "present":
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
+    return cross_entropy(logits, targets)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -152,21 +225,31 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(known, losses, 0)) / jnp.maximum(jnp.sum(known), 1)
 
 
-def judge(setup: Setup, variables: Any, chips: Labelled) -> tuple[np.ndarray, np.ndarray]:
+def judge(
+    setup: Setup, variables: Any, chips: Labelled, without: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrix over all chips, int64, and the predicted classes, uint8.
 
-    BatchNorm is in inference mode.
+    Where several classes may be present, there is a matrix [2, 2] for each class, and the
+    predictions are [N, K]. BatchNorm is in inference mode; `without` names a sensor to leave out.
     """
     count, parts = len(chips.targets), []
+    kept = np.array([name != without for name in setup.bands])
     for i in range(0, count, _EVAL_BATCH):
         rows = np.arange(i, i + _EVAL_BATCH) % count  # one compiled program
         some = {name: array[rows] for name, array in chips.inputs.items()}
-        parts.append(_classify(setup, variables, some))
+        parts.append(_classify(setup, variables, some, kept))
     classes = np.concatenate(parts)[:count]
+    if setup.target == "present":
+        return metrics.presence_matrices(chips.targets, classes), classes
     return metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes), classes
 
 
 @functools.partial(jax.jit, static_argnames="setup")
-def _classify(setup, variables, chips):
-    logits = setup.model.apply(variables, sensors.shown(setup.inputs, chips), train=False)
+def _classify(setup, variables, chips, kept):
+    images = jnp.where(kept, sensors.join(setup.inputs, chips), 0)
+    images = sensors.standardize(setup.inputs, images)
+    logits = setup.model.apply(variables, images, train=False)
+    if setup.target == "present":
+        return (logits > 0).astype(jnp.uint8)
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)

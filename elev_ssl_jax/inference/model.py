@@ -14,8 +14,8 @@ from elev_ssl_jax import sensors
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import loop
-from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
-from elev_ssl_jax.pretraining import elevation
+from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
+from elev_ssl_jax.pretraining import methods
 from elev_ssl_jax.runtime import checkpoint
 
 _BATCH = 32  # a power of two
@@ -66,6 +66,11 @@ class Model:
         return self.config.finetune.num_classes if self.config.task == "finetune" else None
 
     @property
+    def together(self) -> bool:
+        """Whether several classes may be present, each with a probability of its own."""
+        return self.num_classes is not None and self.config.finetune.target == "present"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Their names."""
         named = tuple(self.config.finetune.classes)
@@ -78,10 +83,15 @@ class Model:
     def predict(self, images: Images) -> np.ndarray:
         """The likeliest class of each image, uint8 [B], or of each pixel [B, H, W].
 
+        Of a run whose classes may be present together, whether each is: uint8 [B, K].
+
         Raises:
           InputError: The run is not a fine-tuning, or the images don't suit it.
         """
-        return self.probabilities(images).argmax(axis=-1).astype(np.uint8)
+        likely = self.probabilities(images)
+        if self.together:
+            return (likely > 0.5).astype(np.uint8)
+        return likely.argmax(axis=-1).astype(np.uint8)
 
     def probabilities(self, images: Images) -> np.ndarray:
         """The probability of each class, float32 [B, K], or for each pixel [B, H, W, K].
@@ -111,10 +121,10 @@ class Model:
 
     def feature_function(self) -> Function:
         """A compiled function from inputs to `features`."""
-        encoder = ENCODERS[self.config.model.encoder](
+        encoder = encoder_type(self.config, self.shapes)(
             width=self.config.model.width, dtype=compute_dtype(self.config, _platform())
         )
-        variables = {part: self.variables[part]["encoder"] for part in self.variables}
+        variables = {part: tree.get("encoder", {}) for part, tree in self.variables.items()}
         return functools.partial(_features, encoder, self.inputs, variables)
 
     def probability_function(self, size: tuple[int, int]) -> Function:
@@ -123,16 +133,17 @@ class Model:
             raise InputError(
                 f"{self.run} is a pre-training, which knows no classes; name a fine-tuned run"
             )
-        module = loop.make_model(self.config, size, _platform())
-        return functools.partial(_probabilities, module, self.inputs, self.variables)
+        module = loop.make_model(self.config, self.shapes, _platform(), size)
+        link = jax.nn.sigmoid if self.together else jax.nn.softmax
+        return functools.partial(_probabilities, module, self.inputs, link, self.variables)
 
     def elevation_function(self) -> Function:
         """A compiled function from inputs of the chips' size to `elevation`."""
         if self.elevation_shape is None:
             raise InputError(f"{self.run} has not learned elevation; name a run that has")
-        module = elevation.make_model(self.config, self.elevation_shape, _platform())
-        # Not the heads of the contrastive branches, which want two views.
-        module = module.clone(projection=None, local_projection=None)
+        config = self.config.copy_and_resolve_references()
+        config.objective.alpha = 1.0  # without the heads of the contrast
+        module = methods.make_model(config, self.shapes, _platform())
         return functools.partial(_elevation, module, self.inputs, self.variables)
 
     def check_bands(self, bands: int, name: str, sensor: str) -> None:
@@ -220,9 +231,9 @@ def _features(encoder, inputs, variables, chips):
     return jnp.mean(last.astype(jnp.float32), axis=(1, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(module, inputs, variables, chips):
-    return jax.nn.softmax(module.apply(variables, sensors.shown(inputs, chips), train=False))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _probabilities(module, inputs, link, variables, chips):
+    return link(module.apply(variables, sensors.shown(inputs, chips), train=False))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

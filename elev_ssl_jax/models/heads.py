@@ -29,8 +29,11 @@ class ProjectionHead(nn.Module):
         return nn.Dense(out, use_bias=False, dtype=jnp.float32, name="linear2")(x)
 
 
-class LocalHead(nn.Module):
-    """Linear, ReLU, Linear: from a patch's mean to its embedding, h_l of section 3.1.
+class PlainHead(nn.Module):
+    """Linear, ReLU, Linear, with biases.
+
+    From a patch's mean to its embedding, h_l of section 3.1 of arXiv 2304.06857; from what a
+    sensor's encoder says to its embedding, in Dual-SimCLR.
 
     Attributes:
       sizes: Units of the hidden layer and of the embedding.

@@ -1,13 +1,15 @@
-"""The network of the elevation methods: one encoder, a branch for each term of the objective."""
+"""The networks of pre-training: encoders, and a branch for each term of the objective."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from elev_ssl_jax import matching
-from elev_ssl_jax.models.heads import LocalHead, ProjectionHead
+from elev_ssl_jax.models.fusion import joined
+from elev_ssl_jax.models.heads import PlainHead, ProjectionHead
 from elev_ssl_jax.models.unet import Decoder
 
 
@@ -79,7 +81,7 @@ class PretrainModel(nn.Module):
             decoder = Decoder(None, size, **common, name="local_decoder")
             decoded = decoder(pairs, train=train, views=2)
             means = matching.patch_means(decoded.reshape(batch, 2, *decoded.shape[1:]), patches)
-            local_head = LocalHead(self.local_projection, self.dtype, name="local_head")
+            local_head = PlainHead(self.local_projection, self.dtype, name="local_head")
             outputs["local_embeddings"] = local_head(means)
         if self.elevation_size is not None:
             decoder = Decoder(
@@ -91,4 +93,71 @@ class PretrainModel(nn.Module):
                 name="elevation_decoder",
             )
             outputs["elevation"] = decoder([m[:, -1] for m in maps], train=train)[..., 0]
+        return outputs
+
+
+class SensorsModel(nn.Module):
+    """An encoder for each sensor, whose outputs on one place are to be alike (Dual-SimCLR, MMA).
+
+    Attributes:
+      encoder: Makes the encoders, `fusion.Branches`.
+      contrast: What is compared: "mean", the last map's, through a head; "map", all of it, pixel
+        by pixel; or None.
+      projection: Units of each sensor's head, or () for none.
+      elevation_size: Cells of the elevation map, or None without the elevation term.
+      elevation_start: See `PretrainModel` for this and what follows.
+      elevation_padding: See there.
+      width: See there.
+      dtype: See there.
+    """
+
+    encoder: Any
+    contrast: str | None
+    projection: tuple[int, int] | tuple[()]
+    elevation_size: tuple[int, int] | None
+    elevation_start: float = 0.0
+    elevation_padding: str = "zeros"
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Images float [B, V, H, W, C], the bands of the sensors one after the other; V is 1.
+
+        Returns:
+          `features`, the spatial means of the sensors' last maps, joined, float32 [B, C];
+          `embeddings`, of one sensor and the other, float32 [B, 2, D]; `elevation` float32
+          [B, h, w] in normalised units.
+        """
+        common = {"width": self.width, "dtype": self.dtype}
+        encoder = self.encoder(**common, name="encoder")
+        branches = encoder.apart(images[:, -1], train=train)
+        lasts = [maps[-1].astype(jnp.float32) for maps in branches]
+        means = [jnp.mean(last, axis=(1, 2)) for last in lasts]
+        outputs = {"features": jnp.concatenate(means, axis=-1)}
+        if self.contrast == "map":
+            # The cosine of these vectors is the mean of the pixels' cosines.
+            norms = [jnp.sum(last**2, axis=-1, keepdims=True) for last in lasts]
+            pixels = [
+                last * lax.rsqrt(jnp.maximum(norm, 1e-12))
+                for last, norm in zip(lasts, norms, strict=True)
+            ]
+            outputs["embeddings"] = jnp.stack([p.reshape(len(p), -1) for p in pixels], axis=1)
+        elif self.contrast == "mean":
+            if self.projection:
+                means = [
+                    PlainHead(self.projection, self.dtype, name=f"projection_{name}")(mean)
+                    for (name, _), mean in zip(encoder.bands, means, strict=True)
+                ]
+            outputs["embeddings"] = jnp.stack(means, axis=1)
+        if self.elevation_size is not None:
+            decoder = Decoder(
+                1,
+                self.elevation_size,
+                **common,
+                padding=self.elevation_padding,
+                start=self.elevation_start,
+                name="elevation_decoder",
+            )
+            outputs["elevation"] = decoder(joined(branches), train=train)[..., 0]
         return outputs

@@ -8,7 +8,7 @@ cost.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from elev_ssl_jax import augment, losses, matching, sensors
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.models.encoders import ENCODERS, compute_dtype
+from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import PretrainModel
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
 
@@ -48,23 +48,38 @@ def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method
     Raises:
       InputError: The chips don't suit it.
     """
-    check(config, {name: array.shape[1:] for name, array in sample.items()})
-    learned, size, start = config.objective.alpha > 0, None, 0.0
-    if learned:
-        mean = mean_elevation(sample)
-        if math.isnan(mean):
-            raise InputError(
-                f"no elevation in any of {len(sample[sensors.ELEVATION])} chips of "
-                f"{config.data.split} of {config.data.name}; check the DEM that the chips were cut "
-                "with"
-            )
-        size, start = sample[sensors.ELEVATION].shape[1:], mean / config.data.elevation_scale
+    shapes = {name: array.shape[1:] for name, array in sample.items()}
+    check(config, shapes)
     return Method(
-        reads=tuple(dict.fromkeys([*config.data.inputs, *[sensors.ELEVATION] * learned])),
+        reads=reads(config),
         views=partial(make_views, config),
-        model=make_model(config, size, platform, elevation_start=start),
+        model=make_model(config, shapes, platform, elevation_start=first_elevation(config, sample)),
         loss=partial(weighted_loss, config),
     )
+
+
+def reads(config: Any) -> tuple[str, ...]:
+    """The features that are seen or learned."""
+    learned = [sensors.ELEVATION] * (config.objective.alpha > 0)
+    return tuple(dict.fromkeys([*config.data.inputs, *learned]))
+
+
+def first_elevation(config: Any, sample: Mapping[str, np.ndarray]) -> float:
+    """What the elevation branch is to say at first, in its units: the mean of some chips.
+
+    Raises:
+      InputError: Elevation is to be learned, and none of them has any.
+    """
+    if not config.objective.alpha:
+        return 0.0
+    mean = mean_elevation(sample)
+    if math.isnan(mean):
+        raise InputError(
+            f"no elevation in any of {len(sample[sensors.ELEVATION])} chips of "
+            f"{config.data.split} of {config.data.name}; check the DEM that the chips were cut "
+            "with"
+        )
+    return float(mean / config.data.elevation_scale)
 
 
 def mean_elevation(sample: Mapping[str, np.ndarray]) -> float:
@@ -95,7 +110,8 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
             f"config.objective.alpha is {config.objective.alpha}, but {config.data.name} has no "
             "elevation to learn; set it to 0, or cut chips with a DEM"
         )
-    check_image_size(config, *sensors.image_size(sensors.of(config), shapes))
+    seen = augment.cut_shapes(shapes, config.augment.crop_size)
+    check_image_size(config, *sensors.image_size(sensors.of(config), seen))
 
 
 def check_image_size(config: Any, height: int, width: int) -> None:
@@ -120,24 +136,39 @@ def check_image_size(config: Any, height: int, width: int) -> None:
 
 def make_model(
     config: Any,
-    elevation_size: tuple[int, int] | None,
+    shapes: Mapping[str, tuple[int, ...]],
     platform: str,
     *,
     elevation_start: float = 0.0,
 ) -> PretrainModel:
-    """The model that `config.model` and `config.objective` describe, for devices of `platform`."""
+    """The model that `config.model` and `config.objective` describe.
+
+    Args:
+      config: The run's configuration.
+      shapes: Of the features of a chip.
+      platform: Of the devices that are to compute.
+      elevation_start: What the elevation branch says at first.
+    """
     weight = weights(config)
     return PretrainModel(
-        encoder=ENCODERS[config.model.encoder],
+        encoder=encoder_type(config, shapes),
         projection=tuple(config.model.projection) if weight["global"] else None,
         style=config.objective.global_features == "style",
         local_projection=tuple(config.objective.local.projection) if weight["local"] else None,
-        elevation_size=elevation_size if weight["elevation"] else None,
+        elevation_size=elevation_size(config, shapes),
         elevation_start=elevation_start,
         elevation_padding=config.model.elevation_padding,
         width=config.model.width,
         dtype=compute_dtype(config, platform),
     )
+
+
+def elevation_size(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    """Cells of the elevation that the model tells of chips with features of `shapes`, if any."""
+    if not config.objective.alpha:
+        return None
+    height, width = augment.cut_shapes(shapes, config.augment.crop_size)[sensors.ELEVATION]
+    return height, width
 
 
 def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -> Views:
@@ -154,11 +185,12 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
       Three views, or fewer where a branch is absent.
     """
     chosen = sensors.of(config)
+    batch = cut(config, keys, batch, train)
     images = sensors.join(chosen, batch)
     weight = weights(config)
     key1, key2, key3, key4 = jnp.moveaxis(jax.vmap(partial(jax.random.split, num=4))(keys), 1, 0)
     color: dict[str, Any] = {
-        "rgb": tuple(config.data.rgb) or None,
+        "rgb": sensors.colors(config) or None,
         "uncolored": int(chosen.with_elevation),
     }
     elevation, patches, views = None, None, []
@@ -191,29 +223,20 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
     return Views(Shown(shown, patches), Targets(elevation, patches))
 
 
+def cut(config: Any, keys: jax.Array, batch: Batch, train: bool) -> Batch:
+    """Squares of `config.augment.crop_size` pixels: random ones, or those at the centre."""
+    return augment.cut_chips(batch, config.augment.crop_size, keys if train else None)
+
+
 def weighted_loss(
     config: Any, outputs: dict[str, jax.Array], targets: Targets
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L, and by name: L, its unweighted terms, and the share of samples without a patch."""
-    weight = weights(config)
-    nt_xent = partial(
-        losses.nt_xent,
-        temperature=config.objective.temperature,
-        chunk_size=config.loss.chunk_size or None,
-    )
-    loss, terms = jnp.zeros(()), {}
+    weight, nt_xent = weights(config), contrast(config)
+    loss, terms = jnp.zeros(()), dict[str, jax.Array]()
     if targets.elevation is not None:
-        errors = outputs["elevation"], targets.elevation
-        reduction = config.loss.elevation_reduction
-        terms["elevation_loss"] = losses.elevation_mse(*errors, reduction=reduction)
-        loss += weight["elevation"] * terms["elevation_loss"]
-        if reduction == "mean":
-            metres = config.data.elevation_scale * jnp.sqrt(terms["elevation_loss"])
-            terms["elevation_rmse_m"] = metres
-        if config.loss.relief_weight != 1:
-            terms["relief_loss"] = losses.relief_mse(*errors, reduction=reduction)
-            more = config.loss.relief_weight - 1  # the elevation loss has it once
-            loss += weight["elevation"] * more * terms["relief_loss"]
+        error, terms = elevation_loss(config, outputs[sensors.ELEVATION], targets.elevation)
+        loss += weight["elevation"] * error
     if weight["global"]:
         z = outputs["embeddings"]
         terms["global_loss"] = nt_xent(z[:, 0], z[:, 1])
@@ -227,3 +250,29 @@ def weighted_loss(
         terms["local_without_room"] = 1 - jnp.mean(valid, dtype=jnp.float32)
         loss += weight["local"] * terms["local_loss"]
     return loss, {"loss": loss, **terms}
+
+
+def contrast(config: Any) -> Callable[..., jax.Array]:
+    """NT-Xent of two arrays of embeddings, as the configuration has it."""
+    return partial(
+        losses.nt_xent,
+        temperature=config.objective.temperature,
+        chunk_size=config.loss.chunk_size or None,
+        across=config.objective.negatives == "across",
+    )
+
+
+def elevation_loss(
+    config: Any, predicted: jax.Array, elevation: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L_E of normalised elevation [B, h, w], relief weighed as asked for, and its parts by name."""
+    reduction = config.loss.elevation_reduction
+    loss = losses.elevation_mse(predicted, elevation, reduction=reduction)
+    terms = {"elevation_loss": loss}
+    if reduction == "mean":
+        terms["elevation_rmse_m"] = config.data.elevation_scale * jnp.sqrt(loss)
+    if config.loss.relief_weight != 1:
+        terms["relief_loss"] = losses.relief_mse(predicted, elevation, reduction=reduction)
+        more = config.loss.relief_weight - 1  # the elevation loss has it once
+        loss += more * terms["relief_loss"]
+    return loss, terms

@@ -12,7 +12,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from elev_ssl_jax import metrics
-from elev_ssl_jax.files import UNLABELLED
 
 Arrays = dict[str, np.ndarray]
 
@@ -135,16 +134,7 @@ def chip_labels(chips: Arrays) -> np.ndarray:
     """
     if "label" in chips:
         return chips["label"].astype(np.int64)
-    mask = chips["mask"].reshape(len(chips["mask"]), -1)
-    # One class at a time, since a count for each chip and class may not fit.
-    classes = np.setdiff1d(np.unique(mask), UNLABELLED)
-    label = np.full(len(mask), -1, np.int64)
-    most = np.zeros(len(mask), np.int64)
-    for value in classes:
-        count = (mask == value).sum(axis=1)
-        label[count > most] = value
-        most = np.maximum(most, count)
-    return label
+    return metrics.commonest_class(chips["mask"])
 
 
 def fit_probe(

@@ -64,6 +64,6 @@ def displayable(config: Any, few: Arrays) -> np.ndarray:
 
 
 def _displayable(config, images):
-    rgb = tuple(config.data.rgb)
+    rgb = sensors.colors(config)
     few = rgb and max(rgb) >= images.shape[-1]  # a view of one sensor of several
     return pictures.displayable(np.asarray(images), () if few else rgb)

@@ -32,6 +32,7 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
     def step(variables, batch, first):
         # A chip's views depend on its place among the chips, not on how they are batched.
         keys = augment.sample_keys(config.seed, 0, batch_size, first)
+        batch = augment.cut_chips(batch, config.augment.crop_size)  # and its labels
         inputs, _ = method.views(keys, batch, False)
         outputs: Any = method.model.apply(variables, *inputs, train=False)
         if ELEVATION in outputs:

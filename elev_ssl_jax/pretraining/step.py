@@ -49,9 +49,10 @@ def make_train_step(
                 *inputs,
                 train=True,
                 mutable=["batch_stats"],
+                rngs={"drop_path": keys[0]},
             )
             # The loss does without the inputs, which would fill the memory.
-            return outputs, (targets, updates["batch_stats"])
+            return outputs, (targets, updates.get("batch_stats", {}))
 
         keys = augment.sample_keys(config.seed, state.step, config.batch_size)
         chips = keys, batch

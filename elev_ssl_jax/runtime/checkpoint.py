@@ -240,7 +240,8 @@ def load(run: Path) -> Saved:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
         restored = _restore(checkpoints, step, target, about)
-    return Saved(step, about, {part: restored[part] for part in ("params", "batch_stats")})
+    # Orbax leaves out what is empty.
+    return Saved(step, about, {part: restored.get(part, {}) for part in ("params", "batch_stats")})
 
 
 def shapes_of(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -250,6 +251,11 @@ def shapes_of(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     # Before there were several sensors.
     names = {"image": "image_shape", "elevation": "elevation_shape"}
     return {name: tuple(about[key]) for name, key in names.items() if key in about}
+
+
+def _stem_bands(encoder: Any) -> int | None:
+    """Of a ResNet's images; None of another encoder."""
+    return int(encoder["conv1"]["kernel"].shape[2]) if "conv1" in encoder else None
 
 
 def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None) -> Any:
@@ -265,8 +271,8 @@ def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None
     """
     saved = load(run)
     theirs, ours = (tree["params"]["encoder"] for tree in (saved.variables, variables))
-    bands = [tree["conv1"]["kernel"].shape[2] for tree in (theirs, ours)]
-    if bands[0] != bands[1]:
+    bands = [_stem_bands(tree) for tree in (theirs, ours)]
+    if None not in bands and bands[0] != bands[1]:
         raise InputError(
             f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
             f"{bands[1]}; python -m elev_ssl_jax.convert --to run --bands adapts it"
@@ -274,8 +280,8 @@ def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None
     differing = _differing(theirs, ours)
     if differing:
         raise InputError(
-            f"init_from={run} has another encoder ({differing}); set model.encoder and "
-            "model.width as in its config.json"
+            f"init_from={run} has another encoder ({differing}); set model.encoder, model.width, "
+            "model.fusion and data.inputs as in its config.json"
         )
     for field in ("value_range", "mean", "std") if inputs is not None else ():
         then, now = saved.about["config"]["data"].get(field, ()), getattr(inputs, field)
@@ -287,4 +293,8 @@ def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None
                 f"is {shown[1]}; where the sensor is the same, it should be the same",
                 file=sys.stderr,
             )
-    return {p: {**variables[p], "encoder": saved.variables[p]["encoder"]} for p in variables}
+    encoder = {p: tree["encoder"] for p, tree in saved.variables.items() if "encoder" in tree}
+    return {
+        p: {**tree, "encoder": encoder[p]} if p in encoder else tree
+        for p, tree in variables.items()
+    }

@@ -22,7 +22,10 @@ class TrainState:
         """A state at step 0 from a model's initial variables."""
         params = variables["params"]
         return cls(
-            jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params)
+            jnp.zeros((), jnp.int32),
+            params,
+            variables.get("batch_stats", {}),  # a network without BatchNorm has none
+            optimizer.init(params),
         )
 
     @property

@@ -58,7 +58,7 @@ def untrained(monkeypatch):
         seen.starts.append((seed, stem, np.asarray(chips.inputs["image"])))
         yield loop.Epoch("full", 1, types.SimpleNamespace(variables=variables), 1.0)
 
-    def judge(setup, variables, chips):
+    def judge(setup, variables, chips, without=""):
         classes = np.zeros_like(chips.targets)
         return metrics.confusion_matrix(chips.targets, classes, 2), classes
 
@@ -146,15 +146,20 @@ def test_a_cell_is_the_fine_tuning_that_runs_alone(config, data, tmp_path):
 def test_pre_training_takes_the_experiments_data_and_the_methods_objective(config):
     config.data.value_range = (0.0, 9000.0)
     config.data.synthetic.chips = 100
-    for method, objective in METHODS.items():
-        settings = experiment.pretrain_config(config, method)
+    for method, (_, fields, pretrained) in METHODS.items():
+        if not pretrained or "data.inputs" in fields:
+            continue
+        settings = experiment.config_of(config, method, {"image": (SIZE, SIZE, 3)})
+        settings = experiment.pretrain_config(settings)
         check(settings)
         assert settings.task == "pretrain"
         assert (settings.batch_size, settings.epochs) == (8, 1)
         assert settings.optimizer.schedule == "cosine"
         assert settings.data.value_range == (0.0, 9000.0)
         assert settings.data.synthetic.chips == 0
-        assert {k: settings.objective[k] for k in objective} == objective
+        assert {f"objective.{k}": settings.objective.get(k) for k in ("alpha", "lam")} == {
+            k: fields[k] for k in ("objective.alpha", "objective.lam")
+        }
 
 
 def test_a_repetition_draws_anew_what_is_left_to_chance(

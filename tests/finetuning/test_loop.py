@@ -58,7 +58,7 @@ def chips(head):
 
 
 def start(config, chips):
-    setup = loop.make_setup(config, (SIZE, SIZE), len(chips.targets))
+    setup = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, len(chips.targets))
     return setup, loop.init(setup, 0, (SIZE, SIZE, 3))
 
 
@@ -96,7 +96,7 @@ def test_the_encoder_that_enters_the_full_stage_is_bit_identical(config, chips):
 
 def test_the_last_chips_of_an_epoch_are_learned_from_too(config, head):
     chips = make_chips(head, 20)  # two batches of eight and one of four
-    steps = [batch for epoch in (0, 1) for batch in loop._batches(3, epoch, 20, 8)]
+    steps = [batch for epoch in (0, 1) for batch in loop._batches(3, epoch, np.arange(20), 8)]
     assert [len(batch) for batch in steps] == [8, 8, 4] * 2
     for epoch in (steps[:3], steps[3:]):
         np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(20))
@@ -107,10 +107,10 @@ def test_the_last_chips_of_an_epoch_are_learned_from_too(config, head):
 
 def test_no_batch_is_a_single_chip(rng):
     for count, sizes in ((8, [8]), (9, [9]), (16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2])):
-        batches = loop._batches(0, 0, count, 8)
+        batches = loop._batches(0, 0, np.arange(count), 8)
         assert [len(batch) for batch in batches] == sizes
         assert loop._steps_per_epoch(count, 8) == len(sizes)
-    assert len(loop._batches(0, 0, 3, 1)) == 3  # unless that is what is asked for
+    assert len(loop._batches(0, 0, np.arange(3), 1)) == 3  # unless that is what is asked for
 
 
 def test_the_frozen_stage_has_a_rate_of_its_own(config, chips):
@@ -143,7 +143,7 @@ def test_maps_that_are_known_change_nothing(config, chips):
     ]
     np.testing.assert_allclose(*losses, rtol=1e-3)
     config.data.resident_gib = 1e-6
-    small = loop.make_setup(config, (SIZE, SIZE), 24)
+    small = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, 24)
     assert loop.encode_views(small, variables, chips.inputs) is None
 
 
@@ -221,7 +221,7 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
         (0.125, 4, "takes 3 bands, but these images have 4"),
     ):
         config.model.width = width
-        setup = loop.make_setup(config, (SIZE, SIZE), 24)
+        setup = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, 24)
         variables = loop.init(setup, 0, (SIZE, SIZE, bands))
         with pytest.raises(InputError, match=message):
             checkpoint.load_encoder(tmp_path / "pretrained", variables)

@@ -24,7 +24,7 @@ def test_a_pretrained_model_gives_features_and_metres(tmp_path, rng):
     # The model as it was trained, on three views that are all the image itself.
     from elev_ssl_jax.pretraining import elevation as objective
 
-    module = objective.make_model(config, (11, 11), "cpu")
+    module = objective.make_model(config, {"image": (32, 32, 3), "elevation": (11, 11)}, "cpu")
     views = (batch.clip(0, 5000) / 5000).astype(np.float32)[:, None].repeat(3, axis=1)
     outputs = jax.jit(lambda: module.apply(variables, views, train=False))()
     features, elevation = model.features(batch), model.elevation(batch)

@@ -29,7 +29,7 @@ def tiny(tiny):
 
 
 def build(config, chips):
-    model = objective.make_model(config, (11, 11), "cpu")
+    model = objective.make_model(config, {"image": (32, 32, 3), "elevation": (11, 11)}, "cpu")
     keys = augment.sample_keys(0, jnp.int32(0), 8)
     few = {name: jnp.asarray(chips[name][:8]) for name in ("image", "elevation")}
     return model, objective.make_views(config, keys, few)

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from elev_ssl_jax import augment
-from elev_ssl_jax.config import METHODS
 from elev_ssl_jax.pretraining import elevation as objective
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import sharding
@@ -18,7 +17,7 @@ ITEM_BYTES = {"f32": 4, "u32": 4, "s32": 4, "pred": 1, "u16": 2, "u8": 1, "f16":
 
 @pytest.fixture
 def config(tiny):
-    tiny.objective.update(METHODS["glcnet_elev"])
+    tiny.objective.update({"lam": 0.5, "global_features": "style"})
     tiny.model.projection = tiny.objective.local.projection = (16, 8)
     tiny.objective.local.patch_size = 8
     tiny.batch_size = 16

@@ -1,0 +1,24 @@
+"""The method of a configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from elev_ssl_jax.pretraining import elevation, fusion
+from elev_ssl_jax.pretraining.method import Method
+
+
+def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method:
+    """By `config.objective.positives`: of two views, or of two sensors; see `elevation.make`."""
+    return _module(config).make(config, sample, platform)
+
+
+def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]], platform: str) -> nn.Module:
+    """The model of that method; see `elevation.make_model`."""
+    return _module(config).make_model(config, shapes, platform)
+
+
+def _module(config) -> Any:
+    return {"views": elevation, "sensors": fusion}[config.objective.positives]
