@@ -42,6 +42,30 @@ def upsample(images: jax.Array, size: tuple[int, int]) -> jax.Array:
         jax.nn.one_hot(np.arange(new) * old // new, old, dtype=images.dtype)
         for old, new in zip(images.shape[1:3], size, strict=True)
     )
+    return _resampled(images, rows, columns)
+
+
+def upsample_bilinear(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """As PyTorch's "bilinear" with `align_corners=True`: [B, h, w, C] to [B, *size, C].
+
+    Row i lies at row i (h - 1) / (size[0] - 1) of the input, so that first falls on first and last
+    on last. Products with two small matrices, as in `upsample`.
+    """
+    rows, columns = (
+        jnp.asarray(_bilinear_weights(old, new), images.dtype)
+        for old, new in zip(images.shape[1:3], size, strict=True)
+    )
+    return _resampled(images, rows, columns)
+
+
+def _bilinear_weights(old, new):
+    """[new, old]: how much of each old row a new one takes."""
+    position = np.linspace(0, old - 1, new)
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(old)), 0)
+
+
+def _resampled(images, rows, columns):
+    """Rows [H, h] and columns [W, w] act on images [B, h, w, C]: [B, H, W, C]."""
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     return product("jw,bhwc->bhjc", columns, product("ih,bhwc->biwc", rows, images))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from elev_ssl_jax.models import layers
+from elev_ssl_jax.models.plain_unet import PlainDecoder, PlainEncoder
 from elev_ssl_jax.models.resnet import ResNet18
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.runtime import cpu
@@ -74,9 +75,35 @@ def test_upsampling_is_pytorchs_nearest(old, new):
     np.testing.assert_array_equal(half, jnp.asarray(got, jnp.bfloat16))
 
 
-def test_no_gradient_is_scattered():
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (7, 13), (25, 50), (1, 2), (1, 1), (3, 2)])
+def test_bilinear_upsampling_is_pytorchs_with_aligned_corners(old, new):
+    images = rng.normal(size=(2, old, old + 1, 3)).astype(np.float32)
+    theirs = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+    wanted = torch.nn.functional.interpolate(
+        theirs, (new, new + 2), mode="bilinear", align_corners=True
+    )
+    gradient = rng.normal(size=(2, new, new + 2, 3)).astype(np.float32)
+    wanted.backward(torch.from_numpy(gradient).permute(0, 3, 1, 2))
+    got, pull_back = jax.vjp(lambda x: layers.upsample_bilinear(x, (new, new + 2)), images)
+    np.testing.assert_allclose(got, wanted.detach().permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=1e-5)
+    half = layers.upsample_bilinear(jnp.asarray(images, jnp.bfloat16), (new, new + 2))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(np.float32), got, atol=0.02 * np.abs(images).max())
+
+
+class PlainUNet(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        maps = PlainEncoder(width=0.125, name="encoder")(images, train=train)
+        return PlainDecoder(2, (40, 40), name="decoder")(maps, train=train)
+
+
+@pytest.mark.parametrize(
+    "model", [UNet(num_classes=2, output_size=(40, 40), width=0.125), PlainUNet()]
+)
+def test_no_gradient_is_scattered(model):
     """A GPU adds what is scattered in whatever order it comes: no two runs would be the same."""
-    model = UNet(num_classes=2, output_size=(40, 40), width=0.125)
     variables = model.init(jax.random.key(0), jnp.zeros((2, 40, 40, 3)), train=True)
 
     def loss(params):
