@@ -46,7 +46,8 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(
             f"{path} not found; --chips must be a folder made by elev_ssl_jax.data.chips "
-            "or laid out like it"
+            "or laid out like it, or one with the folders of SEN12MS (ROIs1868_summer and so on) "
+            "or DFC2020 (ROIs0000_test and so on)"
         )
     try:
         rows = pd.read_csv(path, dtype={"Id": str, "Elevation": str, "Image": str, "Mask": str})
