@@ -140,16 +140,16 @@ class Built(NamedTuple):
 
     counts: dict[str, int]  # chips in each split
     chips: int  # that there were
-    how: str  # a line on how they were split, if that was left to them
-    shared_ground: str  # what `splits.shared_ground` says of it
+    how: str  # lines on how they were split, if that was left to them, and on what was left out
+    shared_ground: str  # a line on the ground that the splits share; "" if there is only one
 
 
 def build(builder: type[Builder], manual_dir: Path, data_dir: Path, **settings: Any) -> Built:
     """Builds a dataset, without a network.
 
     Args:
-      builder: `Chips` or `Nwrc`.
-      manual_dir: A folder of chips.
+      builder: `Chips`, or that of other data.
+      manual_dir: A folder of chips, or of these data.
       data_dir: TFDS' folder.
       **settings: `config` and the arguments of the builder.
     """

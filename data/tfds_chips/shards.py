@@ -1,10 +1,11 @@
 """What the builders share: features, splits to shards, and shards written in several processes."""
 
 import dataclasses
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,15 @@ from elev_ssl_jax.runtime import beam
 from elev_ssl_jax.runtime.workers import mapped
 
 FILE_FORMAT = file_adapters.FileFormat.ARRAY_RECORD  # has the random access that training needs
-_SHARD_BYTES = 2**26  # which a process that writes one holds
+_SHARD_BYTES = 2**26  # which a process that writes one holds, where it has to hold it
+# Files of a split, where nothing is held: whoever reads at random keeps each of them open, and most
+# systems let a process have 1024.
+_MOST_SHARDS = 256
 _WORTH_PROCESSES = 4  # shards; each process has TensorFlow to import first
+_LOOK = 500  # chips that a process looks over at a time
+
+_Item = TypeVar("_Item")
+_Seen = TypeVar("_Seen")
 
 
 def features(
@@ -31,6 +39,7 @@ def features(
     texts: tuple[str, ...],
     *,
     classification: bool,
+    multi_label: bool = False,
 ) -> tfds.features.FeaturesDict:
     """The features of a chip.
 
@@ -41,6 +50,7 @@ def features(
       classes: Names of the classes; None without labels.
       texts: Names of features that are texts.
       classification: Whether a chip has a class of its own.
+      multi_label: Whether it has a number for each class, 1 or 0.
     """
 
     def tensor(shape, dtype):
@@ -56,7 +66,36 @@ def features(
         result["mask"] = tensor(size, np.uint8)
     if classification:
         result["label"] = tfds.features.ClassLabel(names=classes)
+    if multi_label and classes is not None:
+        result["labels"] = tensor((len(classes),), np.uint8)
     return tfds.features.FeaturesDict({**result, **{name: tfds.features.Text() for name in texts}})
+
+
+def look_over(
+    function: Callable[[list[_Item]], list[_Seen]],
+    items: list[_Item],
+    workers: int,
+    name: str,
+) -> list[_Seen]:
+    """What a function finds of each item, in their order, in processes if there are enough.
+
+    Args:
+      function: Of some items; of a module, so that it can be sent.
+      items: Of all chips.
+      workers: Processes at most.
+      name: Of the progress bar.
+    """
+    parts = [items[i : i + _LOOK] for i in range(0, len(items), _LOOK)]
+    if workers <= 1 or len(parts) < 2:
+        done: Iterable[list[_Seen]] = map(function, parts)
+    else:
+        done = mapped(function, parts, min(workers, len(parts)))
+    seen: list[_Seen] = []
+    with tqdm(total=len(items), desc=name, unit=" chips") as bar:
+        for found in done:
+            seen += found
+            bar.update(len(found))
+    return seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +104,7 @@ class Shard:
 
     read: Callable[[dict[str, Any]], dict[str, Any]]  # a row of the chips' table to its arrays
     rows: pd.DataFrame
-    sorted_by: tuple[str, ...]  # columns by which they lie side by side
+    sorted_by: tuple[str, ...]  # columns by which they lie side by side; () if they don't
     texts: tuple[str, ...]
     with_label: bool | None  # False: a class that is kept back; None: there is no such feature
 
@@ -82,12 +121,14 @@ class Shard:
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes chips to shards whose order is that of their splits.
 
-    A subclass has `_features`, `_metadata`, `_table`, `_reader`, `TEXTS` and `READS`. Nothing is
-    shuffled: the order within a split is part of its meaning, see `splits.assign`.
+    A subclass has `_features`, `_metadata`, `_table`, `_reader`, `TEXTS` and `READS`, and
+    `_positions` if its splits are its own. Nothing is shuffled: the order within a split is part of
+    its meaning, see `splits.assign`.
     """
 
     TEXTS: tuple[str, ...] = ()
     READS: tuple[str, ...] = ()  # columns of the table that its reader needs
+    SORTED_BY: tuple[str, ...] | None = None  # as in `Shard`; None: by what is read
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
         tfds.core.BuilderConfig(name="segmentation", description="A class for each pixel."),
         tfds.core.BuilderConfig(name="classification", description="One class for each chip."),
@@ -116,8 +157,8 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
 
     @property
     def is_classification(self) -> bool:
-        """Whether a chip has a class of its own."""
-        return self.builder_config.name == "classification"
+        """Whether its config is that of a class a chip."""
+        return self.builder_config is not None and self.builder_config.name == "classification"
 
     def _info(self) -> tfds.core.DatasetInfo:
         if (self.data_path / "features.json").exists():  # data that are there know their features
@@ -145,26 +186,33 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
         raise NotImplementedError
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Shard]]:
-        folder = Path(dl_manager.manual_dir)
-        chips = self._table(folder)
+    def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
+        """Of each split the positions of its chips in the table; sets what is said of them."""
         positions, self.how = split_chips(
             chips, classification=self.is_classification, **self.split_settings
         )
-        self.chips, self.shared_ground = len(chips), shared_ground(chips, positions)
+        self.shared_ground = shared_ground(chips, positions)
+        return positions
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Shard]]:
+        folder = Path(dl_manager.manual_dir)
+        chips = self._table(folder)
+        positions, self.chips = self._positions(chips), len(chips)
         example_bytes = sum(
             int(np.prod(feature.shape)) * np.dtype(feature.np_dtype).itemsize
             for feature in self.info.features.values()
             if feature.shape
         )
-        most = max(1, _SHARD_BYTES // example_bytes)
+        held = max(1, _SHARD_BYTES // example_bytes)
+        sorted_by = self.READS if self.SORTED_BY is None else self.SORTED_BY
         read, with_label = self._reader(folder), True if self.is_classification else None
         shards = {}
         chips = chips[[name for name in chips if name in {"Id", "label", *self.TEXTS, *self.READS}]]
         for name, rows in positions.items():
             labelled = with_label and name != "unlabeled"
+            most = held if sorted_by else max(held, math.ceil(len(rows) / _MOST_SHARDS))
             shards[name] = [
-                Shard(read, chips.iloc[rows[i : i + most]], self.READS, self.TEXTS, labelled)
+                Shard(read, chips.iloc[rows[i : i + most]], sorted_by, self.TEXTS, labelled)
                 for i in range(0, len(rows), most)
             ]
         return shards
@@ -254,18 +302,25 @@ def _write_by_beam(task):
 
 def _write_shard(path, shard, features, count) -> None:
     """As `tfds.core.writer.ShardWriter`, but each record is the same bytes each time."""
+    records: Any = _records(shard, features, count)
+    if shard.sorted_by:
+        # Read in the order in which they lie, written in theirs.
+        lie = shard.rows.reset_index(drop=True).sort_values(list(shard.sorted_by)).index
+        in_place = dataclasses.replace(shard, rows=shard.rows.iloc[lie])
+        records = [None] * len(lie)
+        for position, record in zip(lie, _records(in_place, features, count), strict=True):
+            records[position] = record
+    with files.new_file(Path(path)) as partial:  # several workers may be given the same
+        writer.ExampleWriter(FILE_FORMAT).write(partial, records)
+
+
+def _records(shard, features, count):
+    """Keys and serialized examples of a shard's chips, one after the other."""
     import tensorflow as tf
 
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    # Read in the order in which they lie, written in theirs.
-    lie = shard.rows.reset_index(drop=True).sort_values(list(shard.sorted_by)).index
-    records: list[Any] = [None] * len(lie)
-    in_place = dataclasses.replace(shard, rows=shard.rows.iloc[lie])
-    for position, (key, example) in zip(lie, in_place(), strict=True):
+    for key, example in shard():
         record = serializer.serialize_example(features.encode_example(example))
         # The order of a record's features would differ between processes.
-        record = tf.train.Example.FromString(record).SerializeToString(deterministic=True)
-        records[position] = key, record
+        yield key, tf.train.Example.FromString(record).SerializeToString(deterministic=True)
         count(1)
-    with files.new_file(Path(path)) as partial:  # several workers may be given the same
-        writer.ExampleWriter(FILE_FORMAT).write(partial, records)

@@ -1,23 +1,21 @@
 """The TFDS builder: `nwrc/segmentation` and `nwrc/classification` from the NWRC data."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
-from tfds_chips.shards import Builder, features
-from tqdm import tqdm
+from tfds_chips.shards import Builder, features, look_over
 
 from elev_ssl_jax.data import ground
 from elev_ssl_jax.files import UNLABELLED
-from elev_ssl_jax.runtime.workers import mapped
 from tfds_nwrc import layout
 
 CLASSES = ("non_agricultural", "agricultural_frontier")
-_MASKS = 1000  # that a process reads at a time
 
 
 class Nwrc(Builder):
@@ -82,31 +80,18 @@ class Nwrc(Builder):
     def _table(self, folder: Path) -> pd.DataFrame:
         chips = layout.read_metadata(folder)
         paths = [folder / layout.MASKS / path for path in chips["Mask"]]
-        with tqdm(total=len(paths), desc="masks", unit=" chips") as bar:
-            shares = []
-            for part in self._map(_shares, paths):
-                shares += part
-                bar.update(len(part))
+        shares = look_over(functools.partial(_shares, self.size), paths, self.workers, "masks")
         share, chips["labelled"] = np.array(shares).T
         chips["label"] = (share > 0.5).astype(int)
         chips["share"] = np.maximum(share, 1 - share)
         return chips
 
-    def _map(self, function, paths) -> Iterator[Any]:
-        """A function of some masks' paths and their size, over all of them."""
-        parts = [(paths[i : i + _MASKS], self.size) for i in range(0, len(paths), _MASKS)]
-        if self.workers <= 1 or len(parts) < 2:
-            yield from map(function, parts)
-        else:
-            yield from mapped(function, parts, min(self.workers, len(parts)))
-
     def _reader(self, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return _Reader(folder, self.bands, self.size, self.elevation_size)
 
 
-def _shares(part):
+def _shares(size, paths):
     """Of each mask the share of class 1 among what is labelled, and the share that is labelled."""
-    paths, size = part
     found = []
     for path in paths:
         mask = layout.read_mask(path, size)

@@ -29,6 +29,7 @@ from elev_ssl_jax.files import UNLABELLED
 
 IMAGES, ELEVATIONS, MASKS = "Dataset", "Elevations", "LabelsGeoTiffv2"
 NON_AGRICULTURAL, LEGAL_EXCLUSIONS, AGRICULTURAL_FRONTIER = 0, 1, 2
+_LISTED = ", though metadata.csv lists it"
 
 
 def read_metadata(folder: Path) -> pd.DataFrame:
@@ -45,7 +46,8 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(
             f"{path} not found; --chips must be a folder made by elev_ssl_jax.data.chips "
-            "or laid out like it"
+            "or laid out like it, or one with the folders of SEN12MS (ROIs1868_summer and so on) "
+            "or DFC2020 (ROIs0000_test and so on)"
         )
     try:
         rows = pd.read_csv(path, dtype={"Id": str, "Elevation": str, "Image": str, "Mask": str})
@@ -118,7 +120,7 @@ def read_image(
     Raises:
       InputError: The file is missing, broken or pickled, or its shape, type or values won't do.
     """
-    check_regular(path, ", though metadata.csv lists it")
+    check_regular(path, _LISTED)
     shape, dtype, order, offset = _npy_header(path)
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"{path} has shape {shape}; [C, H, W] or [T, C, H, W] is needed")
@@ -186,7 +188,7 @@ def elevation_size(folder: Path, rows: pd.DataFrame) -> tuple[int, int]:
     """The commonest size of the first elevation files (some are a pixel off)."""
     sizes = []
     for path in rows["Elevation"].head(64):
-        with open_chip(folder / ELEVATIONS / path) as source:
+        with open_chip(folder / ELEVATIONS / path, _LISTED) as source:
             if max(source.shape) > LARGEST:
                 raise InputError(
                     f"{folder / ELEVATIONS / path} is {source.height} x {source.width} cells; "
@@ -204,7 +206,7 @@ def read_elevation(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
       InputError: The file is missing or broken, or its size is another altogether.
     """
-    with open_chip(path) as source:
+    with open_chip(path, _LISTED) as source:
         if max(abs(source.height - size[0]), abs(source.width - size[1])) > 2:
             raise InputError(
                 f"{path} is {source.height} x {source.width} cells; {size[0]} x {size[1]} "
@@ -239,7 +241,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
       InputError: The file is missing or broken, or has another size or other values.
     """
-    with open_chip(path) as source:
+    with open_chip(path, _LISTED) as source:
         if source.shape != tuple(size):
             raise InputError(
                 f"{path} is {source.height} x {source.width}; its chip {size[0]} x {size[1]}"

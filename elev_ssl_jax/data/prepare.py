@@ -18,6 +18,18 @@ from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime.beam import run as run_beam
 
+# What data with splits of their own have no use for, and what it is if nobody asks for it.
+_DEFAULTS: dict[str, Any] = {
+    "config": "segmentation",
+    "bands": None,
+    "split_by": None,
+    "allow_overlap": False,
+    "purity": 1.0,
+    "coverage": 1.0,
+    "num_labeled": None,
+    "num_test": None,
+}
+
 
 def prepare_chips(
     folders: Path | Sequence[Path],
@@ -29,16 +41,19 @@ def prepare_chips(
     split_by: str | None = None,
     allow_overlap: bool = False,
     workers: int = 1,
+    beam: Sequence[str] | None = None,
     **split_settings: Any,
 ) -> Path:
     """Builds `chips/<config>` under `data_dir` and returns the folder that holds it.
 
-    A folder in the layout of the NWRC data gives `nwrc/<config>`. Nothing is written under that
-    name until all of it is, and what is there stays until then. Prints how the chips were split,
-    and how many test chips share ground with training chips.
+    A folder in the layout of the NWRC data gives `nwrc/<config>`, one of SEN12MS `sen12ms`, and one
+    of DFC2020 `dfc2020`. Nothing is written under that name until all of it is, and what is there
+    stays until then. Prints how the chips were split, and how many test chips share ground with
+    training chips.
 
     Args:
-      folders: Of `elev_ssl_jax.data.chips`, or one in the layout of the NWRC data.
+      folders: Of `elev_ssl_jax.data.chips`, or one in the layout of the NWRC data, of SEN12MS or of
+        DFC2020; these two have splits of their own, and take none of the settings of splits.
       data_dir: TFDS' folder; ~/tensorflow_datasets by default.
       config: "segmentation" or "classification".
       bands: Which bands to keep of each sensor, or of the only one, counted from 0; by default
@@ -48,6 +63,7 @@ def prepare_chips(
         else "block".
       allow_overlap: Whether "random" will do for chips that share ground.
       workers: Processes.
+      beam: Options of Apache Beam, which writes the files then; for SEN12MS and DFC2020.
       **split_settings: `purity`, `coverage`, `num_labeled`, `num_test` of `splits.assign`.
 
     Raises:
@@ -55,23 +71,48 @@ def prepare_chips(
         process is preparing them.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
-    tfds_chips, tfds_nwrc = _import_builders()
+    tfds_chips, tfds_nwrc, *more = _import_builders()
     others = [folder for folder in folders if not store.is_store(folder)]
-    if not others:
-        about = store.common_about(folders)
-        builder = tfds_chips.Chips
-        settings: dict[str, Any] = {"folders": folders, "bands": _bands(bands, about)}
-    else:
-        builder = tfds_nwrc.Nwrc
-        if len(folders) > 1:
-            raise InputError(f"{others[0]} is not a folder of elev_ssl_jax.data.chips")
-        settings = tfds_nwrc.look(folders[0], bands)
+    if others and len(folders) > 1:
+        raise InputError(f"{others[0]} is not a folder of elev_ssl_jax.data.chips")
     split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
-    settings |= {"config": config, "workers": workers, "split_settings": split_settings}
+    settings: dict[str, Any] = {"workers": workers}
+    if others and (builder := _with_own_splits(others[0], more)):
+        _refuse(builder.name, {"config": config, "bands": bands, **split_settings})
+        config, settings["beam"] = "", beam
+        folders = [others[0].absolute()]  # Beam's workers may start elsewhere
+    else:
+        if beam is not None:
+            raise InputError("--beam goes with --scenes or --image, or with SEN12MS or DFC2020")
+        if others:
+            builder = tfds_nwrc.Nwrc
+            settings |= tfds_nwrc.look(folders[0], bands)
+        else:
+            builder, about = tfds_chips.Chips, store.common_about(folders)
+            settings |= {"folders": folders, "bands": _bands(bands, about)}
+        settings |= {"config": config, "split_settings": split_settings}
     with _new_version(builder, data_dir, config, overwrite) as (unfinished, target):
         built = tfds_chips.build(builder, folders[0], unfinished, **settings)
     _say_what(target, built)
     return target
+
+
+def _with_own_splits(folder, builders):
+    """The builder whose data a folder has; None if it has none of these."""
+    found = [builder for builder in builders if builder.is_there(folder)]
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} holds both SEN12MS and DFC2020; put each in a folder of its own"
+        )
+    return found[0] if found else None
+
+
+def _refuse(name, settings) -> None:
+    """Refuses what data with splits of their own would pass over."""
+    for setting, default in _DEFAULTS.items():
+        if settings.get(setting, default) != default:
+            flag = setting.removeprefix("num_").replace("_", "-")
+            raise InputError(f"--{flag} is not for {name}, whose splits and bands are fixed")
 
 
 def prepare_scenes(
@@ -107,7 +148,7 @@ def prepare_scenes(
     Raises:
       InputError: As `prepare_chips` and `chips.cut_scenes`.
     """
-    tfds_chips, _ = _import_builders()
+    tfds_chips, *_ = _import_builders()
     split_settings |= {"split_by": split_by, "allow_overlap": allow_overlap}
     scenes = [scene.absolute() for scene in scenes]  # workers may start elsewhere
     with _new_version(tfds_chips.Chips, data_dir, config, overwrite) as (unfinished, target):
@@ -203,8 +244,8 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             with suppress(OSError):  # others are there
-                target.parent.rmdir()
-                target.parent.parent.rmdir()
+                for parent in target.parents[: len(name.parts) - 1]:
+                    parent.rmdir()
 
 
 def _say_what(target, built) -> None:
@@ -212,7 +253,8 @@ def _say_what(target, built) -> None:
         print(built.how)
     sizes = ", ".join(f"{number} {split}" for split, number in built.counts.items())
     print(f"{target}: {sizes} ({sum(built.counts.values())} of {built.chips} chips)")
-    print(built.shared_ground)
+    if built.shared_ground:
+        print(built.shared_ground)
 
 
 def _import_builders():
@@ -220,13 +262,15 @@ def _import_builders():
 
     quiet.import_tensorflow()
     try:
-        import tfds_chips
-        import tfds_nwrc
-    except ModuleNotFoundError:  # a checkout that is not installed
+        import tfds_dfc2020
+    except ModuleNotFoundError:  # a checkout that is not installed, or was before there was this
         sys.path.append(str(Path(__file__).parents[2] / "data"))
-        import tfds_chips
-        import tfds_nwrc
-    return tfds_chips, tfds_nwrc
+        import tfds_dfc2020
+    import tfds_chips
+    import tfds_nwrc
+    import tfds_sen12ms
+
+    return tfds_chips, tfds_nwrc, tfds_sen12ms.Sen12ms, tfds_dfc2020.Dfc2020
 
 
 def _bands(bands, about: store.About) -> dict[str, list[int]]:
@@ -267,7 +311,9 @@ def parse_bands(arguments: Sequence[str]) -> dict[str, list[int]] | list[int]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=Path, nargs="+", help="folders of chips")
+    parser.add_argument(
+        "--chips", type=Path, nargs="+", help="folders of chips, or that of SEN12MS or DFC2020"
+    )
     parser.add_argument("--data-dir", type=Path, help="default: ~/tensorflow_datasets")
     parser.add_argument(
         "--config", choices=("segmentation", "classification"), default="segmentation"
@@ -306,7 +352,11 @@ def main() -> None:
     group = parser.add_argument_group(
         "straight from scenes, by Apache Beam", "as for elev_ssl_jax.data.chips; the rest is Beam's"
     )
-    group.add_argument("--beam", action="store_true", help="cut and write on Beam's workers")
+    group.add_argument(
+        "--beam",
+        action="store_true",
+        help="cut and write on Beam's workers; with --chips of SEN12MS or DFC2020, write",
+    )
     chips.add_arguments(group, required=False)
     args, more = parser.parse_known_args()
     with reported():
@@ -316,28 +366,28 @@ def main() -> None:
         }
         settings |= {"num_labeled": args.num_labeled, "num_test": args.num_test}
         settings["bands"] = None if args.bands is None else parse_bands(args.bands)
-        if args.beam == (args.chips is not None):
+        if args.chips is None and not args.beam:
             raise InputError("either --chips is needed, or --beam with --scenes or --image")
         alone = argparse.ArgumentParser()
         chips.add_arguments(alone, required=False)
         for name, default in vars(alone.parse_args([])).items():
-            if not args.beam and getattr(args, name) != default:
+            if args.chips is not None and getattr(args, name) != default:
                 raise InputError(
                     f"--{name.replace('_', '-')} is for cutting, by elev_ssl_jax.data.chips or "
                     "with --beam; these chips are cut"
                 )
-        if args.beam:
-            if args.workers is not None:
-                raise InputError("--workers: with --beam say so to its runner")
+        if args.beam and args.workers is not None:
+            raise InputError("--workers: with --beam say so to its runner")
+        if args.beam and args.chips is None:
             if args.scenes is None and args.image is None:
                 raise InputError("--beam needs --scenes, or --image")
             scenes, cut = chips.of_arguments(args)
             prepare_scenes(scenes, cut, args.data_dir, beam=more, **settings)
             return
-        if more:
+        if more and not args.beam:
             raise InputError(f"unknown argument {more[0]}")
-        workers = args.workers or os.cpu_count() or 1
-        prepare_chips(args.chips, args.data_dir, workers=workers, **settings)
+        workers, beam = args.workers or os.cpu_count() or 1, more if args.beam else None
+        prepare_chips(args.chips, args.data_dir, workers=workers, beam=beam, **settings)
 
 
 if __name__ == "__main__":

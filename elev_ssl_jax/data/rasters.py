@@ -100,15 +100,19 @@ def _check_beside(path):
 
 
 @contextmanager
-def open_chip(path: Path) -> Iterator[rasterio.DatasetReader]:
+def open_chip(path: Path, why: str = "") -> Iterator[rasterio.DatasetReader]:
     """A GeoTIFF of a folder of chips, whose open and read errors are told as ours.
 
     Nothing beside the file is looked at.
 
+    Args:
+      path: The file.
+      why: What to add if it is not there.
+
     Raises:
       InputError: The file is missing, no GeoTIFF, broken, or would take much memory.
     """
-    check_regular(path, ", though metadata.csv lists it")
+    check_regular(path, why)
     try:
         with (
             warnings.catch_warnings(),

@@ -5,7 +5,7 @@ sections 4.1 and 4.2 of the paper; a smaller folder gives the same proportions.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,7 @@ def assign(
     eligible = _eligible(chips, classification, purity, coverage)
     num_labeled, num_test = _counts(len(chips), eligible, num_labeled, num_test)
 
-    hashes = [_hash(key) for key in chips["key"]]
-    order = np.array(sorted(range(len(chips)), key=hashes.__getitem__))
+    order = in_order_of_hashes(chips["key"])
     if split_by == "random":
         test = order[eligible[order]][:num_test]
         train = order[~np.isin(order, test)]
@@ -204,6 +203,12 @@ def _counts(total, eligible, num_labeled, num_test):
             "test; each needs at least one: set --labeled and --test, or cut more chips"
         )
     return labeled, test
+
+
+def in_order_of_hashes(names: Iterable[str]) -> np.ndarray:
+    """Positions of the names, in an order as good as random, and the same for the same names."""
+    hashes = [_hash(name) for name in names]
+    return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), int)
 
 
 def _hash(name):

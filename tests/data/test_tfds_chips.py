@@ -442,6 +442,7 @@ def test_what_beam_does_not_take_is_told(scenes, cut, tmp_path, monkeypatch, cap
     assert "either --chips is needed, or --beam" in said()
     assert "--beam needs --scenes, or --image" in said("--beam")
     assert "--workers: with --beam" in said("--beam", "--scenes", scenes, "--workers", 2)
+    assert "--beam goes with --scenes or --image, or with SEN12MS" in said("--beam", "--chips", cut)
     assert "unknown argument --runner=x" in said("--chips", cut, "--runner=x")
     many = ("--beam", "--scenes", scenes, "--size", 20, "--label-values", 1)
     assert "nor Beam takes all of --labelled 8: not labelled" in said(*many, "--labelled", 8)
