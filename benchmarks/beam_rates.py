@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from elev_ssl_jax.data import synthetic
+from elev_ssl_jax.data import procedural, synthetic
 
 TILE = 999  # pixels along the made-up scene that is repeated
 
 
 def write_scenes(folder: Path, scenes: int, side: int) -> Path:
     """A table of scenes whose DEM lies on a grid of its own."""
-    image, dem, cover = synthetic.make_scene(0, TILE)
+    image, dem, cover = procedural.make_scene(0, TILE)
     rows = ["name,image,elevation,labels"]
     for number in range(scenes):
         left = 100_000 + number * 2 * side * 10

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from elev_ssl_jax.data import chips, prepare, source, synthetic
+from elev_ssl_jax.data import chips, prepare, procedural, source, synthetic
 from elev_ssl_jax.data.planning import Settings
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.runtime import batches, sharding
@@ -26,7 +26,7 @@ from elev_ssl_jax.runtime import batches, sharding
 
 def write_scene(folder: Path, side: int) -> SceneFiles:
     """A made-up scene whose DEM and labels lie on grids of their own."""
-    image, dem, cover = synthetic.make_scene(0, side)
+    image, dem, cover = procedural.make_scene(0, side)
     for name, array, pixel in (
         ("image", image, 10),
         ("dem", dem[None], 30),
@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         scene = write_scene(folder, args.side)
-        settings = Settings(stride=args.stride, classes=synthetic.CLASSES)
+        settings = Settings(stride=args.stride, classes=synthetic.CLASSES[synthetic.ONE])
 
         def cut(workers, out):
             start = time.perf_counter()

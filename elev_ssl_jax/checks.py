@@ -319,6 +319,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.data.synthetic.chips:
         kinds = ("classification", "segmentation")
         names = [f"{builder}/{kind}" for builder in ("nwrc", "chips") for kind in kinds]
+        own = config.experiment.pretrain.name in ("", config.data.name)
+        need("experiment.pretrain.name", own, "empty with synthetic chips")
         need("data.name", config.data.name in names, f"{', '.join(names)} for synthetic chips")
         others = "empty with synthetic chips; --config.data.synthetic.chips=0 takes your own"
         need("data.dir", not config.data.dir, others)

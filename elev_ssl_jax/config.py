@@ -240,7 +240,9 @@ def default() -> ml_collections.ConfigDict:
     experiment.label_draws = 0
     experiment.seeds = 10  # fine-tunings of each pre-training and set of labels
     experiment.pretrain = pretrain = ml_collections.ConfigDict()
-    pretrain.name = ""  # the data, as `data.name`; "" is the same
+    # The data and the split to score by, as `data.name` and `data.eval_split`; "" is the same.
+    pretrain.name = ""
+    pretrain.eval_split = ""
     pretrain.split = "unlabeled+labeled[80:]"
     pretrain.batch_size = 256
     pretrain.epochs = 200
@@ -293,6 +295,69 @@ def comparison(head: str) -> ml_collections.ConfigDict:
     return config
 
 
+def two_sensors() -> ml_collections.ConfigDict:
+    """The pre-training of Dual-SimCLR on Sentinel-1 and Sentinel-2 (Scheibenreif et al. 2022)."""
+    config = default()
+    _see_two_sensors(config)
+    config.data.name, config.data.split, config.data.eval_split = "sen12ms", "unlabeled", "holdout"
+    config.data.probe_split = ""  # there are no labels
+    config.model.fusion = "late"
+    config.objective.positives = "sensors"
+    config.objective.alpha = 0.0
+    config.objective.temperature = 0.07
+    # Squares of 128 pixels, and nothing else: the other sensor is the other view. 100 epochs of
+    # batch 200, Adam at 3e-5 (the released schedule hardly leaves it).
+    config.augment.crop_size = 128
+    config.epochs, config.batch_size = 100, 200
+    config.optimizer.update(name="adam", learning_rate=3e-5, schedule="constant")
+    return config
+
+
+def fusion(target: str) -> ml_collections.ConfigDict:
+    """An experiment on DFC2020, fine-tuned as Scheibenreif et al. 2022 do.
+
+    `target` is as `finetune.target`: the "commonest" class of a square, those that are "present",
+    or the "mask".
+    """
+    config = default()
+    config.task = "experiment"
+    _see_two_sensors(config)
+    config.data.name, config.data.eval_split, config.data.probe_split = "dfc2020", "test", ""
+    config.objective.temperature = 0.07
+    config.augment.crop_size = 128
+    config.augment.finetune.flip = config.augment.finetune.transpose = 0.0
+    config.finetune.head = "unet" if target == "mask" else "linear"
+    config.finetune.target = target
+    config.finetune.oversample = True
+    # 200 epochs of all layers, a tenth of the rate from the hundredth on, Adam with L2; those
+    # whose encoders stay frozen have as many.
+    config.finetune.frozen_epochs, config.finetune.frozen_learning_rate = 0, 3e-6
+    config.epochs, config.batch_size = 200, 32
+    config.optimizer.update(name="adam", learning_rate=3e-6, schedule="constant")
+    config.optimizer.weight_decay, config.optimizer.drop_epoch = 1e-3, 100
+    settings = config.experiment
+    settings.split, settings.labels, settings.stratified = "train", (1.0,), True
+    settings.seeds = 5
+    settings.metrics = {
+        "commonest": ("mean_recall", "accuracy"),
+        "present": ("macro_f1", "micro_f1"),
+        "mask": ("mean_recall", "mean_iou"),
+    }[target]
+    pretrain = two_sensors()
+    settings.pretrain.name, settings.pretrain.split = pretrain.data.name, pretrain.data.split
+    settings.pretrain.eval_split = pretrain.data.eval_split
+    settings.pretrain.epochs, settings.pretrain.batch_size = pretrain.epochs, pretrain.batch_size
+    settings.pretrain.optimizer.update(pretrain.optimizer)
+    return config
+
+
+def _see_two_sensors(config: ml_collections.ConfigDict) -> None:
+    config.data.inputs = ("s1", "s2")
+    config.data.value_range = (("s1", -25.0, 0.0), ("s2", 0.0, 10000.0))
+    config.data.scaling = "crop_max"
+    config.data.rgb = (5, 4, 3)  # of VV, VH and the thirteen bands
+
+
 def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
     """Applies what follows the colon in `--config=FILE:VARIANT`: nothing, or `demo`.
 
@@ -304,6 +369,8 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
         config.data.synthetic.chips = 1500
         config.data.synthetic.size = 64
         config.model.width = 0.25
+        if "s2" in config.data.inputs:
+            _two_sensor_demo(config)
         if config.task == "experiment":
             config.experiment.pretrain_seeds = 1  # so that the report draws no verdict
             config.experiment.seeds = 3
@@ -313,7 +380,7 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
             its.batch_size, its.epochs = 64, 25
             if its.optimizer.name == "adamw":
                 its.optimizer.learning_rate = 3e-3
-            if config.objective.alpha > 0:
+            if config.objective.alpha > 0 and "image" in config.data.inputs:
                 # Not the paper's: in so few steps its settings teach how high a chip lies, and
                 # nothing of the shape of its ground (README, "Relief").
                 config.loss.relief_weight = 20.0
@@ -321,3 +388,22 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
     elif variant:
         raise ValueError(f"there is no variant {variant!r}; there is :demo")
     return config
+
+
+def _two_sensor_demo(config: ml_collections.ConfigDict) -> None:
+    """What a demo of two sensors has otherwise: made-up scenes, fewer and longer steps."""
+    config.data.name, config.data.eval_split = "chips/segmentation", "test"
+    # Brightness tells these small scenes' classes, so that it is not divided away.
+    config.data.scaling = "range"
+    config.augment.crop_size = 48
+    if config.task == "pretrain":
+        config.data.split, config.data.probe_split = "unlabeled", "labeled"
+        config.optimizer.update(learning_rate=1e-3, schedule="cosine")
+        return
+    config.experiment.split = "labeled"
+    pretrain = config.experiment.pretrain
+    pretrain.name, pretrain.split, pretrain.eval_split = "", "unlabeled", ""
+    pretrain.optimizer.update(learning_rate=1e-3, schedule="cosine")
+    config.optimizer.update(learning_rate=3e-4, drop_epoch=20)
+    config.finetune.frozen_learning_rate = 3e-3
+    config.epochs = 30

@@ -16,7 +16,7 @@ import numpy as np
 
 from elev_ssl_jax import augment
 from elev_ssl_jax.config import default
-from elev_ssl_jax.data import synthetic
+from elev_ssl_jax.data import procedural
 from elev_ssl_jax.errors import reported
 from elev_ssl_jax.pretraining import elevation as objective
 from elev_ssl_jax.pretraining import loop
@@ -34,7 +34,7 @@ def write_chips(path: Path, *, seed: int = 0) -> None:
             9, -1, side, side
         )
 
-    scenes = [synthetic.make_scene(seed + i, 99) for i in range(12)]
+    scenes = [procedural.make_scene(seed + i, 99) for i in range(12)]
     images = np.concatenate([cut(image) for image, _, _ in scenes])
     elevation = np.concatenate([cut(dem[None])[:, 0] for _, dem, _ in scenes])
     np.savez(path, image=np.moveaxis(images, 1, -1), elevation=elevation)

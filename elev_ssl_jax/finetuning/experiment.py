@@ -152,6 +152,7 @@ def pretrain_config(config: Any, repetition: int = 0) -> Any:
         result[name].update(config[name])
     result.augment.finetune.update(default().augment.finetune)
     result.data.name, result.data.split = settings.name or config.data.name, settings.split
+    result.data.eval_split = settings.eval_split or config.data.eval_split
     result.seed = config.seed + repetition
     result.batch_size, result.epochs = settings.batch_size, settings.epochs
     result.optimizer.update(settings.optimizer)

@@ -32,6 +32,7 @@ from elev_ssl_jax.finetuning.step import (
 )
 from elev_ssl_jax.models.classifier import Classifier
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
+from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
@@ -55,7 +56,7 @@ def make_model(
     shapes: Mapping[str, tuple[int, ...]],
     platform: str,
     size: tuple[int, int] | None = None,
-) -> UNet | SwinUNet | Classifier:
+) -> UNet | Classifier:
     """The model that `config.model` and `config.finetune` describe.
 
     Args:
@@ -71,8 +72,9 @@ def make_model(
         return Classifier(classes, encoder, **common)
     if config.finetune.head == "swin_unet":
         branches = len(config.data.inputs) if config.model.fusion == "late" else 1
-        return SwinUNet(classes, size, encoder, branches, **common)
-    return UNet(classes, size, encoder, **common)
+        return SwinUNet(classes, size, encoder, branches=branches, **common)
+    unet = {"unet": UNet, "plain_unet": PlainUNet}[config.finetune.head]
+    return unet(classes, size, encoder, **common)
 
 
 def target_of(config: Any) -> str:

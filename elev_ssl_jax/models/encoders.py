@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from elev_ssl_jax import sensors
 from elev_ssl_jax.models.fusion import Branches
+from elev_ssl_jax.models.plain_unet import PlainEncoder
 from elev_ssl_jax.models.resnet import ResNet18, ResNet34, ResNet50
 from elev_ssl_jax.models.swin import Swin
 from elev_ssl_jax.models.vgg import VGG
 
 RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
-ENCODERS = {**RESNETS, "swin_t": Swin, "vgg": VGG}
+ENCODERS = {**RESNETS, "swin_t": Swin, "vgg": VGG, "plain": PlainEncoder}
 
 
 @dataclasses.dataclass(frozen=True)

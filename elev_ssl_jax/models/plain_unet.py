@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from elev_ssl_jax.models.layers import Conv, pool, upsample, upsample_bilinear
 from elev_ssl_jax.models.resnet import BatchNorm
+from elev_ssl_jax.models.unet import UNet
 
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -118,3 +119,13 @@ def _upsampled(x, size):
     missing = [new - old for old, new in zip(grown, size, strict=True)]
     padding = [(gap // 2, gap - gap // 2) for gap in missing]
     return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
+class PlainUNet(UNet):
+    """Image to per-pixel class logits; parameters under `encoder` and `decoder`."""
+
+    encoder_type: Any = PlainEncoder
+
+    def setup(self) -> None:
+        self.encoder = self.encoder_type(width=self.width, dtype=self.dtype)
+        self.decoder = PlainDecoder(self.num_classes, self.output_size, dtype=self.dtype)

@@ -11,6 +11,7 @@ import numpy as np
 from elev_ssl_jax.models.fusion import parted
 from elev_ssl_jax.models.layers import Conv
 from elev_ssl_jax.models.swin import Norm, Swin, SwinBlock
+from elev_ssl_jax.models.unet import UNet
 
 DEPTHS, HEADS = (2, 2, 6), (3, 6, 12)  # of the stages at strides 4, 8 and 16, as the encoder's
 _LAST = 4  # how much finer the output is than the finest map
@@ -103,37 +104,20 @@ class SwinUNetDecoder(nn.Module):
         return Conv(self.num_classes, (1, 1), dtype=jnp.float32, name="head")(x)
 
 
-class SwinUNet(nn.Module):
+class SwinUNet(UNet):
     """Image to per-pixel class logits; parameters under `encoder` and `decoder`.
 
     Attributes:
-      num_classes: Of the output.
-      output_size: Height and width of the output in pixels.
-      encoder_type: Makes a Swin encoder, or several side by side.
-      branches: How many.
-      width: Multiplies the channels of the encoder.
-      dtype: Type of the computation.
+      branches: How many Swin encoders there are side by side.
     """
 
-    num_classes: int
-    output_size: tuple[int, int]
     encoder_type: Any = Swin
     branches: int = 1
-    width: float = 1.0
-    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.encoder = self.encoder_type(width=self.width, dtype=self.dtype)
         self.decoder = SwinUNetDecoder(self.num_classes, self.output_size, dtype=self.dtype)
 
-    def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-        """The encoder's maps of images float [B, H, W, C]."""
-        return self.encoder(images, train=train)
-
     def decode(self, maps: Sequence[jax.Array], *, train: bool) -> jax.Array:
         """The encoder's maps to logits float32 [B, *output_size, num_classes]."""
         return self.decoder(parted(tuple(maps), self.branches), train=train)
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Images float [B, H, W, C] to logits float32 [B, *output_size, num_classes]."""
-        return self.decode(self.encode(images, train=train), train=train)

@@ -116,7 +116,7 @@ class UNet(nn.Module):
     def setup(self) -> None:
         common = {"width": self.width, "dtype": self.dtype}
         self.encoder = self.encoder_type(**common)
-        self.decoder = Decoder(self.num_classes, self.output_size, **common)
+        self.decoder: Any = Decoder(self.num_classes, self.output_size, **common)
 
     def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
         """The encoder's maps of images float [B, H, W, C]."""

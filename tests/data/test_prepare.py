@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from elev_ssl_jax.data import prepare, source, store, synthetic
+from elev_ssl_jax.data import prepare, procedural, source, store, synthetic
 from elev_ssl_jax.errors import InputError
 from tests.data.test_source import Data
 
@@ -25,7 +25,7 @@ def command(module, *arguments, **kwargs):
 def overlapping(tmp_path_factory):
     """A scene of 373 x 485 pixels in chips of 64 that overlap by half."""
     folder = tmp_path_factory.mktemp("scene")
-    image, dem, labels = synthetic.make_scene(0, 486)
+    image, dem, labels = procedural.make_scene(0, 486)
     grids = {"image": 10.0, "dem": 30.0, "labels": 10.0}
     for (name, pixel), array in zip(
         grids.items(), (image[:, :373, :485], dem[None], labels[None]), strict=True

@@ -6,27 +6,6 @@ import numpy as np
 from elev_ssl_jax.data import source, store, synthetic
 
 
-def test_scenes_are_seeded_and_within_their_ranges():
-    image, dem, labels = synthetic.make_scene(3, 96)
-    for ours, again in zip((image, dem, labels), synthetic.make_scene(3, 96), strict=True):
-        np.testing.assert_array_equal(ours, again)
-    assert not np.array_equal(image, synthetic.make_scene(4, 96)[0])
-    assert image.shape == (3, 96, 96)
-    assert image.dtype == np.uint16
-    assert dem.shape == (32, 32)
-    assert 0 <= dem.min() < dem.max() < 5000
-    assert image.min() >= 1
-    assert image.max() <= 10_000
-
-
-def test_both_classes_are_common_and_elevation_matters():
-    scenes = [synthetic.make_scene(seed, 48) for seed in range(60)]
-    shares = np.array([labels.mean() for _, _, labels in scenes])
-    heights = np.array([dem.mean() for _, dem, _ in scenes])
-    assert 0.3 < shares.mean() < 0.7
-    assert np.corrcoef(shares, heights)[0, 1] < -0.4
-
-
 def test_any_number_of_chips(tmp_path):
     synthetic.write_chips(tmp_path / "chips", 11, size=24, seed=1, progress=False)
     rows, about = store.read_table(tmp_path / "chips"), store.read_about(tmp_path / "chips")
@@ -41,10 +20,16 @@ def test_any_number_of_chips(tmp_path):
 
 def test_chips_of_another_number_or_size_are_others(tmp_path):
     folders = set()
-    for chips, size in ((40, 12), (41, 12), (40, 15)):
+    for chips, size, inputs in (
+        (40, 12, ("image",)),
+        (41, 12, ("image", "elevation")),
+        (40, 15, ("image",)),
+        (40, 12, ("s2",)),
+    ):
         data = ml_collections.ConfigDict(
             {
                 "dir": "",
+                "inputs": inputs,
                 "name": "nwrc/segmentation",
                 "synthetic": {"chips": chips, "size": size},
             }
@@ -52,6 +37,11 @@ def test_chips_of_another_number_or_size_are_others(tmp_path):
         synthetic.prepare(data, tmp_path)
         folders.add(data.dir)
         splits = source.open_split(data, "unlabeled")
-        assert splits[0]["image"].shape == (size, size, 3)
+        if inputs[0] == "image":
+            assert splits[0]["image"].shape == (size, size, 3)
+        else:
+            assert splits[0]["s1"].shape == (size, size, 2)
+            assert splits[0]["s2"].shape == (size, size, 13)
+            assert len(splits.classes) == 8
         assert splits.counts["test"] == chips // 5
-    assert len(folders) == 3
+    assert len(folders) == 4
