@@ -125,7 +125,7 @@ _ANY = _number(-math.inf)
 _SHARE = _number(0, 1)
 _POSITIVE = _number(0, above=True)
 _TWO_SIZES = _several("two whole numbers above 0", _whole(1), lambda v: len(v) == 2)
-_METHODS = (*METHODS, *(name + FROZEN for name in METHODS))
+_METHODS = (*METHODS, *(name + FROZEN for name in METHODS if not METHODS[name].members))
 
 # The first pattern that a field's name matches is its rule. A text that names data or folders is
 # looked at where these are opened.
@@ -333,12 +333,16 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     """
     parts = [(config.objective.alpha, config.objective.lam)]
     if config.task == "experiment":
-        named = (METHODS[m.removesuffix(FROZEN)] for m in config.experiment.methods)
+        methods = (m.removesuffix(FROZEN) for m in config.experiment.methods)
+        named = (METHODS[name] for m in methods for name in METHODS[m].members or (m,))
         parts = [
             (recipe.fields["objective.alpha"], recipe.fields["objective.lam"])
             for recipe in named
             if recipe.pretrained
         ]
+    frozen = config.finetune.frozen_epochs > 0 or (
+        config.task == "experiment" and any(m.endswith(FROZEN) for m in config.experiment.methods)
+    )
     learns = config.task != "finetune" and any(alpha > 0 for alpha, _ in parts)
     reads_elevation = learns or "elevation" in config.data.inputs
     groups = (
@@ -349,7 +353,7 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
         ("the local contrast has no weight", _OF_LOCAL, any(a < 1 and g < 1 for a, g in parts)),
         ("nothing is pre-trained", _OF_ANY_PRETRAINING, len(parts) > 0),
         ("there are no synthetic chips", ("data.synthetic.size",), config.data.synthetic.chips > 0),
-        ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, config.finetune.frozen_epochs > 0),
+        ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, frozen),
     )
     known = _flat(default())
     return [

@@ -24,6 +24,7 @@ class Recipe(NamedTuple):
     title: str
     fields: dict[str, Any]  # of the configuration, by dotted names; the rest is the experiment's
     pretrained: bool = True
+    members: tuple[str, ...] = ()  # of an ensemble, whose probabilities are averaged
 
 
 def _objective(alpha: float, lam: float = 1.0, features: str = "mean") -> dict[str, Any]:
@@ -34,6 +35,8 @@ def _objective(alpha: float, lam: float = 1.0, features: str = "mean") -> dict[s
 _BOTH = {"data.inputs": ("s1", "s2")}
 _LATE = {**_BOTH, "model.fusion": "late"}
 _DUAL = {**_LATE, **_objective(0.0), "objective.positives": "sensors"}
+_SWIN = {"model.encoder": "swin_t", "model.projection": (768, 128)}
+_RESNET50 = {"model.encoder": "resnet50", "model.projection": (2048, 128)}
 
 METHODS: dict[str, Recipe] = {
     "random": Recipe("random", {}, pretrained=False),
@@ -71,6 +74,19 @@ METHODS: dict[str, Recipe] = {
             "objective.negatives": "across",
             "objective.temperature": 0.1,
         },
+    ),
+    # The same of other encoders.
+    "late_swin": Recipe("Swin", {**_LATE, **_SWIN}, pretrained=False),
+    "dual_swin": Recipe("Swin, Dual-SimCLR", {**_DUAL, **_SWIN}),
+    "late_resnet50": Recipe("ResNet50", {**_LATE, **_RESNET50}, pretrained=False),
+    "dual_resnet50": Recipe("ResNet50, Dual-SimCLR", {**_DUAL, **_RESNET50}),
+    "plain_unet": Recipe(
+        "UNet",
+        {**_BOTH, "model.encoder": "plain", "finetune.head": "plain_unet"},
+        pretrained=False,
+    ),
+    "ensemble": Recipe(
+        "UNet + Swin, Dual-SimCLR", {}, pretrained=False, members=("plain_unet", "dual_swin")
     ),
 }
 
@@ -313,11 +329,13 @@ def two_sensors() -> ml_collections.ConfigDict:
     return config
 
 
-def fusion(target: str) -> ml_collections.ConfigDict:
+def fusion(target: str, methods: tuple[str, ...]) -> ml_collections.ConfigDict:
     """An experiment on DFC2020, fine-tuned as Scheibenreif et al. 2022 do.
 
-    `target` is as `finetune.target`: the "commonest" class of a square, those that are "present",
-    or the "mask".
+    Args:
+      target: As `finetune.target`: the "commonest" class of a square, those that are "present",
+        or the "mask".
+      methods: What is compared.
     """
     config = default()
     config.task = "experiment"
@@ -331,11 +349,14 @@ def fusion(target: str) -> ml_collections.ConfigDict:
     config.finetune.oversample = True
     # 200 epochs of all layers, a tenth of the rate from the hundredth on, Adam with L2; those
     # whose encoders stay frozen have as many.
-    config.finetune.frozen_epochs, config.finetune.frozen_learning_rate = 0, 3e-6
+    config.finetune.frozen_epochs = 0
+    if any(method.endswith(FROZEN) for method in methods):
+        config.finetune.frozen_learning_rate = 3e-6
     config.epochs, config.batch_size = 200, 32
     config.optimizer.update(name="adam", learning_rate=3e-6, schedule="constant")
     config.optimizer.weight_decay, config.optimizer.drop_epoch = 1e-3, 100
     settings = config.experiment
+    settings.methods = methods
     settings.split, settings.labels, settings.stratified = "train", (1.0,), True
     settings.seeds = 5
     settings.metrics = {
@@ -405,5 +426,6 @@ def _two_sensor_demo(config: ml_collections.ConfigDict) -> None:
     pretrain.name, pretrain.split, pretrain.eval_split = "", "unlabeled", ""
     pretrain.optimizer.update(learning_rate=1e-3, schedule="cosine")
     config.optimizer.update(learning_rate=3e-4, drop_epoch=20)
-    config.finetune.frozen_learning_rate = 3e-3
     config.epochs = 30
+    if any(method.endswith(FROZEN) for method in config.experiment.methods):
+        config.finetune.frozen_learning_rate = 3e-3

@@ -163,7 +163,8 @@ def _experiment(config, workdir: Path) -> None:
     from elev_ssl_jax.reporting import compose
 
     names, unlabelled = config.experiment.methods, None
-    if any(experiment.recipe(name).pretrained for name in names):
+    members = dict.fromkeys(m for name in names for m in experiment.members_of(name))
+    if any(experiment.recipe(name).pretrained for name in members):
         data = config.data.copy_and_resolve_references()
         data.name = config.experiment.pretrain.name or data.name
         split = source.open_split(data, config.experiment.pretrain.split)
@@ -171,7 +172,7 @@ def _experiment(config, workdir: Path) -> None:
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
     train = _labelled(config, config.experiment.split)  # whatever the counts: the same data
     test = _labelled(config, config.data.eval_split)
-    for name in names:
+    for name in members:
         settings = experiment.config_of(config, name, finetuning.shapes_of(train))
         checks.check(experiment.finetune_config(settings))
         if experiment.recipe(name).pretrained:

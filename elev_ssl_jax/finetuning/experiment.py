@@ -27,7 +27,7 @@ from tqdm import tqdm
 from elev_ssl_jax import files, metrics, pictures, sensors
 from elev_ssl_jax.config import FROZEN, METHODS, SEEDS_APART, Recipe, class_names, default
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.finetuning import loop, step
 from elev_ssl_jax.runtime import checkpoint, run_folder
 
 
@@ -107,6 +107,11 @@ def pretraining_of(method: str) -> str:
     return method.removesuffix(FROZEN)
 
 
+def members_of(method: str) -> tuple[str, ...]:
+    """The methods that an ensemble is made of; of any other the method itself."""
+    return recipe(method).members or (method,)
+
+
 def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """An experiment's configuration as it is for one method.
 
@@ -120,9 +125,7 @@ def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -
     fields = recipe(method).fields
     inputs = fields.get("data.inputs", tuple(config.data.inputs))
     result.data.update(sensors.of_inputs(config, inputs, shapes))
-    for name, value in fields.items():
-        group, field = name.split(".")
-        result[group][field] = value
+    result.update_from_flattened_dict(fields)
     if method.endswith(FROZEN):
         result.finetune.frozen_epochs += result.epochs
         result.epochs = 0
@@ -227,7 +230,8 @@ def run(
     runners = [_make_run(config, runs, train, test, device) for device in jax.local_devices()]
     for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
         its = list(some)
-        for method in dict.fromkeys(pretraining_of(cell.method) for cell in its):
+        needed = (pretraining_of(m) for cell in its for m in members_of(cell.method))
+        for method in dict.fromkeys(needed):
             try:
                 settings = config_of(config, method, loop.shapes_of(train))
                 runs[method, repetition] = _pretrained(
@@ -236,7 +240,9 @@ def run(
             except Exception as error:  # the others go on
                 failed.append(f"pre-training {method}-{repetition}: {_reason(error)}")
         queue = collections.deque(
-            cell for cell in its if (pretraining_of(cell.method), repetition) in runs
+            cell
+            for cell in its
+            if all((pretraining_of(m), repetition) in runs for m in members_of(cell.method))
         )
         with (
             tqdm(total=len(queue), unit=" cells", desc=f"fine-tuning, {repetition}") as bar,
@@ -364,7 +370,7 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         chips = {name: chips[name] for name in config_for(method).data.inputs}
         return loop.encode_views(setup_of(method), variables, chips, device)
 
-    def run_cell(cell):
+    def fitted(cell):
         count = settings.labels[0]
         if changes:
             targets = np.asarray(chips_of(cell.repetition, cell.draw).targets)[: cell.labels]
@@ -389,7 +395,14 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         epoch = collections.deque(epochs, maxlen=1).pop()  # the last
         if not np.isfinite(float(epoch.loss)):
             raise FloatingPointError(f"the loss is {float(epoch.loss)}")
-        return loop.judge(setup, epoch.state.variables, test)
+        return setup, epoch.state.variables
+
+    def run_cell(cell):
+        if not recipe(cell.method).members:
+            setup, variables = fitted(cell)
+            return loop.judge(setup, variables, test)
+        members = (cell._replace(method=method) for method in recipe(cell.method).members)
+        return step.judge_together([fitted(member) for member in members], test)
 
     return run_cell
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -243,6 +244,33 @@ def judge(
     if setup.target == "present":
         return metrics.presence_matrices(chips.targets, classes), classes
     return metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes), classes
+
+
+def judge_together(
+    members: Sequence[tuple[Setup, Any]], chips: Labelled
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `judge`, of several models of one class a chip or pixel: their probabilities are averaged.
+
+    Args:
+      members: Of each, what it was trained by and its variables.
+      chips: What to judge by.
+    """
+    count, parts = len(chips.targets), []
+    for i in range(0, count, _EVAL_BATCH):
+        rows = np.arange(i, i + _EVAL_BATCH) % count
+        some = {name: array[rows] for name, array in chips.inputs.items()}
+        total = sum(np.asarray(_probabilities(*member, some)) for member in members)
+        parts.append(np.argmax(total, axis=-1).astype(np.uint8))
+    classes = np.concatenate(parts)[:count]
+    return metrics.confusion_matrix(
+        chips.targets, classes, members[0][0].model.num_classes
+    ), classes
+
+
+@functools.partial(jax.jit, static_argnames="setup")
+def _probabilities(setup, variables, chips):
+    images = sensors.shown(setup.inputs, chips)
+    return jax.nn.softmax(setup.model.apply(variables, images, train=False))
 
 
 @functools.partial(jax.jit, static_argnames="setup")

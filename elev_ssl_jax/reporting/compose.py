@@ -10,29 +10,11 @@ import numpy as np
 import pandas as pd
 
 from elev_ssl_jax import files, metrics, pictures
-from elev_ssl_jax.config import class_names
+from elev_ssl_jax.config import METRICS, class_names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.reporting import documents, evidence, verdicts
+from elev_ssl_jax.reporting import documents, evidence, published, verdicts
 
-# Tables 1 and 2 of arXiv 2304.06857: 80 labels, on the NWRC data, one run a method; per cent. The
-# data are taken for those if their splits have these sizes.
-PAPER_LABELS, PAPER_SPLITS = 80, {"unlabeled": 36_800, "labeled": 3_000, "test": 2_944}
-PAPER = {
-    "linear": {
-        "random": (87.73, 86.85),
-        "simclr": (90.79, 90.31),
-        "elevation": (87.64, 86.46),
-        "simclr_elev": (93.5, 93.04),
-    },
-    "unet": {
-        "random": (71.81, 56.72),
-        "glcnet": (74.17, 59.47),
-        "elevation": (73.29, 58.0),
-        "glcnet_elev": (75.33, 61.01),
-    },
-}
 _CELL = ("method", "labels", "repetition", "draw", "seed")
-_SCALARS = ("accuracy", "macro_f1", "mean_iou")
 
 
 def write(run: Path) -> str:
@@ -42,8 +24,9 @@ def write(run: Path) -> str:
       InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
     """
     config, results, splits = _read(run)
-    head = config["finetune"]["head"]
-    files.write_text(run / "results.csv", results[[*_CELL, *_SCALARS]].to_csv(index=False))
+    titles, target = verdicts.metrics_of(config), verdicts.target_of(config)
+    scalars = [name for name in METRICS if name in results]
+    files.write_text(run / "results.csv", results[[*_CELL, *scalars]].to_csv(index=False))
     methods = [m for m in config["experiment"]["methods"] if m in set(results["method"])]
     results = results[results["method"].isin(methods)]
     if results.empty:
@@ -54,28 +37,34 @@ def write(run: Path) -> str:
     main_table, main_verdict = pd.DataFrame(), ""
     for labels in sorted(results["labels"].unique().tolist()):
         some = results[results["labels"] == labels]
-        beside_paper = labels == PAPER_LABELS and splits == PAPER_SPLITS
-        table = _summary(some, methods, head, with_paper=beside_paper)
-        differences = _compare(run, some, methods, head)
-        verdict = verdicts.verdict(some, methods, head, differences)
+        paper = published.beside(config, target, labels, splits)
+        table = _summary(some, methods, titles, paper)
+        differences = _compare(run, some, methods, titles, presence=target == "present")
+        verdict = verdicts.verdict(some, methods, titles, differences)
         if main_table.empty:
             main_table, main_verdict = table, verdict
         blocks += [("heading", f"{labels} labels"), ("table", table), ("text", verdict)]
         if config["experiment"]["label_draws"] and splits and labels >= splits.get("labeled", 0):
             blocks.append(("text", "These are all labelled chips there are, in every draw."))
         if any(d.repetitions > 1 for d in differences):
-            blocks.append(("table", verdicts.differences_table(differences, methods, head)))
+            blocks.append(("table", verdicts.differences_table(differences, methods, titles)))
             blocks.append(("text", verdicts.reading(differences)))
     if results["labels"].nunique() > 1:
-        pictures.draw_curves(run / "curves.png", _curves(results, methods, head), "labelled chips")
+        pictures.draw_curves(
+            run / "curves.png", _curves(results, methods, titles), "labelled chips"
+        )
         blocks += [("heading", "Label efficiency"), ("image", run / "curves.png")]
     largest = results[results["labels"] == results["labels"].max()]
     pooled = {m: _pooled(largest[largest["method"] == m]) for m in set(largest["method"])}
-    pooled = {verdicts.NAMES[m]: pooled[m] for m in methods if m in pooled}
+    pooled = {m: pooled[m] for m in methods if m in pooled}
     classes = class_names(config, len(next(iter(pooled.values()))))
-    pictures.draw_confusion(run / "confusion.png", pooled, classes)
     blocks += [("heading", f"Classes, at {results['labels'].max()} labels, all cells together")]
-    blocks += [("image", run / "confusion.png"), ("table", _per_class(pooled, classes))]
+    if target != "present":
+        named = {verdicts.name_of(m): matrix for m, matrix in pooled.items()}
+        pictures.draw_confusion(run / "confusion.png", named, classes)
+        blocks.append(("image", run / "confusion.png"))
+    paper = published.beside(config, target, int(results["labels"].max()), splits)
+    blocks.append(("table", _per_class(pooled, classes, paper)))
     if _draw_panel(run, methods, largest, classes):
         blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
     files.write_text(run / "report.md", documents.markdown(blocks))
@@ -109,7 +98,7 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | Non
     return config, results.sort_values([*_CELL], ignore_index=True), counts
 
 
-def _scores(some, methods, head):
+def _scores(some, methods, titles):
     """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
     repetitions = sorted(some["repetition"].unique())
     places: dict[int, dict[tuple[int, int], int]] = {}
@@ -121,24 +110,24 @@ def _scores(some, methods, head):
     for row, cell in enumerate(zip(*(some[name] for name in _CELL), strict=True)):
         method, _, r, draw, seed = cell
         rows[methods.index(method), repetitions.index(r), places[r][draw, seed]] = row
-    values = 100 * some[list(verdicts.METRICS[head])].to_numpy(float)
+    values = 100 * some[list(titles)].to_numpy(float)
     return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
 
 
-def _compare(run, some, methods, head):
+def _compare(run, some, methods, titles, *, presence):
     """All differences, in per cent, with the test ground's luck where its blocks are known."""
-    scores, rows = _scores(some, methods, head)
+    scores, rows = _scores(some, methods, titles)
     chips = int(np.sum(some["confusion_matrix"].iloc[0]))
     counts, ground = _block_counts(run, some, rows), None
     if counts is not None:
-        ground = evidence.resample(counts, tuple(verdicts.METRICS[head]))
+        ground = evidence.resample(counts, tuple(titles), presence=presence)
         if ground.scores is not None:
             ground = ground._replace(scores=100 * ground.scores)
     return evidence.compare(scores, ground, resolution=100 / max(chips, 1))
 
 
 def _block_counts(run, some, rows):
-    """Confusion matrices of the test blocks [M, R, C, G, K, K]; None if they are not known."""
+    """Confusion matrices of the test blocks [M, R, C, G, ...]; None if they are not known."""
     known: dict[int, np.ndarray] = {}
     names: list[str] = []
     for row, file in enumerate(some["file"]):
@@ -161,24 +150,24 @@ def _block_counts(run, some, rows):
     return counts.reshape(*rows.shape, *missing.shape)
 
 
-def _summary(some, methods, head, *, with_paper):
+def _summary(some, methods, titles, paper):
     rows = []
     for method in methods:
         mine = some[some["method"] == method]
         if mine.empty:
             continue
         row: dict[str, Any] = {
-            "method": verdicts.NAMES[method],
+            "method": verdicts.name_of(method),
             "pre-trainings": mine["repetition"].nunique(),
             "fine-tunings": len(mine),
         }
-        for i, (name, title) in enumerate(verdicts.METRICS[head].items()):
+        for name, title in titles.items():
             row[title] = _plus_minus(
                 *evidence.interval(100 * verdicts.repetition_means(mine, name))
             )
-            if with_paper:
-                paper = PAPER[head].get(method)
-                row[f"{title}, paper"] = "" if paper is None else f"{paper[i]:.2f}"
+            if paper is not None and name in paper.metrics:
+                values = dict(zip(paper.metrics, paper.methods.get(method, ()), strict=False))
+                row[f"{title}, paper"] = values.get(name, "")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -187,17 +176,20 @@ def _plus_minus(mean, half):
     return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
-def _per_class(pooled, classes):
+def _per_class(pooled, classes, paper):
     rows = []
-    for name, matrix in pooled.items():
+    for method, matrix in pooled.items():
         summary = metrics.summary(matrix)
         for i in range(len(matrix)):
             values = (summary[key][i] for key in metrics.PER_CLASS)
             cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
             titles = ("precision", "recall", "F1", "IoU")
-            rows.append(
-                {"method": name, "class": classes[i], **dict(zip(titles, cells, strict=True))}
-            )
+            row = {"method": verdicts.name_of(method), "class": classes[i]}
+            row |= dict(zip(titles, cells, strict=True))
+            if paper is not None and paper.classes:
+                title = titles[metrics.PER_CLASS.index(paper.per_class)]
+                row[f"{title}, paper"] = paper.classes.get(method, [""] * len(matrix))[i]
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -206,12 +198,12 @@ def _pooled(mine):
     return np.sum([np.asarray(m, np.int64) for m in mine["confusion_matrix"]], axis=0)
 
 
-def _curves(results, methods, head):
+def _curves(results, methods, titles):
     """Of each metric, each method's mean and interval by the number of labels (figures 4 and 5)."""
     curves: dict[str, dict[str, Any]] = {}
-    for name, title in verdicts.METRICS[head].items():
+    for name, title in titles.items():
         curves[f"{title} (%)"] = {
-            verdicts.NAMES[method]: {
+            verdicts.name_of(method): {
                 labels: evidence.interval(100 * verdicts.repetition_means(some, name))
                 for labels, some in results[results["method"] == method].groupby("labels")
             }
@@ -228,7 +220,7 @@ def _draw_panel(run, methods, some, names) -> bool:
             stems = some[some["method"] == method]["file"]
             paths = [run / "cells" / f"{stem}.npy" for stem in stems]
             for path in [path for path in paths if path.exists()][:1]:
-                classes[verdicts.NAMES[method]] = np.load(path)
+                classes[verdicts.name_of(method)] = np.load(path)
         if classes:
             panel = np.load(run / "panel.npz")
             images, targets = panel["images"], panel["targets"]

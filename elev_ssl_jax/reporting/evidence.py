@@ -137,7 +137,12 @@ def compare(
 
 
 def resample(
-    matrices: NDArray[np.int64], names: tuple[str, ...], *, draws: int = _RESAMPLES, seed: int = 0
+    matrices: NDArray[np.int64],
+    names: tuple[str, ...],
+    *,
+    presence: bool = False,
+    draws: int = _RESAMPLES,
+    seed: int = 0,
 ) -> Ground:
     """Scores on test blocks drawn with replacement, the same draws for every fine-tuning.
 
@@ -145,10 +150,13 @@ def resample(
       matrices: Confusion matrices [M, R, C, G, K, K] of the G blocks; zeros where a fine-tuning is
         missing.
       names: Of the Q metrics, keys of `metrics.scores`.
+      presence: Whether the matrices, [M, R, C, G, K, 2, 2], and the metrics are those of
+        `metrics.presence_scores`.
       draws: B, how often.
       seed: The same seed draws the same blocks.
     """
-    *cells, blocks, classes, _ = matrices.shape
+    cells, blocks, shape = matrices.shape[:3], matrices.shape[3], matrices.shape[4:]
+    score = metrics.presence_scores if presence else metrics.scores
     if blocks < _MIN_BLOCKS:
         return Ground(blocks, None)
     rng = np.random.default_rng(seed)
@@ -156,7 +164,7 @@ def resample(
     out = np.empty((*cells, len(names), draws))
     for cell in np.ndindex(*cells):  # one at a time: [B, K, K] of many classes is large
         flat = matrices[cell].reshape(blocks, -1).astype(np.float64)  # BLAS; exact below 2^53
-        scores = metrics.scores((times @ flat).reshape(draws, classes, classes))
+        scores = score((times @ flat).reshape(draws, *shape))
         out[cell] = [scores[name] for name in names]
     return Ground(blocks, out)
 

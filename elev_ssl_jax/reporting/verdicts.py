@@ -10,27 +10,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from elev_ssl_jax.config import FROZEN, METHODS, METRICS
 from elev_ssl_jax.reporting import evidence
 
-NAMES = {
-    "random": "random",
-    "simclr": "SimCLR",
-    "glcnet": "GLCNet",
-    "elevation": "Elevation-Map",
-    "simclr_elev": "SimCLR+Elevation",
-    "glcnet_elev": "GLCNet+Elevation",
-}
-METRICS = {
-    "linear": {"accuracy": "accuracy", "macro_f1": "macro F1"},
-    "unet": {"macro_f1": "F1", "mean_iou": "mIoU"},
-}
+_DEFAULT = {"linear": ("accuracy", "macro_f1"), "unet": ("macro_f1", "mean_iou")}
+
+
+def name_of(method: str) -> str:
+    """As a reader knows it."""
+    title = METHODS[method.removesuffix(FROZEN)].title
+    return f"{title}, frozen" if method.endswith(FROZEN) else title
+
+
+def target_of(config: dict[str, Any]) -> str:
+    """What an experiment's fine-tunings learn, as `config.finetune.target`."""
+    settings = config["finetune"]
+    return settings.get("target") or ("label" if settings["head"] == "linear" else "mask")
+
+
+def metrics_of(config: dict[str, Any]) -> dict[str, str]:
+    """The metrics that an experiment compares: their titles, by name."""
+    target = target_of(config)
+    default = _DEFAULT["unet" if target == "mask" else "linear"]
+    if target == "present":
+        default = ("macro_f1", "micro_f1")
+    return {name: METRICS[name] for name in config["experiment"].get("metrics") or default}
 
 
 def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     """What was done, what is repeated and what isn't."""
     settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
     matrix = np.asarray(results["confusion_matrix"].iloc[0])
-    pixels = "pixels" if config["finetune"]["head"] == "unet" else "chips"
+    pixels = {"mask": "pixels", "present": "classes of chips"}.get(target_of(config), "chips")
     repetitions = results["repetition"].nunique()
     most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
     draws = settings["label_draws"]
@@ -63,10 +74,13 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
 
 
 def verdict(
-    some: pd.DataFrame, methods: list[str], head: str, differences: list[evidence.Difference]
+    some: pd.DataFrame,
+    methods: list[str],
+    titles: dict[str, str],
+    differences: list[evidence.Difference],
 ) -> str:
     """Which method is first, by how much, and whether that is noise, in words."""
-    name, title = next(iter(METRICS[head].items()))
+    name, title = next(iter(titles.items()))
     means = {
         m: repetition_means(some[some["method"] == m], name).mean()
         for m in methods
@@ -75,7 +89,7 @@ def verdict(
     if len(means) < 2:
         return "Only one method is finished."
     first, second = sorted(means, key=lambda m: -means[m])[:2]
-    says = f"{NAMES[first]} has the highest {title}"
+    says = f"{name_of(first)} has the highest {title}"
     if not any(d.repetitions > 1 for d in differences):
         return f"{says}; one pre-training a method says nothing about noise."
     found = {(methods[d.one], methods[d.other]): d for d in differences if d.metric == 0}
@@ -90,21 +104,20 @@ def verdict(
         if not math.isnan(pair.p):
             verb = "" if pair.more_than_noise is False else "is "
             judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
-        sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {NAMES[rival]}, {judged}")
+        sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {name_of(rival)}, {judged}")
     return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."
 
 
 def differences_table(
-    differences: list[evidence.Difference], methods: list[str], head: str
+    differences: list[evidence.Difference], methods: list[str], titles: dict[str, str]
 ) -> pd.DataFrame:
     """A row for each pair of methods and metric."""
-    titles = list(METRICS[head].values())
     with_blocks = any(d.blocks for d in differences)
     rows = []
     for d in differences:
         row: dict[str, Any] = {
-            "difference": f"{NAMES[methods[d.one]]} - {NAMES[methods[d.other]]}",
-            "in": titles[d.metric],
+            "difference": f"{name_of(methods[d.one])} - {name_of(methods[d.other])}",
+            "in": list(titles.values())[d.metric],
             "points": f"{d.mean:+.2f}",
             "over pre-trainings": _between(d.mean - d.half, d.mean + d.half),
         }

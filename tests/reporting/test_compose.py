@@ -98,7 +98,10 @@ def test_one_pre_training_has_no_verdict_however_many_its_seeds(tmp_path):
     seeds = {"random": {50: [[70, 71, 70, 71]]}, "glcnet": {50: [[90, 91, 91, 90]]}}
     text_of(write_run(tmp_path / "a", seeds, head="unet"))
     text = (tmp_path / "a" / "report.md").read_text()
-    assert "GLCNet has the highest F1; one pre-training a method says nothing about noise." in text
+    assert (
+        "GLCNet has the highest macro F1; one pre-training a method says nothing about noise."
+        in text
+    )
     assert "±" not in text
     assert "more than noise" not in text
     assert "paper" not in text.split("## 50 labels")[1].split("##")[0]  # its labels were 80
