@@ -280,6 +280,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         name = f"{prefix}optimizer.warmup_epochs"
         warm = flat[name] == 0 or flat[name] < flat[f"{prefix}epochs"]
         need(name, warm, f"below {prefix}epochs")
+        drop, schedule = flat[f"{prefix}optimizer.drop_epoch"], flat[f"{prefix}optimizer.schedule"]
+        after = drop == 0 or (schedule == "constant" and drop > flat[name])
+        need(f"{prefix}optimizer.drop_epoch", after, "0, or after the warm-up of a constant rate")
     frozen = config.task != "pretrain" and config.finetune.frozen_epochs > 0
     need("epochs", config.epochs > 0 or frozen, "1 or more")
     if config.task == "experiment":

@@ -329,32 +329,39 @@ def two_sensors() -> ml_collections.ConfigDict:
     return config
 
 
-def fusion(target: str, methods: tuple[str, ...]) -> ml_collections.ConfigDict:
-    """An experiment on DFC2020, fine-tuned as Scheibenreif et al. 2022 do.
+def two_sensor_fine_tuning(target: str) -> ml_collections.ConfigDict:
+    """A fine-tuning on DFC2020, as Scheibenreif et al. 2022 have it.
 
-    Args:
-      target: As `finetune.target`: the "commonest" class of a square, those that are "present",
-        or the "mask".
-      methods: What is compared.
+    `target` is as `finetune.target`: the "commonest" class of a square, those that are "present",
+    or the "mask".
     """
     config = default()
-    config.task = "experiment"
+    config.task = "finetune"
     _see_two_sensors(config)
-    config.data.name, config.data.eval_split, config.data.probe_split = "dfc2020", "test", ""
-    config.objective.temperature = 0.07
+    config.data.name, config.data.split, config.data.eval_split = "dfc2020", "train", "test"
+    config.model.fusion = "late"
     config.augment.crop_size = 128
     config.augment.finetune.flip = config.augment.finetune.transpose = 0.0
     config.finetune.head = "unet" if target == "mask" else "linear"
     config.finetune.target = target
     config.finetune.oversample = True
-    # 200 epochs of all layers, a tenth of the rate from the hundredth on, Adam with L2; those
-    # whose encoders stay frozen have as many.
+    # 200 epochs of all layers, a tenth of the rate from the hundredth on, Adam with L2.
     config.finetune.frozen_epochs = 0
-    if any(method.endswith(FROZEN) for method in methods):
-        config.finetune.frozen_learning_rate = 3e-6
     config.epochs, config.batch_size = 200, 32
     config.optimizer.update(name="adam", learning_rate=3e-6, schedule="constant")
     config.optimizer.weight_decay, config.optimizer.drop_epoch = 1e-3, 100
+    return config
+
+
+def fusion(target: str, methods: tuple[str, ...]) -> ml_collections.ConfigDict:
+    """An experiment that compares `methods` by many of `two_sensor_fine_tuning(target)`."""
+    config = two_sensor_fine_tuning(target)
+    config.task = "experiment"
+    config.data.split, config.data.probe_split = default().data.split, ""
+    config.model.fusion = "early"  # unless a method says otherwise
+    config.objective.temperature = 0.07
+    if any(method.endswith(FROZEN) for method in methods):  # for as many epochs
+        config.finetune.frozen_learning_rate = 3e-6
     settings = config.experiment
     settings.methods = methods
     settings.split, settings.labels, settings.stratified = "train", (1.0,), True
@@ -421,11 +428,14 @@ def _two_sensor_demo(config: ml_collections.ConfigDict) -> None:
         config.data.split, config.data.probe_split = "unlabeled", "labeled"
         config.optimizer.update(learning_rate=1e-3, schedule="cosine")
         return
+    config.optimizer.update(learning_rate=3e-4, drop_epoch=20)
+    config.epochs = 30
+    if config.task == "finetune":
+        config.data.split = "labeled"
+        return
     config.experiment.split = "labeled"
     pretrain = config.experiment.pretrain
     pretrain.name, pretrain.split, pretrain.eval_split = "", "unlabeled", ""
     pretrain.optimizer.update(learning_rate=1e-3, schedule="cosine")
-    config.optimizer.update(learning_rate=3e-4, drop_epoch=20)
-    config.epochs = 30
     if any(method.endswith(FROZEN) for method in config.experiment.methods):
         config.finetune.frozen_learning_rate = 3e-3

@@ -32,6 +32,7 @@ class Inputs(NamedTuple):
     elevation_scale: float
     bands: tuple[int, ...] = ()  # of all sensors' bands those that are shown; () is all
     scaling: str = "range"
+    absent: tuple[tuple[str, int], ...] = ()  # sensors that chips don't have, and their bands
 
     @property
     def with_elevation(self) -> bool:
@@ -169,7 +170,7 @@ def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
     """The inputs as one image: float32 [B, H, W, C], sensors in 0..1.
 
     Pixels without a value get the mean of their band in the chip; where there is no elevation, it
-    is 0.
+    is 0, and so is a sensor that is absent.
 
     Args:
       inputs: Which, and their scale.
@@ -179,8 +180,13 @@ def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
     parts: list[jax.Array] = []
     sensors = _sensors(inputs)
     nodata = inputs.nodata * (len(sensors) if len(inputs.nodata) == 1 else 1)
-    first = 0
+    first, absent = 0, dict(inputs.absent)
     for i, name in enumerate(sensors):
+        if name in absent:
+            shape = next(chips[n].shape[:3] for n in sensors if n not in absent)
+            parts.append(jnp.zeros((*shape, absent[name])))
+            first += absent[name]
+            continue
         stored = jnp.asarray(chips[name])
         low, high = _limits(inputs, first, stored.shape[-1])
         first += stored.shape[-1]

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elev_ssl_jax import augment, files, metrics, pictures, sensors
-from elev_ssl_jax.config import class_names
+from elev_ssl_jax.config import METRICS, class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning.step import (
     UNLABELLED,
@@ -151,9 +151,10 @@ def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
     if not oversample:
         return rows
     classes = metrics.commonest_class(targets)
-    counts = np.bincount(classes + 1)[1:]  # without those of no class
-    each = np.where(classes < 0, counts.max(initial=1), counts[classes])
-    return np.repeat(rows, np.rint(counts.max(initial=1) / each).astype(int))
+    counts = np.bincount(classes + 1, minlength=2)
+    most = counts[1:].max()  # the first are of no class
+    each = np.where((classes < 0) | (most == 0), most, counts[classes + 1])
+    return np.repeat(rows, np.rint(np.maximum(most, 1) / np.maximum(each, 1)).astype(int))
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
@@ -451,6 +452,12 @@ def finetune(
     matrix, classes = judge(setup, state.variables, test)
     names = class_names(config)
     scores = metrics.summary(matrix, names)
+    seen = [name for name in config.data.inputs if name != sensors.ELEVATION]
+    if len(seen) > 1:
+        scores["without"] = {
+            name: metrics.summary(judge(setup, state.variables, test, name)[0], names)
+            for name in seen
+        }
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
@@ -468,7 +475,12 @@ def finetune(
 
 def _table(scores, count):
     lines = [f"on {count} test chips, BatchNorm in inference mode"]
-    lines += [f"  {name:<12}{scores[name]:.3f}" for name in ("accuracy", "macro_f1", "mean_iou")]
+    shown = [name for name in METRICS if name in scores]
+    lines += [f"  {name:<12}{scores[name]:.3f}" for name in shown]
+    for sensor, less in scores.get("without", {}).items():
+        lines.append(
+            f"  without {sensor}: " + ", ".join(f"{name} {less[name]:.3f}" for name in shown)
+        )
     names, rows = scores["classes"], zip(*(scores[k] for k in metrics.PER_CLASS), strict=True)
     wide = max(5, *map(len, names))
     lines.append(f"  {'class':<{wide}}   precision   recall       F1      IoU")

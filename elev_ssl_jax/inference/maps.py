@@ -17,7 +17,7 @@ import rasterio.shutil
 import shapely
 from rasterio.windows import Window
 
-from elev_ssl_jax import pictures
+from elev_ssl_jax import pictures, sensors
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import Model
 
@@ -233,8 +233,10 @@ class MapFiles:
         with rasterio.open(self.folder / "map.cog") as source:
             shown = source.read(1, out_shape=valid.shape)
         bands = np.moveaxis(np.concatenate(list(pixels.values())), 0, -1).astype(np.float32)
-        low, high = np.moveaxis(np.array(self.model.inputs.value_range, np.float32), -1, 0)
-        image, rgb = (bands - low) / (high - low), tuple(self.model.config.data.rgb)
+        low, high = np.moveaxis(np.array(self.model.ranges_given, np.float32), -1, 0)
+        fields = sensors.of_inputs(self.model.config, self.model.given, self.model.shapes)
+        rgb = fields.get("rgb", tuple(self.model.config.data.rgb))
+        image = (bands - low) / (high - low)
         pictures.draw_map(
             self.folder / "look.png",
             pictures.displayable(image, rgb, valid),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ class Model:
 
     Images are NumPy arrays [B, H, W, C], in the units of the sensor that the run was trained on. If
     it has several inputs (`inputs.names`), they are a dictionary of such arrays; elevation among
-    them is [B, h, w] in metres, NaN where missing. Too many for the memory are no trouble.
+    them is [B, h, w] in metres, NaN where missing. Of several sensors some may be missing, which a
+    warning says: `results.json` of a fine-tuning has its scores `without` each. Too many for the
+    memory are no trouble.
     """
 
     run: Path
@@ -40,11 +43,37 @@ class Model:
     shapes: dict[str, tuple[int, ...]]  # of the features of a chip
     step: int
     commit: str  # of the program that trained it
+    absent: tuple[str, ...] = ()  # sensors that it does without
 
     @property
     def inputs(self) -> sensors.Inputs:
         """Which features it takes, and their scale."""
-        return sensors.of(self.config)
+        absent = tuple((name, self.shapes[name][2]) for name in self.absent)
+        return sensors.of(self.config)._replace(absent=absent)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The features that it is to be given."""
+        return tuple(name for name in self.inputs.names if name not in self.absent)
+
+    @property
+    def ranges_given(self) -> tuple[tuple[float, float], ...]:
+        """Of the bands that it is given, in 0..1: one pair for all, or one for each."""
+        fields = sensors.of_inputs(self.config, self.given, self.shapes)
+        return sensors.pairs(fields.get("value_range", self.config.data.value_range))
+
+    def without(self, *absent: str) -> "Model":
+        """The same, which sees nothing of these sensors: what it says is worse then.
+
+        Raises:
+          InputError: It has no such sensor, or no other.
+        """
+        known = [name for name in self.inputs.names if name != sensors.ELEVATION]
+        if not set(absent) < set(known):
+            raise InputError(
+                f"{self.run} sees {', '.join(known)}; it can't do without {', '.join(absent)}"
+            )
+        return dataclasses.replace(self, absent=absent)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,7 +107,8 @@ class Model:
 
     def features(self, images: Images) -> np.ndarray:
         """The mean over the encoder's last map: float32 [B, F]."""
-        return self._in_batches(self.feature_function(), images)
+        model = self._seeing(images)
+        return model._in_batches(model.feature_function(), images)
 
     def predict(self, images: Images) -> np.ndarray:
         """The likeliest class of each image, uint8 [B], or of each pixel [B, H, W].
@@ -99,8 +129,9 @@ class Model:
         Raises:
           InputError: The run is not a fine-tuning, or the images don't suit it.
         """
-        size = self._checked(images)[1]
-        return self._in_batches(self.probability_function(size), images)
+        model = self._seeing(images)
+        size = model._checked(images)[1]
+        return model._in_batches(model.probability_function(size), images)
 
     def elevation(self, images: Images) -> np.ndarray:
         """Elevation in metres over images of the size of the run's chips: float32 [B, h, w].
@@ -108,14 +139,15 @@ class Model:
         Raises:
           InputError: The run has not learned elevation, or the images don't suit it.
         """
-        function = self.elevation_function()
-        size = self._checked(images)[1]
+        model = self._seeing(images)
+        function = model.elevation_function()
+        size = model._checked(images)[1]
         if size != self.image_shape[:2]:
             raise InputError(
                 f"images are {size[0]} x {size[1]} pixels; {self.run} tells elevation from "
                 f"{self.image_shape[0]} x {self.image_shape[1]}"
             )
-        return self._in_batches(function, images)
+        return model._in_batches(function, images)
 
     # The same three for arrays on the device, by name, one batch at a time.
 
@@ -152,9 +184,20 @@ class Model:
         if bands != wanted:
             raise InputError(f"{name} has {bands} bands; {self.run} takes {wanted}")
 
+    def _seeing(self, images) -> "Model":
+        """This model, without those of several sensors that the images don't have."""
+        if not isinstance(images, Mapping) or self.absent:
+            return self
+        known = [name for name in self.inputs.names if name != sensors.ELEVATION]
+        missing = [name for name in known if name not in images]
+        if not missing or len(missing) == len(known):
+            return self
+        warn_of_missing(self.run, tuple(missing))
+        return self.without(*missing)
+
     def _checked(self, images) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
         """Images by name, and their size in pixels."""
-        names = self.inputs.names
+        names = self.given
         if not isinstance(images, Mapping):
             if len(names) > 1:
                 raise InputError(
@@ -190,6 +233,16 @@ class Model:
             batch = {name: jnp.asarray(array[rows]) for name, array in chosen.items()}
             parts.append(np.asarray(function(batch))[: count - start])
         return np.concatenate(parts)
+
+
+@functools.cache
+def warn_of_missing(run: Path, missing: tuple[str, ...]) -> None:
+    """Says once that a run does without sensors that it was trained on."""
+    print(
+        f"warning: there is no {', '.join(missing)}: {run} does without what it was trained on, "
+        "and is worse for it; a fine-tuning's results.json says by how much",
+        file=sys.stderr,
+    )
 
 
 def load(run: str | Path) -> Model:

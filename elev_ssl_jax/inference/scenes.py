@@ -19,7 +19,7 @@ from elev_ssl_jax.data.terrain import check_overlap
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
 from elev_ssl_jax.inference.maps import LOOK, MapFiles
-from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.inference.model import Model, warn_of_missing
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.sensors import ELEVATION
 
@@ -97,7 +97,7 @@ def map_scene(
         images = {"image": images}
     if isinstance(nodata, int | float):
         nodata = {"": float(nodata)}
-    images = _for_model(model, images, elevation)
+    model, images = _for_model(model, images, elevation)
 
     start = time.monotonic()
     with ExitStack() as stack:
@@ -144,8 +144,8 @@ def map_scene(
     return Counts(height * width, count, time.monotonic() - start)
 
 
-def _for_model(model, images, elevation) -> dict[str, Any]:
-    """The images by the names that the model has for its sensors.
+def _for_model(model, images, elevation) -> tuple[Model, dict[str, Any]]:
+    """The model, without sensors that there are no images of, and the others' by its names.
 
     Raises:
       InputError: A sensor or the elevation is missing, or there is one too many.
@@ -153,6 +153,11 @@ def _for_model(model, images, elevation) -> dict[str, Any]:
     wanted = [name for name in model.inputs.names if name != ELEVATION]
     if list(images) == ["image"] and len(wanted) == 1:
         images = {wanted[0]: images["image"]}
+    missing = [name for name in wanted if name not in images]
+    if missing and len(missing) < len(wanted):
+        warn_of_missing(model.run, tuple(missing))
+        model = model.without(*missing)
+        wanted = [name for name in wanted if name in images]
     if set(images) != set(wanted):
         raise InputError(
             f"--image gives {', '.join(images)}; {model.run} takes "
@@ -161,7 +166,7 @@ def _for_model(model, images, elevation) -> dict[str, Any]:
     if model.inputs.with_elevation != (elevation is not None):
         needs = "needs --elevation" if elevation is None else "takes no --elevation"
         raise InputError(f"{model.run} {needs}")
-    return {name: images[name] for name in wanted}
+    return model, {name: images[name] for name in wanted}
 
 
 def _open(model, images, elevation, nodata, size, stack) -> windows.Source:
@@ -198,7 +203,7 @@ def _check_values(model, scene, pixels, valid) -> None:
     if not valid.any():
         raise InputError(f"{scene.path}: every pixel is nodata; nothing is left to map")
     known = np.concatenate([part[:, valid].astype(np.float64) for part in pixels.values()])
-    low, high = np.broadcast_to(model.inputs.value_range, (len(known), 2)).T[..., None]
+    low, high = np.broadcast_to(model.ranges_given, (len(known), 2)).T[..., None]
     inside = np.mean((known > low) & (known < high))
     if inside < 0.01 or np.ptp((known - low) / (high - low)) < 1e-3:
         raise InputError(

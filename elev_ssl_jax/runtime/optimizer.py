@@ -16,7 +16,8 @@ def make_optimizer(
     """The optimizer of `config.optimizer`, and its learning rate by step.
 
     The rate may grow with the batch size, linearly or with its square root ("sqrt"). It rises from
-    zero over the first `warmup_epochs`, and then stays or decays to zero. The weight decay is
+    zero over the first `warmup_epochs`, and then stays, if need be until `drop_epoch`, from when on
+    it is a tenth, or decays to zero. The weight decay is
     decoupled ("adamw") or part of the gradient ("adam", and "lars", arXiv 1708.03888, whose decay
     and whose scaling by the size of a layer leave biases and BatchNorm alone).
     """
@@ -28,6 +29,11 @@ def make_optimizer(
         schedule = optax.constant_schedule(peak)
     else:
         schedule = optax.cosine_decay_schedule(peak, max(1, epochs * steps_per_epoch - warmup))
+    if settings.drop_epoch:
+        drops = optax.constant_schedule(0.1 * peak)
+        schedule = optax.join_schedules(
+            [schedule, drops], [settings.drop_epoch * steps_per_epoch - warmup]
+        )
     if warmup:
         schedule = optax.join_schedules(
             [optax.linear_schedule(0, peak, warmup), schedule], [warmup]
