@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from elev_ssl_jax.config import fine_tuning
-from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.finetuning import labelled, loop
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     config.model.width = args.width
     rng = np.random.default_rng(0)
     shape = (args.labels, args.size, args.size)
-    chips = loop.Labelled(
+    chips = labelled.Labelled(
         {"image": rng.integers(0, 6000, (*shape, 3)).astype(np.uint16)},
         rng.integers(0, 2, shape if args.head == "unet" else shape[:1]).astype(np.uint8),
     )

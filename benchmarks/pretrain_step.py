@@ -138,10 +138,10 @@ def child(args) -> None:
 class Side:
     """One of the processes."""
 
-    def __init__(self, name: str, more: list[str]):
+    def __init__(self, name: str, more: list[str], script: str = __file__):
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *more, f"--child={name}"],
+            [sys.executable, script, *more, f"--child={name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

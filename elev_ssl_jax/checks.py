@@ -1,14 +1,29 @@
 """What a configuration may say, checked before anything is built."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
-from elev_ssl_jax.config import FROZEN, METHODS, METRICS, SEEDS_APART, default
+from elev_ssl_jax.config import SEEDS_APART, default
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS
+from elev_ssl_jax.rules import (
+    ANY,
+    Rule,
+    any_of,
+    different,
+    is_auto,
+    is_named_range,
+    is_range,
+    number,
+    numbers_or_auto,
+    one_of,
+    several,
+    whole,
+)
 
 # What each task reads, as fields or groups of fields. Another that is not at its default is
 # refused: it would change nothing.
@@ -55,183 +70,117 @@ _OF_DATA = (
 )
 
 
-class _Rule(NamedTuple):
-    allowed: str  # "it must be" ...
-    holds: Callable[[Any], bool]
-
-
-def _one_of(*choices: Any) -> _Rule:
-    return _Rule(f"one of {', '.join(map(str, choices))}", choices.__contains__)
-
-
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> _Rule:
-    """Finite, and from `low`, or above it, to `high`."""
-    words = f"in {'(' if above else '['}{low:g}, {high:g}]"
-    if high == math.inf:
-        words = f"above {low:g}" if above else f"{low:g} or more"
-
-    def holds(value):
-        fine = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
-        return fine and not (above and value == low)
-
-    return _Rule(words, holds)
-
-
-def _whole(low: int, high: int | None = None) -> _Rule:
-    words = f"a whole number, {low} or more" if high is None else f"a whole number in {low}..{high}"
-    return _Rule(words, lambda v: type(v) is int and low <= v and (high is None or v <= high))
-
-
-def _several(words: str, each: _Rule, all_of: Callable[[Any], bool]) -> _Rule:
-    """A tuple, of which each part has a rule and all have one."""
-
-    def holds(values):
-        return isinstance(values, tuple | list) and all(map(each.holds, values)) and all_of(values)
-
-    return _Rule(words, holds)
-
-
-def _different(values):
-    return len(set(values)) == len(values)
-
-
-def _any_of(_):
-    return True
-
-
-def _is_auto(value):
-    return tuple(value) == ("auto",)
-
-
-def _is_range(value):
-    fine = isinstance(value, tuple | list) and len(value) == 2 and all(map(_ANY.holds, value))
-    return fine and value[0] < value[1]
-
-
-def _is_named_range(value):
-    fine = isinstance(value, tuple | list) and len(value) == 3 and isinstance(value[0], str)
-    return fine and _is_range(value[1:])
-
-
-def _numbers_or_auto(each: _Rule) -> _Rule:
-    """One for all bands, or one for each, or none."""
-    words = f"() or numbers, {each.allowed}, one or one for each band, or auto"
-    numbers = _several("", each, _any_of)
-    return _Rule(words, lambda v: _is_auto(v) or numbers.holds(v))
-
-
-_NAME = _Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
-_ANY = _number(-math.inf)
-_SHARE = _number(0, 1)
-_POSITIVE = _number(0, above=True)
-_TWO_SIZES = _several("two whole numbers above 0", _whole(1), lambda v: len(v) == 2)
+_NAME = Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
+_SHARE = number(0, 1)
+_POSITIVE = number(0, above=True)
+_TWO_SIZES = several("two whole numbers above 0", whole(1), lambda v: len(v) == 2)
 _METHODS = (*METHODS, *(name + FROZEN for name in METHODS if not METHODS[name].members))
 
 # The first pattern that a field's name matches is its rule. A text that names data or folders is
 # looked at where these are opened.
 _RULES = {
-    "task": _one_of(*TASKS),
-    "seed": _whole(0, 2**31 - 1),
-    "microbatch_size": _whole(0),
-    "data.inputs": _several(
+    "task": one_of(*TASKS),
+    "seed": whole(0, 2**31 - 1),
+    "microbatch_size": whole(0),
+    "data.inputs": several(
         "names of features, each once; elevation may be the last of several",
         _NAME,
-        lambda v: len(v) > 0 and _different(v) and "elevation" not in (*v[:-1], v[0]),
+        lambda v: len(v) > 0 and different(v) and "elevation" not in (*v[:-1], v[0]),
     ),
-    "data.value_range": _Rule(
+    "data.value_range": Rule(
         "two numbers, the first below the second, such a pair for each band, a name and such a "
         "pair for each sensor, or auto",
         lambda v: (
-            _is_range(v)
-            or _is_auto(v)
-            or (len(v) > 0 and (all(map(_is_range, v)) or all(map(_is_named_range, v))))
+            is_range(v)
+            or is_auto(v)
+            or (len(v) > 0 and (all(map(is_range, v)) or all(map(is_named_range, v))))
         ),
     ),
-    "data.scaling": _one_of("range", "crop_max"),
-    "data.bands": _several("different band numbers from 0", _whole(0), _different),
-    "data.mean": _numbers_or_auto(_ANY),
-    "data.std": _numbers_or_auto(_POSITIVE),
-    "data.nodata": _several("numbers", _Rule("", lambda v: isinstance(v, int | float)), _any_of),
+    "data.scaling": one_of("range", "crop_max"),
+    "data.bands": several("different band numbers from 0", whole(0), different),
+    "data.mean": numbers_or_auto(ANY),
+    "data.std": numbers_or_auto(_POSITIVE),
+    "data.nodata": several("numbers", Rule("", lambda v: isinstance(v, int | float)), any_of),
     "data.elevation_scale": _POSITIVE,
-    "data.rgb": _several(
+    "data.rgb": several(
         "empty, or three different band numbers from 0",
-        _whole(0),
-        lambda v: len(v) in (0, 3) and _different(v),
+        whole(0),
+        lambda v: len(v) in (0, 3) and different(v),
     ),
-    "data.resident_gib": _number(0),
-    "data.synthetic.chips": _whole(0),
-    "data.synthetic.size": _whole(1),
-    "augment.contrastive.crop_scale": _several(
+    "data.resident_gib": number(0),
+    "data.synthetic.chips": whole(0),
+    "data.synthetic.size": whole(1),
+    "augment.contrastive.crop_scale": several(
         "two numbers in (0, 1], the second not below the first",
-        _number(0, 1, above=True),
+        number(0, 1, above=True),
         lambda v: len(v) == 2 and v[0] <= v[1],
     ),
-    "augment.contrastive.crop_ratio": _several(
+    "augment.contrastive.crop_ratio": several(
         "two numbers around 1", _POSITIVE, lambda v: len(v) == 2 and v[0] <= 1 <= v[1]
     ),
-    "augment.crop_size": _whole(0),
-    "augment.*.saturation": _number(0),
-    "augment.*.hue": _number(0, 0.5),
+    "augment.crop_size": whole(0),
+    "augment.*.saturation": number(0),
+    "augment.*.hue": number(0, 0.5),
     "augment.*": _SHARE,
     "model.width": _POSITIVE,
-    "model.dtype": _one_of("auto", "float32", "bfloat16"),
-    "model.projection": _Rule(
+    "model.dtype": one_of("auto", "float32", "bfloat16"),
+    "model.projection": Rule(
         f"{_TWO_SIZES.allowed}, or ()", lambda v: tuple(v) == () or _TWO_SIZES.holds(v)
     ),
     "*.projection": _TWO_SIZES,
-    "model.fusion": _one_of("early", "late"),
-    "model.elevation_padding": _one_of("zeros", "edge"),
+    "model.fusion": one_of("early", "late"),
+    "model.elevation_padding": one_of("zeros", "edge"),
     "objective.alpha": _SHARE,
     "objective.lam": _SHARE,
     "objective.temperature": _POSITIVE,
-    "objective.positives": _one_of("views", "sensors"),
-    "objective.negatives": _one_of("all", "across"),
-    "objective.global_features": _one_of("mean", "style", "map"),
-    "objective.local.*": _whole(1),
-    "loss.chunk_size": _whole(0),
-    "loss.elevation_reduction": _one_of("mean", "sum"),
-    "loss.relief_weight": _number(0),
+    "objective.positives": one_of("views", "sensors"),
+    "objective.negatives": one_of("all", "across"),
+    "objective.global_features": one_of("mean", "style", "map"),
+    "objective.local.*": whole(1),
+    "loss.chunk_size": whole(0),
+    "loss.elevation_reduction": one_of("mean", "sum"),
+    "loss.relief_weight": number(0),
     "*optimizer.learning_rate": _POSITIVE,
-    "*optimizer.scaling": _one_of("none", "linear", "sqrt"),
-    "*optimizer.warmup_epochs": _number(0),
-    "*optimizer.schedule": _one_of("cosine", "constant"),
-    "*optimizer.weight_decay": _number(0),
-    "*optimizer.name": _one_of("adamw", "adam", "lars"),
-    "*optimizer.drop_epoch": _whole(0),
-    "finetune.head": _one_of("linear", "unet", "plain_unet", "swin_unet"),
-    "finetune.target": _one_of("", "label", "mask", "commonest", "present"),
-    "finetune.present_share": _number(0, 1, above=True),
-    "finetune.drop_sensor": _number(0, 1),
-    "finetune.num_classes": _Rule(
+    "*optimizer.scaling": one_of("none", "linear", "sqrt"),
+    "*optimizer.warmup_epochs": number(0),
+    "*optimizer.schedule": one_of("cosine", "constant"),
+    "*optimizer.weight_decay": number(0),
+    "*optimizer.name": one_of("adamw", "adam", "lars"),
+    "*optimizer.drop_epoch": whole(0),
+    "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet"),
+    "finetune.target": one_of("", "label", "mask", "commonest", "present"),
+    "finetune.present_share": number(0, 1, above=True),
+    "finetune.drop_sensor": number(0, 1),
+    "finetune.num_classes": Rule(
         "0 or a whole number in 2..255", lambda v: type(v) is int and (v == 0 or 2 <= v <= 255)
     ),
-    "finetune.classes": _several(
-        "different names", _Rule("", lambda v: isinstance(v, str) and v != ""), _different
+    "finetune.classes": several(
+        "different names", Rule("", lambda v: isinstance(v, str) and v != ""), different
     ),
-    "finetune.frozen_epochs": _whole(0),
+    "finetune.frozen_epochs": whole(0),
     "finetune.frozen_learning_rate": _POSITIVE,
-    "finetune.frozen_batchnorm": _one_of("inference", "training"),
-    "experiment.methods": _several(
+    "finetune.frozen_batchnorm": one_of("inference", "training"),
+    "experiment.methods": several(
         f"different ones of {', '.join(_METHODS)}",
-        _one_of(*_METHODS),
-        lambda v: len(v) > 0 and _different(v),
+        one_of(*_METHODS),
+        lambda v: len(v) > 0 and different(v),
     ),
-    "experiment.labels": _several(
+    "experiment.labels": several(
         "different whole numbers above 0, or shares in (0, 1]",
-        _Rule("", lambda v: _whole(1).holds(v) or (isinstance(v, float) and 0 < v <= 1)),
-        lambda v: len(v) > 0 and _different(v),
+        Rule("", lambda v: whole(1).holds(v) or (isinstance(v, float) and 0 < v <= 1)),
+        lambda v: len(v) > 0 and different(v),
     ),
-    "experiment.label_draws": _whole(0),
-    "experiment.metrics": _several("different metrics", _one_of(*METRICS), _different),
-    "experiment.stratified": _one_of(True, False),
-    "finetune.oversample": _one_of(True, False),
-    "experiment.seeds": _whole(1, SEEDS_APART),
-    "experiment.pretrain_seeds": _whole(1),
-    "*batch_size": _whole(1),
-    "epochs": _whole(0),
-    "*epochs": _whole(1),
-    "checkpoint.keep": _whole(1),
-    "log.every_steps": _whole(1),
+    "experiment.label_draws": whole(0),
+    "experiment.metrics": several("different metrics", one_of(*METRICS), different),
+    "experiment.stratified": one_of(True, False),
+    "finetune.oversample": one_of(True, False),
+    "experiment.seeds": whole(1, SEEDS_APART),
+    "experiment.pretrain_seeds": whole(1),
+    "*batch_size": whole(1),
+    "epochs": whole(0),
+    "*epochs": whole(1),
+    "checkpoint.keep": whole(1),
+    "log.every_steps": whole(1),
 }
 
 
@@ -257,7 +206,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not fine:
             raise InputError(f"config.{name} is {flat[name]!r}; it must be {allowed}")
 
-    rules = {"model.encoder": _one_of(*ENCODERS), **_RULES}
+    rules = {"model.encoder": one_of(*ENCODERS), **_RULES}
     need("task", config.task in TASKS, rules["task"].allowed)
     for name, value in flat.items():
         if not _belongs(name, TASKS[config.task]) and not _same(value, known[name]):
@@ -389,7 +338,7 @@ def differences(
 
 
 def _left_to_data(name: str, value: Any) -> bool:
-    by_sensor = name == "data.value_range" and all(map(_is_named_range, value))
+    by_sensor = name == "data.value_range" and all(map(is_named_range, value))
     return by_sensor or (name in _OF_DATA and _comparable(value) in (0, "auto", [], ["auto"]))
 
 

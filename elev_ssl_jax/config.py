@@ -1,94 +1,12 @@
 """Every field of a run's configuration, and the settings of the papers."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
+from elev_ssl_jax.recipes import FROZEN
+
 SEEDS_APART = 1000  # of fine-tuning, in an experiment's repetitions, so that none occurs in two
-FROZEN = "_frozen"  # behind a method's name: its encoder stays as it is in fine-tuning
-
-
-# What an experiment can compare, by what it learns; the first two are shown by default.
-METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "mean_iou": "mIoU",
-    "mean_recall": "average accuracy",
-    "micro_f1": "micro F1",
-}
-
-
-class Recipe(NamedTuple):
-    """What makes a method that an experiment compares with others."""
-
-    title: str
-    fields: dict[str, Any]  # of the configuration, by dotted names; the rest is the experiment's
-    pretrained: bool = True
-    members: tuple[str, ...] = ()  # of an ensemble, whose probabilities are averaged
-
-
-def _objective(alpha: float, lam: float = 1.0, features: str = "mean") -> dict[str, Any]:
-    fields = {"alpha": alpha, "lam": lam, "global_features": features}
-    return {f"objective.{name}": value for name, value in fields.items()}
-
-
-_BOTH = {"data.inputs": ("s1", "s2")}
-_LATE = {**_BOTH, "model.fusion": "late"}
-_DUAL = {**_LATE, **_objective(0.0), "objective.positives": "sensors"}
-_SWIN = {"model.encoder": "swin_t", "model.projection": (768, 128)}
-_RESNET50 = {"model.encoder": "resnet50", "model.projection": (2048, 128)}
-
-METHODS: dict[str, Recipe] = {
-    "random": Recipe("random", {}, pretrained=False),
-    # Of arXiv 2304.06857 (table 1 of the README).
-    "simclr": Recipe("SimCLR", _objective(0.0)),
-    "glcnet": Recipe("GLCNet", _objective(0.0, 0.5, "style")),
-    "elevation": Recipe("Elevation-Map", _objective(1.0)),
-    "simclr_elev": Recipe("SimCLR+Elevation", _objective(0.5)),
-    "glcnet_elev": Recipe("GLCNet+Elevation", _objective(0.5, 0.5, "style")),
-    # Of two sensors, Sentinel-1 and Sentinel-2; the first four learn from the labels alone.
-    "only_s1": Recipe("OnlySen-1", {"data.inputs": ("s1",)}, pretrained=False),
-    "only_s2": Recipe("OnlySen-2", {"data.inputs": ("s2",)}, pretrained=False),
-    "early_fusion": Recipe("EarlyFusion", {**_BOTH, "model.fusion": "early"}, pretrained=False),
-    "late_fusion": Recipe("LateFusion", _LATE, pretrained=False),
-    # Red, green and blue of Sentinel-2, as bright as they are, where the released code has numbers
-    # that have run over.
-    "simclr_rgb": Recipe(
-        "SimCLR (RGB)",
-        {
-            **_objective(0.0),
-            "data.inputs": ("s2",),
-            "data.bands": (3, 2, 1),
-            "data.value_range": (0.0, 3000.0),
-            "data.scaling": "range",
-        },
-    ),
-    "dual_simclr": Recipe("Dual-SimCLR", _DUAL),
-    "dual_simclr_elev": Recipe("Dual-SimCLR+Elevation", {**_DUAL, "objective.alpha": 0.5}),
-    "mma": Recipe(
-        "MMA",
-        {
-            **_DUAL,
-            "model.encoder": "vgg",
-            "objective.global_features": "map",
-            "objective.negatives": "across",
-            "objective.temperature": 0.1,
-        },
-    ),
-    # The same of other encoders.
-    "late_swin": Recipe("Swin", {**_LATE, **_SWIN}, pretrained=False),
-    "dual_swin": Recipe("Swin, Dual-SimCLR", {**_DUAL, **_SWIN}),
-    "late_resnet50": Recipe("ResNet50", {**_LATE, **_RESNET50}, pretrained=False),
-    "dual_resnet50": Recipe("ResNet50, Dual-SimCLR", {**_DUAL, **_RESNET50}),
-    "plain_unet": Recipe(
-        "UNet",
-        {**_BOTH, "model.encoder": "plain", "finetune.head": "plain_unet"},
-        pretrained=False,
-    ),
-    "ensemble": Recipe(
-        "UNet + Swin, Dual-SimCLR", {}, pretrained=False, members=("plain_unet", "dual_swin")
-    ),
-}
 
 
 def default() -> ml_collections.ConfigDict:

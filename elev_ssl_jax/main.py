@@ -15,6 +15,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from elev_ssl_jax import sensor_scale
+from elev_ssl_jax.finetuning import labelled, methods
 from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
@@ -158,13 +160,12 @@ def _finetune(config, workdir: Path) -> None:
 def _experiment(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import experiment
-    from elev_ssl_jax.finetuning import loop as finetuning
     from elev_ssl_jax.pretraining import elevation, loop
     from elev_ssl_jax.reporting import compose
 
     names, unlabelled = config.experiment.methods, None
-    members = dict.fromkeys(m for name in names for m in experiment.members_of(name))
-    if any(experiment.recipe(name).pretrained for name in members):
+    members = dict.fromkeys(m for name in names for m in methods.members_of(name))
+    if any(methods.recipe(name).pretrained for name in members):
         data = config.data.copy_and_resolve_references()
         data.name = config.experiment.pretrain.name or data.name
         split = source.open_split(data, config.experiment.pretrain.split)
@@ -173,10 +174,10 @@ def _experiment(config, workdir: Path) -> None:
     train = _labelled(config, config.experiment.split)  # whatever the counts: the same data
     test = _labelled(config, config.data.eval_split)
     for name in members:
-        settings = experiment.config_of(config, name, finetuning.shapes_of(train))
-        checks.check(experiment.finetune_config(settings))
-        if experiment.recipe(name).pretrained:
-            settings = experiment.pretrain_config(settings)
+        settings = methods.config_of(config, name, labelled.shapes_of(train))
+        checks.check(methods.finetune_config(settings))
+        if methods.recipe(name).pretrained:
+            settings = methods.pretrain_config(settings)
             checks.check(settings)
             loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
             elevation.check(settings, split.shapes)
@@ -194,23 +195,21 @@ def _experiment(config, workdir: Path) -> None:
 
 def _measure(config, split) -> None:
     """Sets what `config.data` leaves to the data, so that the run's own record has it."""
-    from elev_ssl_jax import sensors
     from elev_ssl_jax.pretraining import loop
 
     if not config.data.nodata:
         config.data.nodata = split.nodata(config.data.inputs)
-    if sensors.is_open(config):
-        config.data.update(sensors.measure(config, loop.sample_of(split)))
+    if sensor_scale.is_open(config):
+        config.data.update(sensor_scale.measure(config, loop.sample_of(split)))
 
 
 def _labelled(config, split):
     """Chips of a split with their classes."""
     from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
-    from elev_ssl_jax.finetuning import loop
 
     opened = source.open_split(config.data, split, exact=True)
-    target = "label" if loop.target_of(config) == "label" else "mask"
+    target = "label" if labelled.target_of(config) == "label" else "mask"
     if target not in opened.features:
         raise InputError(
             f"config.finetune learns a {target}, but {config.data.name} has no "
@@ -225,9 +224,9 @@ def _labelled(config, split):
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
     arrays = opened.arrays(*config.data.inputs, target, *ground)
-    return loop.Labelled(
+    return labelled.Labelled(
         {name: arrays[name] for name in config.data.inputs},
-        loop.as_targets(arrays[target]),
+        labelled.as_targets(arrays[target]),
         *(arrays[name] for name in ground),
     )
 
@@ -255,10 +254,9 @@ def _name_classes(config, names: tuple[str, ...]) -> None:
 
 def _measure_alike(config) -> None:
     """What `config.data` asks to be measured is what the run has that is started from."""
-    from elev_ssl_jax import sensors
     from elev_ssl_jax.runtime import checkpoint
 
-    auto = [n for n in ("value_range", "mean", "std") if sensors.is_auto(config.data[n])]
+    auto = [n for n in ("value_range", "mean", "std") if sensor_scale.is_auto(config.data[n])]
     if auto:
         theirs = checkpoint.load(Path(config.init_from)).about["config"]["data"]
         config.data.update({name: tuple(theirs.get(name, ())) for name in auto})

@@ -1,12 +1,16 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from elev_ssl_jax import sensor_scale
 from elev_ssl_jax.checks import check, without_effect
 from elev_ssl_jax.config import default
-from elev_ssl_jax.finetuning.experiment import pretrain_config
+from elev_ssl_jax.finetuning import methods
 
+SHAPES = {"s1": (8, 8, 2), "s2": (8, 8, 13), "image": (8, 8, 3)}
+CHIP = {name: np.zeros((1, *shape)) for name, shape in SHAPES.items()}
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
@@ -24,8 +28,14 @@ def test_every_config_and_its_demo_are_valid(path):
         check(config)
         assert without_effect(config) == []
         if config.task == "experiment":
-            for method in set(config.experiment.methods) - {"random"}:
-                check(pretrain_config(config, method))
+            config.data.update(sensor_scale.measure(config, CHIP))
+            for name in {m for name in config.experiment.methods for m in methods.members_of(name)}:
+                settings = methods.config_of(
+                    config, name, {n: c.shape[1:] for n, c in CHIP.items()}
+                )
+                check(methods.finetune_config(settings))
+                if methods.recipe(name).pretrained:
+                    check(methods.pretrain_config(settings))
     with pytest.raises(ValueError, match="nope"):
         get_config("nope")
 
@@ -54,3 +64,15 @@ def test_a_variant_sets_only_what_its_task_uses(path):
         assert config.data.split == plain.data.split
         assert config.experiment.pretrain_seeds == 1
         assert load(path)().experiment.pretrain_seeds == 3
+
+
+@pytest.mark.parametrize("variant", ["multi", "multi_demo", "pixels", "pixels_demo"])
+def test_variants_of_two_sensors_are_valid(variant):
+    names = {"multi": ("fusion_table", "finetune_two_sensors")}
+    names["pixels"] = ("swin_table", "finetune_two_sensors")
+    for name in names[variant.removesuffix("_demo")]:
+        config = load(next(path for path in CONFIGS if path.stem == name))(variant)
+        check(config)
+        assert without_effect(config) == []
+        assert (config.data.synthetic.chips > 0) == variant.endswith("demo")
+        assert config.finetune.target == ("present" if "multi" in variant else "mask")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elev_ssl_jax import sensors
+from elev_ssl_jax import sensor_scale, sensors
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 
@@ -95,7 +95,7 @@ def test_affine_numbers_are_the_scale(rng, with_std):
 
 def test_what_is_measured_holds_all_but_the_ends_and_leaves_out_nodata(chips, config):
     config.data.value_range = config.data.mean = config.data.std = ("auto",)
-    found = sensors.measure(config, chips)
+    found = sensor_scale.measure(config, chips)
     values = chips["s2"][..., 1].astype(float)
     low, high = np.percentile(values[values != -1], (0.5, 99.5))
     assert found["value_range"][1] == pytest.approx((low, high), rel=1e-5)
@@ -105,14 +105,14 @@ def test_what_is_measured_holds_all_but_the_ends_and_leaves_out_nodata(chips, co
     assert found["std"][4] == pytest.approx(inside.std(), rel=1e-4)
     assert {len(v) for v in found.values()} == {5}
     config.data.update(found)
-    assert sensors.measure(config, chips) == {}
+    assert sensor_scale.measure(config, chips) == {}
     shown = sensors.shown(sensors.of(config), chips)[..., :5]
     assert np.abs(np.mean(shown[jnp.array([0, 1, 3, 4])], axis=(0, 1, 2))).max() < 0.3
 
     chips["s2"][...] = -1
     config.data.std = ("auto",)
     with pytest.raises(InputError, match=r"band 0 of s2 of .* has no values to measure"):
-        sensors.measure(config, chips)
+        sensor_scale.measure(config, chips)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_is_measured_of_values_that_lie_close_together_can_be_used(first, l
     values = np.linspace(first, last, 400).reshape(1, 20, 20, 1).astype(np.float32)
     config.data.update({"inputs": ("s1",), "nodata": ()})
     config.data.value_range = config.data.mean = config.data.std = ("auto",)
-    config.data.update(sensors.measure(config, {"s1": values}))
+    config.data.update(sensor_scale.measure(config, {"s1": values}))
     shown = np.asarray(sensors.shown(sensors.of(config), {"s1": values}))
     assert np.isfinite(shown).all()
     assert np.ptp(shown) >= 2 * (first < last)
@@ -140,7 +140,7 @@ def test_values_of_which_the_range_leaves_nothing_are_refused(config, rng):
 def test_ranges_of_other_bands_are_refused_before_anything_is_measured(chips, config):
     config.data.value_range, config.data.std = ((0.0, 1.0), (0.0, 2.0)), ("auto",)
     with pytest.raises(InputError, match=r"config.data.value_range is of 2 bands; .* have 5"):
-        sensors.measure(config, chips)
+        sensor_scale.measure(config, chips)
 
 
 def test_images_of_different_sizes_are_refused(config):
@@ -172,13 +172,13 @@ def test_bands_that_are_picked_are_those_of_all_bands_in_the_order_asked_for(chi
 
 def test_a_range_for_each_sensor_is_one_for_each_of_its_bands(chips, config):
     config.data.value_range = (("s1", -25.0, 0.0), ("s2", 0.0, 6000.0), ("other", 0.0, 1.0))
-    assert sensors.is_open(config)
-    config.data.update(sensors.measure(config, chips))
+    assert sensor_scale.is_open(config)
+    config.data.update(sensor_scale.measure(config, chips))
     assert config.data.value_range == (*[(0.0, 6000.0)] * 3, *[(-25.0, 0.0)] * 2)
-    assert not sensors.is_open(config)
+    assert not sensor_scale.is_open(config)
     config.data.value_range = (("s1", -25.0, 0.0),)
     with pytest.raises(InputError, match=r"value_range names s1, not s2"):
-        sensors.measure(config, chips)
+        sensor_scale.measure(config, chips)
 
 
 def test_bands_are_divided_by_their_maximum_over_the_crop_that_is_seen(chips, config):

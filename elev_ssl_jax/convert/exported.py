@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from elev_ssl_jax import sensors
-from elev_ssl_jax.config import METHODS
 from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.recipes import METHODS
 
 _NORMALIZATION = (
     "of each band: clip to value_range, subtract its low end, divide by its length; with std, "

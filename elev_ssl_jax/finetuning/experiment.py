@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from elev_ssl_jax import files, metrics, pictures, sensors
-from elev_ssl_jax.config import FROZEN, METHODS, SEEDS_APART, Recipe, class_names, default
+from elev_ssl_jax.config import SEEDS_APART, class_names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import loop, step
+from elev_ssl_jax.finetuning import labelled, loop, methods, step
 from elev_ssl_jax.runtime import checkpoint, run_folder
 
 
@@ -62,111 +62,11 @@ def cells(config: Any) -> list[Cell]:
     return found
 
 
-def draw_labels(
-    targets: np.ndarray, seed: int, repetition: int, draw: int, *, stratified: bool = False
-) -> np.ndarray:
-    """Positions of the labelled chips [N] in an order drawn from the three numbers alone.
-
-    n labels are its first n. Where each chip has one class, chips change places within their class,
-    so that the classes of the first n are those of the split's first n: as balanced as they are.
-    In a `stratified` order one of each class comes first, and then the first n have all classes in
-    the shares that they have in the whole; a chip's class is its label or its mask's commonest.
-
-    Args:
-      targets: Of all labelled chips, a class for each [N] or each pixel [N, H, W].
-      seed: Of the experiment.
-      repetition: Of the experiment.
-      draw: Of the repetition.
-      stratified: As `experiment.stratified`.
-    """
-    rng = np.random.default_rng([seed, repetition, draw])
-    if stratified:
-        commonest = metrics.commonest_class(targets)
-        places = np.empty(len(commonest))
-        for value in np.unique(commonest):
-            mine = rng.permutation(np.flatnonzero(commonest == value))
-            places[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-            if value >= 0:
-                places[mine[0]] = 0
-        return np.argsort(places, kind="stable")
-    classes = targets if targets.ndim == 1 else np.zeros(len(targets))
-    order = np.empty(len(targets), np.int64)
-    for value in np.unique(classes):
-        mine = np.flatnonzero(classes == value)
-        order[mine] = rng.permutation(mine)
-    return order
-
-
-def recipe(method: str) -> Recipe:
-    """What makes a method, whether or not its encoder is to stay as it is."""
-    return METHODS[method.removesuffix(FROZEN)]
-
-
-def pretraining_of(method: str) -> str:
-    """The name of the pre-training that a method starts from: with others, it may share it."""
-    return method.removesuffix(FROZEN)
-
-
-def members_of(method: str) -> tuple[str, ...]:
-    """The methods that an ensemble is made of; of any other the method itself."""
-    return recipe(method).members or (method,)
-
-
-def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """An experiment's configuration as it is for one method.
-
-    Args:
-      config: The experiment's, of which nothing is left to the data.
-      method: Of `experiment.methods`.
-      shapes: Of the features of a chip.
-    """
-    result = config.copy_and_resolve_references()
-    result.data.synthetic.chips = 0  # the experiment has made them
-    fields = recipe(method).fields
-    inputs = fields.get("data.inputs", tuple(config.data.inputs))
-    result.data.update(sensors.of_inputs(config, inputs, shapes))
-    result.update_from_flattened_dict(fields)
-    if method.endswith(FROZEN):
-        result.finetune.frozen_epochs += result.epochs
-        result.epochs = 0
-    return result
-
-
-def finetune_config(config: Any) -> Any:
-    """The configuration of a fine-tuning, of one that `config_of` gives for its method."""
-    result = default()
-    result.task, result.batch_size, result.epochs = "finetune", config.batch_size, config.epochs
-    for name in ("data", "finetune", "optimizer", "checkpoint"):
-        result[name].update(config[name])
-    result.data.probe_split = default().data.probe_split
-    result.data.split = config.experiment.split
-    for name in ("encoder", "fusion", "width", "dtype"):
-        result.model[name] = config.model[name]
-    result.augment.finetune.update(config.augment.finetune)
-    result.augment.crop_size = config.augment.crop_size
-    return result
-
-
-def pretrain_config(config: Any, repetition: int = 0) -> Any:
-    """The configuration of a pre-training, of one that `config_of` gives for its method."""
-    settings = config.experiment.pretrain
-    result = default()
-    for name in ("data", "augment", "model", "objective", "loss", "checkpoint", "log"):
-        result[name].update(config[name])
-    result.augment.finetune.update(default().augment.finetune)
-    result.data.name, result.data.split = settings.name or config.data.name, settings.split
-    result.data.eval_split = settings.eval_split or config.data.eval_split
-    result.seed = config.seed + repetition
-    result.batch_size, result.epochs = settings.batch_size, settings.epochs
-    result.optimizer.update(settings.optimizer)
-    return result
-
-
 def run(
     config: Any,
     workdir: Path,
-    train: loop.Labelled,
-    test: loop.Labelled,
+    train: labelled.Labelled,
+    test: labelled.Labelled,
     pretrain: Callable[[Any, Path], None],
     *,
     unlabelled: str | None = None,
@@ -194,16 +94,16 @@ def run(
         earlier version.
     """
     _refuse_older(workdir)
-    config = with_counts(loop.with_classes(config, train, test), len(train.targets))
+    config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
     wanted, names = cells(config), class_names(config)
     _check_labels(config, train, test, wanted)
-    data = loop.fingerprints(train, test)
+    data = labelled.fingerprints(train, test)
     if unlabelled is not None:
         data["pretrain"] = unlabelled
     run_folder.claim(workdir, config, data)
     files.write_text(workdir / "splits.json", json.dumps(splits) + "\n")
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
-    test = loop.as_judged(config, test)
+    test = labelled.as_judged(config, test)
     _write_panel(config, workdir, test)
 
     todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
@@ -230,10 +130,12 @@ def run(
     runners = [_make_run(config, runs, train, test, device) for device in jax.local_devices()]
     for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
         its = list(some)
-        needed = (pretraining_of(m) for cell in its for m in members_of(cell.method))
+        needed = (
+            methods.pretraining_of(m) for cell in its for m in methods.members_of(cell.method)
+        )
         for method in dict.fromkeys(needed):
             try:
-                settings = config_of(config, method, loop.shapes_of(train))
+                settings = methods.config_of(config, method, labelled.shapes_of(train))
                 runs[method, repetition] = _pretrained(
                     settings, workdir, method, repetition, pretrain
                 )
@@ -242,7 +144,10 @@ def run(
         queue = collections.deque(
             cell
             for cell in its
-            if all((pretraining_of(m), repetition) in runs for m in members_of(cell.method))
+            if all(
+                (methods.pretraining_of(m), repetition) in runs
+                for m in methods.members_of(cell.method)
+            )
         )
         with (
             tqdm(total=len(queue), unit=" cells", desc=f"fine-tuning, {repetition}") as bar,
@@ -270,7 +175,7 @@ def _check_labels(config, train, test, wanted):
     """Refuses, before anything runs, labels that can't be learned from, drawn ones included."""
     settings, least = config.experiment, min(config.experiment.labels)
     for labels in settings.labels:
-        loop.check_chips(config, train, test, labels)
+        labelled.check_chips(config, train, test, labels)
     if settings.stratified:
         classes = np.unique(metrics.commonest_class(train.targets))
         if least < (count := int(np.sum(classes >= 0))):
@@ -282,7 +187,7 @@ def _check_labels(config, train, test, wanted):
         for repetition, draw in sorted({(c.repetition, c.draw) for c in wanted}):
             order = _order(config, train, repetition, draw)
             drawn = train.take(order[:least])
-            loop.check_chips(config, drawn, drawn)  # the test chips are fine
+            labelled.check_chips(config, drawn, drawn)  # the test chips are fine
 
 
 def _order(config, train, repetition, draw):
@@ -292,37 +197,19 @@ def _order(config, train, repetition, draw):
         if not settings.stratified:
             return np.arange(len(train.targets))
         repetition = draw = 0
-    return draw_labels(train.targets, config.seed, repetition, draw, stratified=settings.stratified)
-
-
-def with_counts(config: Any, chips: int) -> Any:
-    """The configuration with numbers in place of shares in `experiment.labels`, of so many chips.
-
-    Raises:
-      InputError: Two are the same number.
-    """
-    labels = tuple(
-        max(1, round(part * chips)) if isinstance(part, float) else part
-        for part in config.experiment.labels
+    return methods.draw_labels(
+        train.targets, config.seed, repetition, draw, stratified=settings.stratified
     )
-    if len(set(labels)) < len(labels):
-        raise InputError(
-            f"config.experiment.labels is {config.experiment.labels}: of {chips} labelled chips "
-            f"that is {labels}; leave one out"
-        )
-    config = config.copy_and_resolve_references()
-    config.experiment.labels = labels
-    return config
 
 
 def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
     """The folder of a method's pre-training, run now if it is not complete."""
-    if not recipe(method).pretrained:
+    if not methods.recipe(method).pretrained:
         return None
     folder = workdir / "pretrain" / f"{method}-{repetition}"
     if not (folder / "results.json").exists():
         print(f"\npre-training: {folder.name}")
-        pretrain(pretrain_config(config, repetition), folder)
+        pretrain(methods.pretrain_config(config, repetition), folder)
     return folder
 
 
@@ -332,14 +219,14 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
     Cells whose networks are alike share the compiled steps, those of one label draw the chips on
     the device, and those that start from one encoder its maps of the chips.
     """
-    settings, shapes = config.experiment, loop.shapes_of(train)
+    settings, shapes = config.experiment, labelled.shapes_of(train)
     optimizer = config.optimizer
     # Only a learning rate that changes depends on how many steps there are.
     changes = optimizer.schedule == "cosine" or optimizer.warmup_epochs > 0 or optimizer.drop_epoch
 
     @functools.cache
     def config_for(method):
-        return config_of(config, method, shapes)
+        return methods.config_of(config, method, shapes)
 
     @functools.cache
     def make_setup(fields, count):
@@ -347,7 +234,7 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
 
     def setup_of(method, count=settings.labels[0]):
         # Methods that differ in their pre-training alone have one.
-        return make_setup(json.dumps(finetune_config(config_for(method)).to_dict()), count)
+        return make_setup(json.dumps(methods.finetune_config(config_for(method)).to_dict()), count)
 
     # As many for every label count, so that one program serves them all.
     @functools.lru_cache(maxsize=1)
@@ -358,9 +245,9 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
     @functools.lru_cache(maxsize=1)
     def encoder_of(method, repetition):
         # The random encoder is the one that a pre-training of this repetition starts from.
-        image_shape = loop.image_shape_of(config_for(method), train)
+        image_shape = labelled.image_shape_of(config_for(method), train)
         variables = loop.init(setup_of(method), config.seed + repetition, image_shape)
-        run = runs[pretraining_of(method), repetition]
+        run = runs[methods.pretraining_of(method), repetition]
         return variables if run is None else checkpoint.load_encoder(run, variables)
 
     @functools.lru_cache(maxsize=1)
@@ -374,10 +261,10 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         count = settings.labels[0]
         if changes:
             targets = np.asarray(chips_of(cell.repetition, cell.draw).targets)[: cell.labels]
-            count = len(loop.epoch_rows(targets, oversample=config.finetune.oversample))
+            count = len(labelled.epoch_rows(targets, oversample=config.finetune.oversample))
         setup = setup_of(cell.method, count)
         encoder = encoder_of(cell.method, cell.repetition)
-        image_shape = loop.image_shape_of(config_for(cell.method), train)
+        image_shape = labelled.image_shape_of(config_for(cell.method), train)
         variables = loop.init(setup, cell.seed, image_shape)
         variables = {
             part: {**leaves, "encoder": encoder[part]["encoder"]} if "encoder" in leaves else leaves
@@ -398,10 +285,10 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         return setup, epoch.state.variables
 
     def run_cell(cell):
-        if not recipe(cell.method).members:
+        if not methods.recipe(cell.method).members:
             setup, variables = fitted(cell)
             return loop.judge(setup, variables, test)
-        members = (cell._replace(method=method) for method in recipe(cell.method).members)
+        members = (cell._replace(method=method) for method in methods.recipe(cell.method).members)
         return step.judge_together([fitted(member) for member in members], test)
 
     return run_cell

@@ -6,7 +6,6 @@ the test chips least of all.
 """
 
 import functools
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import augment, files, metrics, pictures, sensors
-from elev_ssl_jax.config import METRICS, class_names
+from elev_ssl_jax import files, metrics, pictures, sensors, squares
+from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning import labelled
 from elev_ssl_jax.finetuning.step import (
-    UNLABELLED,
     Labelled,
     Setup,
-    as_learned,
     encode_batch,
     frozen_step,
     full_step,
@@ -35,6 +33,7 @@ from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
+from elev_ssl_jax.recipes import METRICS
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -77,12 +76,6 @@ def make_model(
     return unet(classes, size, encoder, **common)
 
 
-def target_of(config: Any) -> str:
-    """`config.finetune.target`, where "" is what suits the head."""
-    linear = config.finetune.head == "linear"
-    return config.finetune.target or ("label" if linear else "mask")
-
-
 def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -> Setup:
     """The fine-tuning that `config` describes.
 
@@ -91,7 +84,7 @@ def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -
       shapes: Of each input of a chip, as it is stored.
       count: Chips in an epoch, those that come more than once included.
     """
-    shapes = augment.cut_shapes(shapes, config.augment.crop_size)
+    shapes = squares.cut_shapes(shapes, config.augment.crop_size)
     make = functools.partial(
         make_optimizer,
         steps_per_epoch=_steps_per_epoch(count, config.batch_size),
@@ -111,7 +104,7 @@ def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -
         fixed=config.finetune.frozen_batchnorm == "inference",
         inputs=sensors.of(config),
         bands=sensors.band_inputs(sensors.of(config), shapes),
-        target=target_of(config),
+        target=labelled.target_of(config),
         present_share=config.finetune.present_share,
         oversample=config.finetune.oversample,
         crop_size=config.augment.crop_size,
@@ -139,22 +132,6 @@ def _batches(seed, epoch, rows, batch_size):
     """Chip indices of an epoch's batches, of which `rows` are to come."""
     order = rows[batches.epoch_order(seed, epoch, len(rows))]
     return np.split(order, _cuts(len(rows), batch_size))
-
-
-def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
-    """Which chips come in an epoch, int32 [R]: each once, or those of rarer classes more often.
-
-    To `oversample`, each comes as often as the chips of its class, its label or its mask's
-    commonest, go into those of the commonest class, rounded.
-    """
-    rows = np.arange(len(targets), dtype=np.int32)
-    if not oversample:
-        return rows
-    classes = metrics.commonest_class(targets)
-    counts = np.bincount(classes + 1, minlength=2)
-    most = counts[1:].max()  # the first are of no class
-    each = np.where((classes < 0) | (most == 0), most, counts[classes + 1])
-    return np.repeat(rows, np.rint(np.maximum(most, 1) / np.maximum(each, 1)).astype(int))
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "image_shape"))
@@ -192,7 +169,7 @@ def fit(
       number 0 of it, has the state that it would begin with.
     """
     device = device or jax.local_devices()[0]
-    rows = epoch_rows(np.asarray(chips.targets)[:count], oversample=setup.oversample)
+    rows = labelled.epoch_rows(np.asarray(chips.targets)[:count], oversample=setup.oversample)
     # All on one device in the same way, or the steps would be compiled again. The steps use their
     # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
@@ -250,130 +227,6 @@ def encode_views(
     return [jnp.concatenate(parts) for parts in zip(*maps, strict=True)]
 
 
-def fingerprints(train: Labelled, test: Labelled) -> dict[str, str]:
-    """Of the chips of a fine-tuning, as `run_folder` takes them."""
-    return {
-        role: run_folder.fingerprint({**chips.inputs, "target": chips.targets})
-        for role, chips in (("train", train), ("test", test))
-    }
-
-
-def as_targets(classes: np.ndarray) -> np.ndarray:
-    """Classes of any integer type as `Labelled.targets`; negative ones are unlabelled.
-
-    Raises:
-      InputError: A class is above 255.
-    """
-    if classes.max(initial=0) > UNLABELLED:
-        raise InputError(f"class {classes.max()} is above 254; number the classes from 0")
-    return np.where(classes < 0, UNLABELLED, classes).astype(np.uint8)
-
-
-def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
-    """The configuration with as many classes as the data have, if it leaves that to them."""
-    if config.finetune.num_classes:
-        return config
-    known = [chips.targets[chips.targets != UNLABELLED] for chips in (train, test)]
-    config = config.copy_and_resolve_references()
-    named = len(config.finetune.classes)
-    highest = max(int(classes.max(initial=1)) for classes in known)
-    config.finetune.num_classes = named or highest + 1
-    return config
-
-
-def as_judged(config: Any, chips: Labelled) -> Labelled:
-    """Chips as they are judged: cut into squares at fixed places, with what is to be said of each.
-
-    The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
-    many as fit in; those of one chip follow one another, and are of its group.
-    """
-    side, inputs = config.augment.crop_size, chips.inputs
-    if side:
-        size = sensors.image_size(sensors.of(config), shapes_of(chips))
-        starts = (long % side // 2 + side * np.arange(long // side) for long in size)
-        places, count = [*itertools.product(*starts)], len(chips.targets)
-        parts = [
-            augment.cut_at(
-                {**inputs, "": chips.targets},
-                (jnp.full(count, place[0]), jnp.full(count, place[1])),
-                side,
-            )
-            for place in places
-        ]
-        cut = {
-            name: np.stack([part[name] for part in parts], axis=1).reshape(
-                -1, *parts[0][name].shape[1:]
-            )
-            for name in parts[0]
-        }
-        groups = None if chips.groups is None else np.repeat(chips.groups, len(places))
-        chips = Labelled(cut, cut.pop(""), groups)
-    settings = config.finetune
-    targets = as_learned(
-        jnp.asarray(chips.targets), target_of(config), settings.num_classes, settings.present_share
-    )
-    return chips._replace(targets=np.asarray(targets))
-
-
-def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
-    """Of each input of a chip."""
-    return {name: array.shape[1:] for name, array in chips.inputs.items()}
-
-
-def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
-    """Of the image that the network sees of a chip, or of a square of it: [H, W, C]."""
-    chosen = sensors.of(config)
-    shapes = augment.cut_shapes(shapes_of(chips), config.augment.crop_size)
-    return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
-
-
-def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None = None) -> None:
-    """Refuses chips that can't be learned from, before training starts.
-
-    Raises:
-      InputError: There are fewer chips than `labels` or than a batch, all of one class, or a class
-        is unknown.
-    """
-    data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
-    if labels is not None and labels > count:
-        raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
-    train = train.take(slice(labels))
-    if config.batch_size > len(train.targets):
-        raise InputError(
-            f"config.batch_size is {config.batch_size}, but there are only {len(train.targets)} "
-            "labelled chips; lower it"
-        )
-    for chips, name in ((train, "labelled"), (test, "test")):
-        values = np.unique(chips.targets)
-        unknown = values[(values >= classes) & (values != UNLABELLED)]
-        if len(unknown):
-            raise InputError(
-                f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
-                f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
-            )
-        known, names = values[values != UNLABELLED], class_names(config)
-        if len(known) < 2:
-            raise InputError(
-                f"the {len(chips.targets)} {name} chips of {data.name} are all "
-                + (f"of class {names[known[0]]}" if len(known) else "unlabelled")
-                + "; there is nothing to tell apart"
-            )
-    shapes = shapes_of(train)
-    sensors.check(config, shapes)
-    sensors.check_values(config, train.inputs)
-    if shapes_of(test) != shapes:
-        raise InputError(
-            f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "
-            "they must be alike"
-        )
-    height, width, _ = image_shape_of(config, train)
-    if config.augment.finetune.transpose and height != width:
-        raise InputError(
-            f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
-            f"0 for images of {height} x {width} pixels"
-        )
-
-
 def finetune(
     config: Any, workdir: Path, train: Labelled, test: Labelled, writer: Any
 ) -> dict[str, Any]:
@@ -392,14 +245,14 @@ def finetune(
     Raises:
       InputError: Chips, initial encoder and configuration don't fit one another.
     """
-    config = with_classes(config, train, test)
-    check_chips(config, train, test)
-    data = fingerprints(train, test)
+    config = labelled.with_classes(config, train, test)
+    labelled.check_chips(config, train, test)
+    data = labelled.fingerprints(train, test)
     run_folder.check_same_run(workdir, config, data)
-    image_shape, count = image_shape_of(config, train), len(train.targets)
-    rows = epoch_rows(train.targets, oversample=config.finetune.oversample)
-    setup = make_setup(config, shapes_of(train), len(rows))
-    test = as_judged(config, test)
+    image_shape, count = labelled.image_shape_of(config, train), len(train.targets)
+    rows = labelled.epoch_rows(train.targets, oversample=config.finetune.oversample)
+    setup = make_setup(config, labelled.shapes_of(train), len(rows))
+    test = labelled.as_judged(config, test)
     variables = init(setup, config.seed, image_shape)
     if config.init_from:
         variables = checkpoint.load_encoder(Path(config.init_from), variables, sensors.of(config))
@@ -425,7 +278,10 @@ def finetune(
             print(rate_change(config, then, steps_per_epoch, int(state.step)))
         run_folder.claim(workdir, config, data)
         about = checkpoint.describe(
-            config, steps=config.epochs * steps_per_epoch, data=data, shapes=shapes_of(test)
+            config,
+            steps=config.epochs * steps_per_epoch,
+            data=data,
+            shapes=labelled.shapes_of(test),
         )
         done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs

@@ -3,34 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from elev_ssl_jax import augment, metrics, sensors
+from elev_ssl_jax import augment, metrics, sensors, squares
 from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.finetuning.labelled import Labelled, as_learned
 from elev_ssl_jax.runtime.train_state import TrainState
 
 _VIEWS = 8  # of a chip, by augment.dihedral
 _SENSORS = 0x5E  # apart from the keys that other draws fold in or split
 _EVAL_BATCH = 64
-
-
-class Labelled(NamedTuple):
-    """Chips with their classes."""
-
-    inputs: Any  # by feature: sensors [N, H, W, C] in their units, `elevation` [N, h, w] in metres
-    # uint8: a class for each chip [N] or each pixel [N, H, W], 255 is unlabelled; or, of test
-    # chips, whether each class is there [N, K].
-    targets: Any
-    groups: Any = None  # str [N], the block of ground that each lies in, if that is known
-
-    def take(self, index: Any) -> "Labelled":
-        """Those at `index`, a slice or an array of positions."""
-        return jax.tree.map(lambda array: array[index], self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +151,7 @@ def _examples(setup, keys, chips, indices):
     """The chips at `indices` as they are learned from: images float32 [B, H, W, C], and targets."""
     which = _draw_views(setup, keys)
     chosen = {name: array[indices] for name, array in {**chips.inputs, "": chips.targets}.items()}
-    chosen = augment.cut_chips(chosen, setup.crop_size, keys)
+    chosen = squares.cut_chips(chosen, setup.crop_size, keys)
     chosen = {name: augment.dihedral(array, which) for name, array in chosen.items()}
     targets = _learned(setup, chosen.pop(""))
     images = sensors.join(setup.inputs, chosen)
@@ -186,29 +173,6 @@ def _kept_sensors(setup, keys):
 
 def _learned(setup, masks):
     return as_learned(masks, setup.target, setup.model.num_classes, setup.present_share)
-
-
-def as_learned(masks: jax.Array, target: str, num_classes: int, present_share: float) -> jax.Array:
-    """What is learned of masks uint8 [B, H, W].
-
-    Args:
-      masks: Or what the target asks for already.
-      target: As `Setup.target`.
-      num_classes: How many classes there are.
-      present_share: Of all pixels, that a class has at least which is present.
-
-    Returns:
-      For "commonest" each mask's commonest class [B], of equals the lowest, where 255 takes part;
-      for "present" uint8 [B, K], whether a class is there; else the masks.
-    """
-    if target not in ("commonest", "present") or masks.ndim < 3:
-        return masks
-    classes = np.array([*range(num_classes), UNLABELLED], np.uint8)
-    counts = jnp.stack([jnp.sum(masks == value, axis=(1, 2)) for value in classes], axis=-1)
-    if target == "commonest":
-        return jnp.asarray(classes)[jnp.argmax(counts, axis=-1)]
-    least = present_share * masks.shape[1] * masks.shape[2]
-    return (counts[:, :-1] >= least).astype(jnp.uint8)
 
 
 def _loss(setup, logits, targets):

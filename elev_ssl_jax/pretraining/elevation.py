@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import augment, losses, matching, sensors
+from elev_ssl_jax import augment, losses, matching, sensors, squares
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import PretrainModel
@@ -110,7 +110,7 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
             f"config.objective.alpha is {config.objective.alpha}, but {config.data.name} has no "
             "elevation to learn; set it to 0, or cut chips with a DEM"
         )
-    seen = augment.cut_shapes(shapes, config.augment.crop_size)
+    seen = squares.cut_shapes(shapes, config.augment.crop_size)
     check_image_size(config, *sensors.image_size(sensors.of(config), seen))
 
 
@@ -167,7 +167,7 @@ def elevation_size(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     """Cells of the elevation that the model tells of chips with features of `shapes`, if any."""
     if not config.objective.alpha:
         return None
-    height, width = augment.cut_shapes(shapes, config.augment.crop_size)[sensors.ELEVATION]
+    height, width = squares.cut_shapes(shapes, config.augment.crop_size)[sensors.ELEVATION]
     return height, width
 
 
@@ -225,7 +225,7 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
 
 def cut(config: Any, keys: jax.Array, batch: Batch, train: bool) -> Batch:
     """Squares of `config.augment.crop_size` pixels: random ones, or those at the centre."""
-    return augment.cut_chips(batch, config.augment.crop_size, keys if train else None)
+    return squares.cut_chips(batch, config.augment.crop_size, keys if train else None)
 
 
 def weighted_loss(

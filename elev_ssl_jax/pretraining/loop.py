@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import augment, files, sensors
+from elev_ssl_jax import augment, files, sensors, squares
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, scores
 from elev_ssl_jax.pretraining.method import Method
@@ -123,7 +123,7 @@ def pretrain(
     writer.write_scalars(total_steps, results)
     writer.flush()
     few = sample_of(data.heldout, pictured.COUNT, spread=False)
-    few = jax.device_get(augment.cut_chips(few, config.augment.crop_size))
+    few = jax.device_get(squares.cut_chips(few, config.augment.crop_size))
     outputs, _ = next(predict(state.variables, few))
     if sharding.is_first():
         _finish(config, workdir, results, batches.length(data.heldout), few, outputs)
@@ -200,7 +200,7 @@ def _start(config, workdir, parts, checkpoints, state, mesh) -> tuple[TrainState
         if sharding.is_first():
             pictured.draw_views(config, method, workdir / "views.png", sample)
     shapes = {name: sample[name].shape[1:] for name in method.reads}
-    shapes = augment.cut_shapes(shapes, config.augment.crop_size)
+    shapes = squares.cut_shapes(shapes, config.augment.crop_size)
     return state, checkpoint.describe(config, steps=total_steps, data=prints, shapes=shapes)
 
 

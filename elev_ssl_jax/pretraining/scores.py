@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment
+from elev_ssl_jax import augment, squares
 from elev_ssl_jax.pretraining import measures
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.runtime import batches, sharding
@@ -32,7 +32,7 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
     def step(variables, batch, first):
         # A chip's views depend on its place among the chips, not on how they are batched.
         keys = augment.sample_keys(config.seed, 0, batch_size, first)
-        batch = augment.cut_chips(batch, config.augment.crop_size)  # and its labels
+        batch = squares.cut_chips(batch, config.augment.crop_size)  # and its labels
         inputs, _ = method.views(keys, batch, False)
         outputs: Any = method.model.apply(variables, *inputs, train=False)
         if ELEVATION in outputs:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from elev_ssl_jax import files, metrics, pictures
-from elev_ssl_jax.config import METRICS, class_names
+from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.recipes import METRICS
 from elev_ssl_jax.reporting import documents, evidence, published, verdicts
 
 _CELL = ("method", "labels", "repetition", "draw", "seed")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax.config import FROZEN, METHODS, METRICS
+from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS
 from elev_ssl_jax.reporting import evidence
 
 _DEFAULT = {"linear": ("accuracy", "macro_f1"), "unet": ("macro_f1", "mean_iou")}

@@ -10,11 +10,12 @@ import pytest
 
 from elev_ssl_jax import main, metrics
 from elev_ssl_jax.checks import check
-from elev_ssl_jax.config import METHODS, comparison
+from elev_ssl_jax.config import comparison
 from elev_ssl_jax.data import source, synthetic
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import experiment, loop
+from elev_ssl_jax.finetuning import experiment, loop, methods
 from elev_ssl_jax.pretraining import loop as pretraining
+from elev_ssl_jax.recipes import METHODS
 from elev_ssl_jax.reporting import compose
 from elev_ssl_jax.runtime import checkpoint, sharding
 from tests.finetuning.test_loop import SIZE, make_chips
@@ -149,8 +150,8 @@ def test_pre_training_takes_the_experiments_data_and_the_methods_objective(confi
     for method, (_, fields, pretrained) in METHODS.items():
         if not pretrained or "data.inputs" in fields:
             continue
-        settings = experiment.config_of(config, method, {"image": (SIZE, SIZE, 3)})
-        settings = experiment.pretrain_config(settings)
+        settings = methods.config_of(config, method, {"image": (SIZE, SIZE, 3)})
+        settings = methods.pretrain_config(settings)
         check(settings)
         assert settings.task == "pretrain"
         assert (settings.batch_size, settings.epochs) == (8, 1)
@@ -213,13 +214,13 @@ def test_drawn_labels_are_prefixes_as_balanced_as_the_split(shape, rng):
     targets = np.arange(40).reshape(40, *[1] * (len(shape) - 1)) % 3 * np.ones(shape)
     targets = targets.astype(np.uint8)
     seed = int(rng.integers(1000))
-    order = experiment.draw_labels(targets, seed, 1, 2)
+    order = methods.draw_labels(targets, seed, 1, 2)
     assert sorted(order) == list(range(40))
-    np.testing.assert_array_equal(order, experiment.draw_labels(targets, seed, 1, 2))
+    np.testing.assert_array_equal(order, methods.draw_labels(targets, seed, 1, 2))
     if targets.ndim == 1:
         np.testing.assert_array_equal(targets[order], targets)
     others = [(seed + 1, 1, 2), (seed, 2, 2), (seed, 1, 0)]
-    assert all(not np.array_equal(order, experiment.draw_labels(targets, *o)) for o in others)
+    assert all(not np.array_equal(order, methods.draw_labels(targets, *o)) for o in others)
 
 
 def test_only_the_labels_that_a_cell_uses_are_encoded(config, data, tmp_path, untrained):

@@ -13,7 +13,7 @@ from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import loop, step
+from elev_ssl_jax.finetuning import labelled, loop, step
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.runtime import checkpoint, sharding
@@ -48,8 +48,8 @@ def make_chips(head, count, seed=0):
     images = rng.integers(0, 3000, (count, SIZE, SIZE, 3)) + 2500 * mask[..., None]
     targets = (label if head == "linear" else mask).astype(np.uint8)
     if head == "unet":
-        targets[:, :3, :3] = loop.UNLABELLED
-    return loop.Labelled({"image": images.astype(np.uint16)}, targets)
+        targets[:, :3, :3] = labelled.UNLABELLED
+    return labelled.Labelled({"image": images.astype(np.uint16)}, targets)
 
 
 @pytest.fixture
@@ -128,9 +128,9 @@ def test_the_frozen_stage_has_a_rate_of_its_own(config, chips):
 
 
 def test_classes_that_eight_bits_do_not_hold_are_refused():
-    np.testing.assert_array_equal(loop.as_targets(np.array([-1, 0, 254])), [255, 0, 254])
+    np.testing.assert_array_equal(labelled.as_targets(np.array([-1, 0, 254])), [255, 0, 254])
     with pytest.raises(InputError, match="class 256 is above 254"):
-        loop.as_targets(np.array([0, 256]))
+        labelled.as_targets(np.array([0, 256]))
 
 
 def test_maps_that_are_known_change_nothing(config, chips):
@@ -154,8 +154,8 @@ def test_it_learns_and_counts_like_scikit_learn(config, chips, head):
     test = make_chips(head, 70, seed=1)  # more than a batch, and not a whole number of them
     matrix, classes = loop.judge(setup, last.state.variables, test)
     assert classes.shape == test.targets.shape
-    labelled = test.targets != loop.UNLABELLED
-    expected = sklearn.metrics.confusion_matrix(test.targets[labelled], classes[labelled])
+    known = test.targets != labelled.UNLABELLED
+    expected = sklearn.metrics.confusion_matrix(test.targets[known], classes[known])
     np.testing.assert_array_equal(matrix, expected)
     assert np.trace(matrix) > 0.9 * matrix.sum()
 
@@ -251,7 +251,7 @@ def pretrain_settings(config):
 
 @pytest.mark.parametrize("head", ["unet"], indirect=True)
 def test_chips_that_cannot_be_learned_from_are_refused(config, chips):
-    loop.check_chips(config, chips, chips, 24)
+    labelled.check_chips(config, chips, chips, 24)
 
     def change(targets):
         return chips._replace(targets=np.asarray(targets, np.uint8))
@@ -263,7 +263,7 @@ def test_chips_that_cannot_be_learned_from_are_refused(config, chips):
         (chips, change(chips.targets + 6), None, "test chips .* have class 5.* below 2, or 255"),
     ):
         with pytest.raises(InputError, match=message):
-            loop.check_chips(config, train, test, labels)
+            labelled.check_chips(config, train, test, labels)
     tall = jax.tree.map(lambda array: array[:, : SIZE // 2], chips)
     with pytest.raises(InputError, match=r"augment.finetune.transpose is 0.5; it must be 0"):
-        loop.check_chips(config, tall, tall)
+        labelled.check_chips(config, tall, tall)

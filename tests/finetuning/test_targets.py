@@ -12,7 +12,7 @@ from elev_ssl_jax import metrics
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import experiment, loop, step
+from elev_ssl_jax.finetuning import labelled, loop, methods
 from elev_ssl_jax.inference import model as inference
 from tests.pretraining.test_loop import Writer
 
@@ -40,9 +40,9 @@ def make_chips(count, seed=0):
     noise = rng.normal(size=(count, SIZE, SIZE, 5))
     s1 = -20 + 12.0 * (mask == 0)[..., None] + noise[..., :2]
     s2 = 2000 + 4000 * (mask == CLASSES - 1)[..., None] + 200 * noise[..., 2:]
-    mask[:, :3, :3] = loop.UNLABELLED
+    mask[:, :3, :3] = labelled.UNLABELLED
     inputs = {"s1": s1.astype(np.float32), "s2": s2.astype(np.uint16)}
-    return loop.Labelled(inputs, mask.astype(np.uint8))
+    return labelled.Labelled(inputs, mask.astype(np.uint8))
 
 
 def by_hand(mask, share):
@@ -57,18 +57,18 @@ def test_a_square_has_its_commonest_class_and_those_that_are_present(rng):
     masks[0] = 255
     masks[1] = np.repeat([[2, 1, 255, 0]], 5, axis=0).T  # all alike
     wanted = [by_hand(mask, 0.25) for mask in masks]
-    commonest = step.as_learned(jnp.asarray(masks), "commonest", CLASSES, 0.25)
+    commonest = labelled.as_learned(jnp.asarray(masks), "commonest", CLASSES, 0.25)
     np.testing.assert_array_equal(commonest, [w[0] for w in wanted])
     assert commonest[0] == 255
     assert commonest[1] == 0
-    present = step.as_learned(jnp.asarray(masks), "present", CLASSES, 0.25)
+    present = labelled.as_learned(jnp.asarray(masks), "present", CLASSES, 0.25)
     np.testing.assert_array_equal(present, [w[1] for w in wanted])
     assert not present[0].any()
 
 
 def test_tests_are_on_squares_that_stand_side_by_side(config):
     chips = make_chips(5)._replace(groups=np.array(list("abcde")))
-    judged = loop.as_judged(config, chips)
+    judged = labelled.as_judged(config, chips)
     assert len(judged.targets) == 5 * 4
     assert judged.groups.tolist() == list("aaaabbbbccccddddeeee")
     for i, (row, column) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
@@ -79,7 +79,7 @@ def test_tests_are_on_squares_that_stand_side_by_side(config):
         classes = [by_hand(mask, 0.1)[0] for mask in chips.targets[place]]
         np.testing.assert_array_equal(judged.targets[i::4], classes)
     config.augment.crop_size = 28  # one, in the middle
-    judged = loop.as_judged(config, chips)
+    judged = labelled.as_judged(config, chips)
     np.testing.assert_array_equal(judged.inputs["s1"], chips.inputs["s1"][:, 2:30, 2:30])
     config.augment.crop_size, chips = 33, make_chips(8)
     with pytest.raises(InputError, match="crop_size is 33; s1 has 32 x 32"):
@@ -89,26 +89,28 @@ def test_tests_are_on_squares_that_stand_side_by_side(config):
 def test_rare_classes_come_as_often_as_the_commonest(rng):
     counts = rng.permutation([76, 37, 101, 180, 156, 62, 23, 351])
     labels = rng.permutation(np.repeat(np.arange(8), counts)).astype(np.uint8)
-    rows = loop.epoch_rows(labels, oversample=True)
+    rows = labelled.epoch_rows(labels, oversample=True)
     assert set(rows) == set(range(len(labels)))
     each = np.bincount(labels[rows])
     assert 0.7 * 351 < each.min() <= each.max() < 1.35 * 351
     assert each[np.argmax(counts)] == 351
-    np.testing.assert_array_equal(loop.epoch_rows(labels, oversample=False), np.arange(len(labels)))
+    np.testing.assert_array_equal(
+        labelled.epoch_rows(labels, oversample=False), np.arange(len(labels))
+    )
     masks = np.repeat(labels, 4).reshape(-1, 2, 2)
     masks[:, 0, 0] = 255
-    np.testing.assert_array_equal(loop.epoch_rows(masks, oversample=True), rows)
+    np.testing.assert_array_equal(labelled.epoch_rows(masks, oversample=True), rows)
     none = np.full(4, 255, np.uint8)
-    np.testing.assert_array_equal(loop.epoch_rows(none, oversample=True), np.arange(4))
+    np.testing.assert_array_equal(labelled.epoch_rows(none, oversample=True), np.arange(4))
 
 
 def test_shares_of_labels_have_every_class(rng):
     labels = rng.permutation(np.repeat(np.arange(8), [76, 37, 101, 180, 156, 62, 23, 351]))
     config = fine_tuning("linear")
     config.task, config.experiment.labels = "experiment", (0.01, 0.1, 0.5, 1.0)
-    assert experiment.with_counts(config, 986).experiment.labels == (10, 99, 493, 986)
+    assert methods.with_counts(config, 986).experiment.labels == (10, 99, 493, 986)
     orders = [
-        experiment.draw_labels(labels, 0, repetition, 0, stratified=True) for repetition in (0, 1)
+        methods.draw_labels(labels, 0, repetition, 0, stratified=True) for repetition in (0, 1)
     ]
     assert not np.array_equal(*orders)
     shares = np.bincount(labels) / 986
@@ -120,7 +122,7 @@ def test_shares_of_labels_have_every_class(rng):
             np.testing.assert_allclose(drawn, shares, atol=8 / count)
     config.experiment.labels = (0.01, 0.011)
     with pytest.raises(InputError, match=r"of 986 labelled chips that is \(10, 11\)|leave one out"):
-        experiment.with_counts(config, 100)
+        methods.with_counts(config, 100)
 
 
 def test_presence_is_scored_as_scikit_learn_does(rng):
@@ -160,9 +162,9 @@ def test_two_sensors_tell_what_each_alone_does_not(config, tmp_path, target):
 
     model = inference.load(tmp_path)
     assert model.together == (target == "present")
-    judged = loop.as_judged(config, test)
+    judged = labelled.as_judged(config, test)
     said = model.predict(judged.inputs)
-    right = np.mean(said == judged.targets, where=judged.targets != loop.UNLABELLED)
+    right = np.mean(said == judged.targets, where=judged.targets != labelled.UNLABELLED)
     assert right > 0.7
     whole = model.probabilities(judged.inputs)
     if target == "commonest":
@@ -177,7 +179,7 @@ def test_a_frozen_fine_tuning_ends_with_its_frozen_stage(config, tmp_path):
     train, test = make_chips(16), make_chips(8, seed=1)
     scores = loop.finetune(config, tmp_path, train, test, Writer())
     assert loop.finetune(config, tmp_path, train, test, Writer()) == scores
-    setup = loop.make_setup(config, loop.shapes_of(train), 16)
+    setup = loop.make_setup(config, labelled.shapes_of(train), 16)
     variables = loop.init(setup, config.seed, (16, 16, 5))
     loaded = inference.load(tmp_path).variables
     jax.tree.map(
@@ -205,7 +207,7 @@ def test_views_that_can_not_occur_are_not_encoded(config):
     chips = make_chips(4)
     for flip, views in ((0.0, 1), (0.5, 4)):
         config.augment.finetune.flip = flip
-        setup = loop.make_setup(config, loop.shapes_of(chips), 4)
+        setup = loop.make_setup(config, labelled.shapes_of(chips), 4)
         variables = loop.init(setup, 0, (SIZE, SIZE, 5))
         (maps,) = loop.encode_views(setup, variables, chips.inputs)
         assert maps.shape[:2] == (4, views)

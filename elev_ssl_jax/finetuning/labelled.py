@@ -1,0 +1,197 @@
+"""Chips with their classes: what of them is learned, how often, and by what they are judged."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elev_ssl_jax import metrics, sensors, squares
+from elev_ssl_jax.config import class_names
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.runtime import run_folder
+
+
+class Labelled(NamedTuple):
+    """Chips with their classes."""
+
+    inputs: Any  # by feature: sensors [N, H, W, C] in their units, `elevation` [N, h, w] in metres
+    # uint8: a class for each chip [N] or each pixel [N, H, W], 255 is unlabelled; or, of test
+    # chips, whether each class is there [N, K].
+    targets: Any
+    groups: Any = None  # str [N], the block of ground that each lies in, if that is known
+
+    def take(self, index: Any) -> "Labelled":
+        """Those at `index`, a slice or an array of positions."""
+        return jax.tree.map(lambda array: array[index], self)
+
+
+def target_of(config: Any) -> str:
+    """`config.finetune.target`, where "" is what suits the head."""
+    linear = config.finetune.head == "linear"
+    return config.finetune.target or ("label" if linear else "mask")
+
+
+def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
+    """Which chips come in an epoch, int32 [R]: each once, or those of rarer classes more often.
+
+    To `oversample`, each comes as often as the chips of its class, its label or its mask's
+    commonest, go into those of the commonest class, rounded.
+    """
+    rows = np.arange(len(targets), dtype=np.int32)
+    if not oversample:
+        return rows
+    classes = metrics.commonest_class(targets)
+    counts = np.bincount(classes + 1, minlength=2)
+    most = counts[1:].max()  # the first are of no class
+    each = np.where((classes < 0) | (most == 0), most, counts[classes + 1])
+    return np.repeat(rows, np.rint(np.maximum(most, 1) / np.maximum(each, 1)).astype(int))
+
+
+def fingerprints(train: Labelled, test: Labelled) -> dict[str, str]:
+    """Of the chips of a fine-tuning, as `run_folder` takes them."""
+    return {
+        role: run_folder.fingerprint({**chips.inputs, "target": chips.targets})
+        for role, chips in (("train", train), ("test", test))
+    }
+
+
+def as_targets(classes: np.ndarray) -> np.ndarray:
+    """Classes of any integer type as `Labelled.targets`; negative ones are unlabelled.
+
+    Raises:
+      InputError: A class is above 255.
+    """
+    if classes.max(initial=0) > UNLABELLED:
+        raise InputError(f"class {classes.max()} is above 254; number the classes from 0")
+    return np.where(classes < 0, UNLABELLED, classes).astype(np.uint8)
+
+
+def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
+    """The configuration with as many classes as the data have, if it leaves that to them."""
+    if config.finetune.num_classes:
+        return config
+    known = [chips.targets[chips.targets != UNLABELLED] for chips in (train, test)]
+    config = config.copy_and_resolve_references()
+    named = len(config.finetune.classes)
+    highest = max(int(classes.max(initial=1)) for classes in known)
+    config.finetune.num_classes = named or highest + 1
+    return config
+
+
+def as_judged(config: Any, chips: Labelled) -> Labelled:
+    """Chips as they are judged: cut into squares at fixed places, with what is to be said of each.
+
+    The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
+    many as fit in; those of one chip follow one another, and are of its group.
+    """
+    side, inputs = config.augment.crop_size, chips.inputs
+    if side:
+        size = sensors.image_size(sensors.of(config), shapes_of(chips))
+        starts = (long % side // 2 + side * np.arange(long // side) for long in size)
+        places, count = [*itertools.product(*starts)], len(chips.targets)
+        parts = [
+            squares.cut_at(
+                {**inputs, "": chips.targets},
+                (jnp.full(count, place[0]), jnp.full(count, place[1])),
+                side,
+            )
+            for place in places
+        ]
+        cut = {
+            name: np.stack([part[name] for part in parts], axis=1).reshape(
+                -1, *parts[0][name].shape[1:]
+            )
+            for name in parts[0]
+        }
+        groups = None if chips.groups is None else np.repeat(chips.groups, len(places))
+        chips = Labelled(cut, cut.pop(""), groups)
+    settings = config.finetune
+    targets = as_learned(
+        jnp.asarray(chips.targets), target_of(config), settings.num_classes, settings.present_share
+    )
+    return chips._replace(targets=np.asarray(targets))
+
+
+def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
+    """Of each input of a chip."""
+    return {name: array.shape[1:] for name, array in chips.inputs.items()}
+
+
+def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
+    """Of the image that the network sees of a chip, or of a square of it: [H, W, C]."""
+    chosen = sensors.of(config)
+    shapes = squares.cut_shapes(shapes_of(chips), config.augment.crop_size)
+    return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
+
+
+def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None = None) -> None:
+    """Refuses chips that can't be learned from, before training starts.
+
+    Raises:
+      InputError: There are fewer chips than `labels` or than a batch, all of one class, or a class
+        is unknown.
+    """
+    data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
+    if labels is not None and labels > count:
+        raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
+    train = train.take(slice(labels))
+    if config.batch_size > len(train.targets):
+        raise InputError(
+            f"config.batch_size is {config.batch_size}, but there are only {len(train.targets)} "
+            "labelled chips; lower it"
+        )
+    for chips, name in ((train, "labelled"), (test, "test")):
+        values = np.unique(chips.targets)
+        unknown = values[(values >= classes) & (values != UNLABELLED)]
+        if len(unknown):
+            raise InputError(
+                f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
+                f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
+            )
+        known, names = values[values != UNLABELLED], class_names(config)
+        if len(known) < 2:
+            raise InputError(
+                f"the {len(chips.targets)} {name} chips of {data.name} are all "
+                + (f"of class {names[known[0]]}" if len(known) else "unlabelled")
+                + "; there is nothing to tell apart"
+            )
+    shapes = shapes_of(train)
+    sensors.check(config, shapes)
+    sensors.check_values(config, train.inputs)
+    if shapes_of(test) != shapes:
+        raise InputError(
+            f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "
+            "they must be alike"
+        )
+    height, width, _ = image_shape_of(config, train)
+    if config.augment.finetune.transpose and height != width:
+        raise InputError(
+            f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
+            f"0 for images of {height} x {width} pixels"
+        )
+
+
+def as_learned(masks: jax.Array, target: str, num_classes: int, present_share: float) -> jax.Array:
+    """What is learned of masks uint8 [B, H, W].
+
+    Args:
+      masks: Or what the target asks for already.
+      target: As `Setup.target`.
+      num_classes: How many classes there are.
+      present_share: Of all pixels, that a class has at least which is present.
+
+    Returns:
+      For "commonest" each mask's commonest class [B], of equals the lowest, where 255 takes part;
+      for "present" uint8 [B, K], whether a class is there; else the masks.
+    """
+    if target not in ("commonest", "present") or masks.ndim < 3:
+        return masks
+    classes = np.array([*range(num_classes), UNLABELLED], np.uint8)
+    counts = jnp.stack([jnp.sum(masks == value, axis=(1, 2)) for value in classes], axis=-1)
+    if target == "commonest":
+        return jnp.asarray(classes)[jnp.argmax(counts, axis=-1)]
+    least = present_share * masks.shape[1] * masks.shape[2]
+    return (counts[:, :-1] >= least).astype(jnp.uint8)
