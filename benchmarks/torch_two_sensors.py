@@ -179,13 +179,9 @@ def make_step(chips, batch_size: int, device: str, width: float, size: int, enco
     def step():
         index = torch.randint(len(s1), (batch_size,), device=device)
         tops, lefts = torch.randint(s1.shape[2] - size + 1, (2, batch_size)).tolist()
+        places = [*zip(index.tolist(), tops, lefts, strict=True)]
         cut = [
-            torch.stack(
-                [
-                    x[i, :, t : t + size, l : l + size]
-                    for i, t, l in zip(index.tolist(), tops, lefts, strict=True)
-                ]
-            )
+            torch.stack([x[i, :, top : top + size, left : left + size] for i, top, left in places])
             for x in (s1, s2)
         ]
         views = scaled(cut[0], -25, 0), scaled(cut[1], 0, 10000)

@@ -131,10 +131,11 @@ def main() -> None:
         line = ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items())
         print(f"turn {turn + 1}: chips/s {line}", flush=True)
     ratios = sorted(a / b for a, b in zip(rates["ours"], rates["eager"], strict=True))
-    chip = chip_name(sides["ours"].about["chip"])
+    chip, peer = chip_name(sides["ours"].about["chip"]), sides["eager"].about["version"]
+    middle = {name: statistics.median(values) for name, values in rates.items()}
     print(
         f"{chip}; {args.encoder}, batch {args.batch}, {args.size} pixels, width {args.width:g}: "
-        f"ours is {statistics.median(ratios):.2f} times as fast as {sides['eager'].about['version']}"
+        f"ours is {statistics.median(ratios):.2f} times as fast as {peer}"
         f" ({ratios[0]:.2f}-{ratios[-1]:.2f}); "
         + ", ".join(f"{name} {memory[name] / 2**20:,.0f} MiB" for name in sides)
     )
@@ -148,8 +149,8 @@ def main() -> None:
                 "batch": args.batch,
                 "size": args.size,
                 "width": args.width,
-                "chips_per_second": f"{statistics.median(rates[name]):.1f}",
-                "ours_over_it": f"{statistics.median(rates['ours']) / statistics.median(rates[name]):.2f}",
+                "chips_per_second": f"{middle[name]:.1f}",
+                "ours_over_it": f"{middle['ours'] / middle[name]:.2f}",
                 "memory_mib": f"{memory[name] / 2**20:.0f}",
             }
             for name, side in sides.items()

@@ -29,12 +29,11 @@ def test_every_config_and_its_demo_are_valid(path):
         assert without_effect(config) == []
         if config.task == "experiment":
             config.data.update(sensor_scale.measure(config, CHIP))
-            for name in {m for name in config.experiment.methods for m in methods.members_of(name)}:
-                settings = methods.config_of(
-                    config, name, {n: c.shape[1:] for n, c in CHIP.items()}
-                )
+            members = [m for name in config.experiment.methods for m in methods.members_of(name)]
+            for member in members:
+                settings = methods.config_of(config, member, SHAPES)
                 check(methods.finetune_config(settings))
-                if methods.recipe(name).pretrained:
+                if methods.recipe(member).pretrained:
                     check(methods.pretrain_config(settings))
     with pytest.raises(ValueError, match="nope"):
         get_config("nope")
