@@ -1,7 +1,5 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
-import json
-import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +17,7 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models.encoders import RESNETS
 from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
-from elev_ssl_jax.sensors import ELEVATION, pairs
 
-# What `config.data` says of the numbers that an encoder sees.
-SCALE = ("inputs", "value_range", "mean", "std", "nodata", "elevation_scale")
 CLASSIFIER = ("fc.weight", "fc.bias")  # of the weights' own classes; left out
 
 
@@ -177,88 +172,6 @@ def adapt_stem(
     return {"params": params, "batch_stats": stats}
 
 
-def told_scale(told: Mapping[str, str], source: Path) -> dict[str, Any]:
-    """The numbers of `config.data` that the head of a file of our own tells.
-
-    Raises:
-      InputError: They are no numbers.
-    """
-    scale: dict[str, Any] = {}
-    for field in ("value_range", "mean", "std"):
-        try:
-            numbers = np.array(told.get(field, "").split(), float)
-            if field == "value_range":
-                numbers = numbers.reshape(-1, 2)
-        except ValueError:
-            numbers = np.array([math.nan])
-        if not np.isfinite(numbers).all():
-            raise InputError(f"{source} says that its {field} is {told[field][:40]!r}")
-        if len(numbers):
-            one_pair = field == "value_range" and len(numbers) == 1
-            values = (numbers[0] if one_pair else numbers).tolist()
-            scale[field] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
-    return scale
-
-
-def told_inputs(
-    told: Mapping[str, str], bands: int, source: Path
-) -> tuple[dict[str, Any], dict[str, tuple[int, ...]] | None]:
-    """Which features the head of a file of our own says were seen, and their shapes.
-
-    Args:
-      told: The head.
-      bands: Of the weights.
-      source: The file, for errors.
-
-    Returns:
-      Fields of `config.data`, and the shape of each input; nothing of a file that doesn't say so.
-
-    Raises:
-      InputError: They are not those of images, or don't fit the weights.
-    """
-    if "shapes" not in told:
-        return {}, None
-    try:
-        shapes = {
-            str(name): tuple(map(int, sides)) for name, sides in json.loads(told["shapes"]).items()
-        }
-        scale = float(told["elevation_scale"])
-        found = sum(1 if name == ELEVATION else shape[2] for name, shape in shapes.items())
-        fits = found == bands and 0 < scale < math.inf
-        fits = fits and all(0 < side <= 2**16 for shape in shapes.values() for side in shape)
-        if not fits or not all(map(str.isidentifier, shapes)):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise InputError(f"{source} doesn't say what its {bands} bands are") from error
-    return {"inputs": tuple(shapes), "elevation_scale": scale}, shapes
-
-
-def scale_of_bands(scale: Mapping[str, Any], bands: Sequence[int], source: Path) -> dict[str, Any]:
-    """The scale of images that have the weights' bands of these numbers.
-
-    Raises:
-      InputError: A number is of no band, or one of them is elevation.
-    """
-    if ELEVATION in scale.get("inputs", ()):
-        raise InputError(f"--bands: {source} takes elevation, which is no band of an image")
-
-    def chosen(values):
-        if len(values) <= 1:
-            return tuple(values)
-        if not all(0 <= band < len(values) for band in bands):
-            raise InputError(
-                f"--bands is {list(bands)}; {source} has the bands 0 to {len(values) - 1}"
-            )
-        return tuple(values[band] for band in bands)
-
-    value_range = chosen(pairs(scale["value_range"]))
-    return {
-        "value_range": value_range[0] if len(value_range) == 1 else value_range,
-        "mean": chosen(scale.get("mean", ())),
-        "std": chosen(scale.get("std", ())),
-    }
-
-
 def write_run(
     folder: Path,
     name: str,
@@ -274,7 +187,7 @@ def write_run(
       name: The encoder's, as `model.encoder`.
       width: As `model.width`.
       variables: The encoder's.
-      scale: Of `config.data`, the fields of `SCALE` that are not at their defaults.
+      scale: Of `config.data`, the fields of `facts.SCALE` that are not at their defaults.
       shapes: Of the chips' features that it was trained on.
 
     Raises:
