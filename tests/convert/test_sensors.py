@@ -255,3 +255,28 @@ def test_classes_that_are_present_have_a_sigmoid_each(convert, rng, tmp_path, mo
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     with safe_open(out, "np") as file:
         assert file.metadata()["probabilities"] == "sigmoid"
+
+
+def test_a_vgg_takes_other_bands(convert, rng, tmp_path):
+    settings = runs.settings(width=0.125)
+    settings.model.encoder, settings.objective.alpha = "vgg", 0.0
+    runs.save_run(tmp_path / "run", settings, (16, 16, 3))
+    code, said = convert(tmp_path / "run", "run", tmp_path / "five", "--bands", *"01200")
+    assert (code, "vgg, width 0.125, 5 bands" in said) == (0, True), said
+    gray = rng.uniform(0, 6000, (1, 16, 16, 1)).astype(np.float32)
+    three, five = (inference.load(tmp_path / name) for name in ("run", "five"))
+    np.testing.assert_allclose(
+        five.features(gray.repeat(5, 3)), three.features(gray.repeat(3, 3)), rtol=1e-4, atol=1e-5
+    )
+    # An image that is the mean everywhere, where no border shows, is nothing to the stem.
+    more = ("--mean", "0.5", "0.25", "0.1", "--std", "0.2", "0.2", "0.2")
+    assert convert(tmp_path / "run", "run", tmp_path / "raw", *more)[0] == 0
+    raw = inference.load(tmp_path / "raw").variables
+    kernel = np.asarray(raw["params"]["encoder"]["block1_conv1"]["kernel"])
+    (then, now) = (
+        np.asarray(tree["batch_stats"]["encoder"]["block1_bn1"]["mean"])
+        for tree in (three.variables, raw)
+    )
+    np.testing.assert_allclose(
+        np.einsum("hwio,i->o", kernel, [0.5, 0.25, 0.1]) - now, -then, atol=1e-5
+    )
