@@ -17,7 +17,7 @@ from jax import lax
 from elev_ssl_jax.errors import InputError
 
 ELEVATION = "elevation"  # the feature in metres; every other input is a sensor's image
-_LEAST = 1e-5  # in sensor units; is added to a maximum that divides
+LEAST = 1e-5  # in sensor units; is added to a maximum that divides
 
 
 class Inputs(NamedTuple):
@@ -234,7 +234,7 @@ def standardize(inputs: Inputs, images: jax.Array) -> jax.Array:
     bands = images.shape[-1] - inputs.with_elevation
     low, high = _limits_shown(inputs, bands)
     if inputs.scaling == "crop_max":
-        least = np.append(_LEAST / (high - low), [1.0] * inputs.with_elevation).astype(np.float32)
+        least = np.append(LEAST / (high - low), [1.0] * inputs.with_elevation).astype(np.float32)
         most = jnp.max(images, axis=(-3, -2), keepdims=True) + least
         return jnp.where(jnp.arange(images.shape[-1]) < bands, images / most, images)
     if not inputs.std:

@@ -1,6 +1,7 @@
 r"""Takes weights to other frameworks, and back.
 
 python -m elev_ssl_jax.convert --from RUN --to torchvision --out encoder.safetensors
+python -m elev_ssl_jax.convert --from RUN --to timm --branch s2 --out s2.safetensors
 python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
 """
 
@@ -11,21 +12,34 @@ from typing import Any
 
 from elev_ssl_jax import files
 from elev_ssl_jax.config import default
-from elev_ssl_jax.convert import exported, imported
+from elev_ssl_jax.convert import branches, exported, facts, imported
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.inference.model import load
+from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.sensors import pairs
 
 
-def export(run: Path, target: str, out: Path, *, overwrite: bool = False) -> str:
+def export(
+    run: Path, target: str, out: Path, *, branch: str | None = None, overwrite: bool = False
+) -> str:
     """Writes a run's weights for `target`; the Python that loads them.
 
+    Args:
+      run: Its folder.
+      target: One of `exported.TARGETS`.
+      out: The file.
+      branch: The sensor whose encoder is wanted, of a run with an encoder for each.
+      overwrite: Whether to replace a file that is there.
+
     Raises:
-      InputError: The run is not finished, doesn't suit the target, or `out` can't be written, or
-        exists and `overwrite` is False.
+      InputError: The run is not finished, doesn't suit the target, or has no such branch, or `out`
+        can't be written, or exists and `overwrite` is False.
     """
     files.check_outputs([out], overwrite=overwrite)
-    data, usage = exported.TARGETS[target](load(run), out)
+    model = load(run)
+    if branch is not None:
+        model = branches.one(model, branch)
+    data, usage = exported.TARGETS[target](model, out)
     try:
         with files.new_file(out) as partial:
             partial.write_bytes(data)
@@ -40,17 +54,27 @@ def _import(args) -> str:
     shapes = None
     if source.is_dir():
         model = load(source)
+        if args.branch is not None:
+            model = branches.one(model, args.branch)
+        elif branches.names(model):
+            raise InputError(
+                f"{source} has an encoder for each sensor (model.fusion=late), and --to=run takes "
+                f"one; {branches.advice(model)} names it"
+            )
         name, width = model.config.model.encoder, model.config.model.width
-        variables = {part: tree["encoder"] for part, tree in model.variables.items()}
-        scale = {field: model.config.data[field] for field in imported.SCALE}
-        size = model.image_shape[:2]
+        variables = {part: tree.get("encoder", {}) for part, tree in model.variables.items()}
+        scale = {field: model.config.data[field] for field in facts.SCALE}
+        size, bands = model.image_shape[:2], model.image_shape[2]
         shapes = {name: model.shapes[name] for name in model.inputs.names}
+    elif args.branch is not None:
+        raise InputError(f"--branch={args.branch}: of a run, and {source} is none")
     else:
         tensors, told = imported.read_tensors(source)
         name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
-        bands = variables["params"]["conv1"]["kernel"].shape[2]
-        seen, shapes = imported.told_inputs(told, bands, source)  # of a file of our own
-        scale |= seen | imported.told_scale(told, source)
+        params = variables["params"]
+        bands = params[checkpoint.stem_of(params)]["kernel"].shape[2]
+        seen, shapes = facts.told_inputs(told, bands, source)  # of a file of our own
+        scale |= seen | facts.told_scale(told, source)
     if args.value_range:
         scale["value_range"] = tuple(args.value_range)
     if not all(-math.inf < low < high < math.inf for low, high in pairs(scale["value_range"])):
@@ -59,12 +83,12 @@ def _import(args) -> str:
             "are needed"
         )
     if args.bands:
-        scale, shapes = imported.scale_of_bands(scale, args.bands, source), None
+        bands = len(args.bands)
+        scale, shapes = facts.scale_of_bands(scale, args.bands, source), None
     if args.bands or args.mean or args.std:
         variables = imported.adapt_stem(
             variables, bands=args.bands, mean=args.mean, std=args.std, source=str(source)
         )
-    bands = variables["params"]["conv1"]["kernel"].shape[2]
     imported.write_run(args.out, name, width, variables, scale, shapes or {"image": (*size, bands)})
     return f"{name}, width {width:g}, {bands} bands; to start from: --config.init_from={args.out}"
 
@@ -81,6 +105,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file, or folder of the new run")
     parser.add_argument(
         "--print-usage", action="store_true", help="print the Python that loads the file"
+    )
+    parser.add_argument(
+        "--branch", help="the sensor whose encoder to take, of a run with an encoder for each"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     group = parser.add_argument_group("with --to run")
@@ -104,7 +131,9 @@ def main() -> None:
             given = [f"--{name.replace('_', '-')}" for name in only if getattr(args, name)]
             if given:
                 raise InputError(f"{', '.join(given)}: for --to=run only")
-            done = export(args.source, args.to, args.out, overwrite=args.overwrite)
+            done = export(
+                args.source, args.to, args.out, branch=args.branch, overwrite=args.overwrite
+            )
         print(f"{args.out} written")
         if args.to == "run" or args.print_usage:
             print(done)

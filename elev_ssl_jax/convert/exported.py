@@ -1,11 +1,7 @@
 """A run's weights as files for other frameworks."""
 
-import importlib
-import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 import flax
 import jax
@@ -13,94 +9,100 @@ import numpy as np
 from safetensors.numpy import save
 
 from elev_ssl_jax import sensors
-from elev_ssl_jax.convert import names
+from elev_ssl_jax.convert import branches, names, usage
+from elev_ssl_jax.convert.facts import metadata
+from elev_ssl_jax.convert.onnx_export import onnx_program
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import Model
-from elev_ssl_jax.recipes import METHODS
+from elev_ssl_jax.models import encoders, fusion
+from elev_ssl_jax.models.encoders import RESNETS
 
-_NORMALIZATION = (
-    "of each band: clip to value_range, subtract its low end, divide by its length; with std, "
-    "(x - mean) / std of the clipped values instead; elevation is divided by elevation_scale"
-)
-
-
-def metadata(model: Model) -> dict[str, str]:
-    """What a receiver must know to feed the weights, for the head of a safetensors file."""
-    config = model.config.copy_and_resolve_references()
-    # Of paths their last parts: where they lie on this machine is nobody's business.
-    config.data.dir, config.init_from = Path(config.data.dir).name, Path(config.init_from).name
-    return {
-        "format": "pt",
-        "encoder": config.model.encoder,
-        "width": str(config.model.width),
-        "method": method(config),
-        "bands": str(model.image_shape[2]),
-        "rgb": " ".join(map(str, config.data.rgb)),
-        "image_size": "{} x {}".format(*model.image_shape[:2]),
-        "inputs": " ".join(config.data.inputs),
-        "shapes": json.dumps({name: model.shapes[name] for name in config.data.inputs}),
-        "value_range": " ".join(
-            f"{low:.12g} {high:.12g}" for low, high in model.inputs.value_range
-        ),
-        "mean": " ".join(f"{value:.12g}" for value in model.inputs.mean),
-        "std": " ".join(f"{value:.12g}" for value in model.inputs.std),
-        "elevation_scale": f"{config.data.elevation_scale:.12g}",
-        "normalization": _NORMALIZATION,
-        "classes": json.dumps(model.classes),
-        "commit": model.commit,
-        "config": json.dumps(config.to_dict()),
-    }
-
-
-def method(config: Any) -> str:
-    """The name of the method that a configuration describes."""
-    if config.task == "finetune":
-        return f"fine-tuned from {config.init_from or 'random weights'}"
-    for name, recipe in METHODS.items():
-        fields = {k: v for k, v in recipe.fields.items() if k.startswith("objective.")}
-        said = {"objective.positives": "views", **fields}
-        if fields and all(config[k.split(".")[0]][k.split(".")[1]] == v for k, v in said.items()):
-            return name
-    return f"alpha {config.objective.alpha}, lam {config.objective.lam}"
+_SMP = "segmentation_models_pytorch"
+_TIMM_SWIN = "swin_tiny_patch4_window7_224"
+_TIMM_SIDE = 224  # of the images in pixels, or a multiple: others it cuts into other windows
 
 
 def torchvision_tensors(model: Model) -> dict[str, np.ndarray]:
     """The encoder, with its classifier if it has one, for torchvision's and timm's ResNets.
 
     Raises:
-      InputError: The encoder has another width than theirs.
+      InputError: The encoder is none of theirs, or has another width.
     """
+    _check_encoder(model, "torchvision", RESNETS)
     _check_width(model, "torchvision")
-    parts = {"encoder", "head"} if _head(model) == "linear" else {"encoder"}
-    chosen = {
-        name: {part: tree[part] for part in parts & tree.keys()}
-        for name, tree in model.variables.items()
-    }
-    return names.to_torch(chosen, names.torchvision_key, model.step)
+    return names.to_torch(_with_classifier(model), names.torchvision_key, model.step)
+
+
+def timm_tensors(model: Model) -> dict[str, np.ndarray]:
+    """The encoder, with its classifier if it has one, for timm's Swin and ResNets.
+
+    Raises:
+      InputError: The encoder is none of theirs, or a ResNet of another width.
+    """
+    _check_encoder(model, "timm", (*RESNETS, "swin_t"))
+    if model.config.model.encoder == "swin_t":
+        return names.to_torch(_with_classifier(model), names.swin_key, model.step)
+    _check_width(model, "timm")
+    return names.to_torch(_with_classifier(model), names.torchvision_key, model.step)
 
 
 def smp_tensors(model: Model) -> dict[str, np.ndarray]:
     """The U-Net, for segmentation_models_pytorch's `Unet`.
 
     Raises:
-      InputError: The run is not a segmentation, or its images or its width are none of theirs.
+      InputError: The run is not a segmentation with this U-Net, or its encoder, images or width
+        are none of theirs.
     """
-    if _head(model) != "unet":
+    swin, head = model.config.model.encoder == "swin_t", branches.head(model)
+    _check_single(model, _SMP, "timm" if swin else "torchvision")
+    if head in (None, "linear"):
         raise InputError(
-            f"{model.run} is not a segmentation run; --to=torchvision takes its encoder"
+            f"{model.run} is not a segmentation run; --to={'timm' if swin else 'torchvision'} "
+            "takes its encoder"
         )
-    _check_width(model, "segmentation_models_pytorch")
+    if head != "unet":
+        raise InputError(
+            f"{model.run} has finetune.head={head}, which is no Unet of {_SMP}; --to=flax takes "
+            "all of it"
+        )
+    _check_encoder(model, _SMP, RESNETS)
+    _check_width(model, _SMP)
     height, width, _ = model.image_shape
     if height % 32 or width % 32:
         raise InputError(
-            f"{model.run} was trained on {height} x {width} pixels; segmentation_models_pytorch's "
-            "Unet doubles its maps, so that it wants multiples of 32"
+            f"{model.run} was trained on {height} x {width} pixels; {_SMP}'s Unet doubles its "
+            "maps, so that it wants multiples of 32"
         )
     return names.to_torch(model.variables, names.smp_key, model.step)
 
 
-def _head(model) -> str | None:
-    return model.config.finetune.head if model.config.task == "finetune" else None
+def _with_classifier(model):
+    parts = {"encoder", "head"} if branches.head(model) == "linear" else {"encoder"}
+    return {
+        name: {part: tree[part] for part in parts & tree.keys()}
+        for name, tree in model.variables.items()
+    }
+
+
+def _check_encoder(model: Model, target: str, known: Collection[str]) -> None:
+    _check_single(model, target, target)
+    encoder = model.config.model.encoder
+    if encoder not in known:
+        timm = "--to=timm takes its encoder, " if encoder == "swin_t" else ""
+        raise InputError(
+            f"{model.run} has model.encoder={encoder}, and --to={target} is for "
+            f"{', '.join(known)}; {timm}--to=flax takes all of it"
+        )
+
+
+def _check_single(model, target, instead) -> None:
+    """Refuses several encoders, of which the target `instead` takes one."""
+    if branches.names(model):
+        raise InputError(
+            f"{model.run} has an encoder for each sensor (model.fusion=late), and --to={target} "
+            f"takes one network; --to={instead} with {branches.advice(model)} takes one encoder, "
+            "--to=flax all"
+        )
 
 
 def _check_width(model, library) -> None:
@@ -113,8 +115,9 @@ def _check_width(model, library) -> None:
 
 def torchvision_file(model: Model, out: Path) -> tuple[bytes, str]:
     """A safetensors file, and the Python that loads it."""
+    tensors = torchvision_tensors(model)
     encoder, bands = model.config.model.encoder, model.image_shape[2]
-    fitted = _head(model) == "linear"
+    fitted = branches.head(model) == "linear"
     arguments = f"num_classes={model.num_classes}" if fitted else ""
     lines = [
         "import torch, torchvision",
@@ -125,25 +128,66 @@ def torchvision_file(model: Model, out: Path) -> tuple[bytes, str]:
         lines.append(f"model.conv1 = torch.nn.Conv2d({bands}, 64, 7, 2, 3, bias=False)")
     if not fitted:
         lines.append("model.fc = torch.nn.Identity()")
-    lines.append(f"model.load_state_dict(load_file({out.name!r}))")
-    before, images = _normalized(model, "torch")
-    lines += [*before, f"{'logits' if fitted else 'features'} = model({images})"]
-    return save(torchvision_tensors(model), metadata(model)), _with_shapes(lines, model)
+    result = "logits" if fitted else "features"
+    return save(tensors, metadata(model)), _loaded(lines, model, out, result)
+
+
+def timm_file(model: Model, out: Path) -> tuple[bytes, str]:
+    """A safetensors file, and the Python that loads it."""
+    tensors = timm_tensors(model)
+    encoder, (*size, bands) = model.config.model.encoder, model.image_shape
+    swin = encoder == "swin_t"
+    fitted = branches.head(model) == "linear"
+    classes = model.num_classes if fitted else 0
+    arguments, layout = f"in_chans={bands}, num_classes={classes}", "[B, {}, H, W]"
+    if swin:
+        if model.config.model.width != 1:
+            arguments += f", embed_dim={len(tensors['patch_embed.proj.bias'])}"
+        fits = not any(side % _TIMM_SIDE for side in size)
+        height, width = size if fits else (_TIMM_SIDE, _TIMM_SIDE)
+        if (height, width) != (_TIMM_SIDE, _TIMM_SIDE):
+            arguments += f", img_size=({height}, {width})"
+        layout = f"[B, {{}}, {height}, {width}]"
+    lines = [
+        "import timm",
+        "from safetensors.torch import load_file",
+        f"model = timm.create_model('{_TIMM_SWIN if swin else encoder}', {arguments}).eval()",
+    ]
+    text = _loaded(lines, model, out, "logits" if fitted else "features", layout)
+    if swin and not fits:
+        text += (
+            f"\n# the run's are {size[0]} x {size[1]}; at sizes that {_TIMM_SIDE} doesn't divide "
+            "timm's windows lie elsewhere"
+        )
+    return save(tensors, metadata(model)), text
 
 
 def smp_file(model: Model, out: Path) -> tuple[bytes, str]:
     """A safetensors file, and the Python that loads it."""
+    tensors = smp_tensors(model)
     name, bands, classes = model.config.model.encoder, model.image_shape[2], model.num_classes
     lines = [
         "import segmentation_models_pytorch as smp",
         "from safetensors.torch import load_file",
         f"model = smp.Unet('{name}', encoder_weights=None, in_channels={bands}, "
         f"classes={classes}).eval()",
-        f"model.load_state_dict(load_file({out.name!r}))",
     ]
-    before, images = _normalized(model, "torch")
-    lines += [*before, f"logits = model({images})"]
-    return save(smp_tensors(model), metadata(model)), _with_shapes(lines, model)
+    return save(tensors, metadata(model)), _loaded(lines, model, out, "logits")
+
+
+def _loaded(
+    lines: list[str], model: Model, out: Path, result: str, layout: str = "[B, {}, H, W]"
+) -> str:
+    """The Python that makes a PyTorch model, with what loads the weights and uses it."""
+    before, images = usage.shown(model, "torch")
+    lines = [
+        *lines,
+        f"model.load_state_dict(load_file({out.name!r}))",
+        *before,
+        f"{result} = model({images})",
+        *usage.about(model, layout),
+    ]
+    return "\n".join(lines)
 
 
 def flax_file(model: Model, out: Path) -> tuple[bytes, str]:
@@ -170,15 +214,20 @@ def flax_file(model: Model, out: Path) -> tuple[bytes, str]:
         ]
     else:
         raise InputError(f"--out={out} has an unknown suffix; it must be .safetensors or .msgpack")
-    encoder = {"resnet18": "ResNet18", "resnet34": "ResNet34", "resnet50": "ResNet50"}
-    kind = encoder[model.config.model.encoder]
-    before, images = _normalized(model, "np")
+    lines.append(f"from {encoders.__name__} import ENCODERS")
+    make, width = f"ENCODERS[{model.config.model.encoder!r}]", model.config.model.width
+    if branches.names(model):
+        lines.append(f"from {fusion.__name__} import Branches")
+        make = f"Branches({sensors.apart(model.inputs, model.shapes)}, {make}, width={width:g})"
+    else:
+        make += f"(width={width:g})"
+    before, images = usage.shown(model, "np")
     lines += [
-        f"from elev_ssl_jax.models.resnet import {kind}",
         *before,
-        "encoder = {name: tree['encoder'] for name, tree in variables.items()}",
-        f"maps = {kind}(width={model.config.model.width:g}).apply(encoder, {images}, train=False)",
-        f"# images: float32 [B, H, W, {model.image_shape[2]}] in sensor units{_bands(model)}",
+        "parts = {name: tree for name, tree in variables.items() if 'encoder' in tree}",
+        "encoder = {name: tree['encoder'] for name, tree in parts.items()}",
+        f"maps = {make}.apply(encoder, {images}, train=False)",
+        *usage.about(model, "[B, H, W, {}]"),
     ]
     return data, "\n".join(lines)
 
@@ -186,104 +235,33 @@ def flax_file(model: Model, out: Path) -> tuple[bytes, str]:
 def onnx_file(model: Model, out: Path) -> tuple[bytes, str]:
     """An ONNX file by PyTorch's exporter: images in sensor units in, features or logits out.
 
-    Its batch may have any size, its images are of the size of the run's chips.
+    Its batch may have any size, its images are of the size of the run's chips, and have the bands
+    that the network sees.
 
     Raises:
       InputError: A library is missing, or what `torchvision_tensors` and `smp_tensors` refuse.
     """
-    encoder, (height, width, bands) = model.config.model.encoder, model.image_shape
-    tensors = smp_tensors(model) if _head(model) == "unet" else torchvision_tensors(model)
-    torch = _need("torch")
-    _need("onnxscript")
-    if _head(model) == "unet":
-        smp = _need("segmentation_models_pytorch")
-        network = smp.Unet(
-            encoder, encoder_weights=None, in_channels=bands, classes=model.num_classes
-        )
-    else:
-        network = getattr(_need("torchvision").models, encoder)()
-        network.conv1 = torch.nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
-        network.fc = torch.nn.Identity()
-        if _head(model) == "linear":
-            network.fc = torch.nn.Linear(tensors["fc.weight"].shape[1], model.num_classes)
-    network.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()})
-    scale = sensors.affine(model.inputs, bands)
-    low, high, factor, shift = (torch.tensor(part).view(-1, 1, 1) for part in scale)
-    base: Any = torch.nn.Module
-
-    class Normalized(base):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, images):
-            return self.network(images.clamp(low, high) * factor + shift)
-
-    name = "features" if _head(model) is None else "logits"
-    program = torch.onnx.export(
-        Normalized().eval(),
-        (torch.zeros(2, bands, height, width),),
-        input_names=["images"],
-        output_names=[name],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        verbose=False,
-    )
+    _check_encoder(model, "onnx", RESNETS)
+    head = branches.head(model)
+    tensors = torchvision_tensors(model) if head in (None, "linear") else smp_tensors(model)
+    result = "features" if head is None else "logits"
+    proto = onnx_program(model, tensors, result).model_proto
+    for key, value in metadata(model).items():
+        proto.metadata_props.add(key=key, value=value)
     lines = [
         "import numpy, onnxruntime",
         f"session = onnxruntime.InferenceSession({out.name!r})",
-        f"({name},) = session.run(None, {{'images': images.astype(numpy.float32)}})",
-        f"# images: [B, {bands}, {height}, {width}] in sensor units",
+        *usage.chosen(model, "onnx"),
+        f"({result},) = session.run(None, {{'images': images.astype(numpy.float32)}})",
+        *usage.about(model, "[B, {{}}, {}, {}]".format(*model.image_shape[:2]), dtype=""),
     ]
-    proto = program.model_proto
-    for key, value in metadata(model).items():
-        proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString(), "\n".join(lines)
-
-
-def _need(library: str) -> Any:
-    with suppress(ImportError):
-        return importlib.import_module(library)
-    raise InputError(f"--to=onnx needs {library}, which is not installed; pip install {library}")
-
-
-def _normalized(model, library: str) -> tuple[list[str], str]:
-    """Python that makes `images` what the network sees: lines before, and the expression."""
-    inputs, clip = model.inputs, {"np": "clip", "torch": "clamp"}[library]
-    if len(inputs.value_range) == 1 and not inputs.std and not inputs.with_elevation:
-        ((low, high),) = inputs.value_range
-        return [], f"(images.{clip}({low:g}, {high:g}) - {low:g}) / {high - low:g}"
-    scale = sensors.affine(inputs, model.image_shape[2])
-    shape = {"np": "", "torch": ".view(-1, 1, 1)"}[library]
-    make = {"np": "np.array", "torch": "torch.tensor"}[library]
-    lines = {"np": ["import numpy as np"], "torch": ["import torch"]}[library]
-    for name, values in zip(("low", "high", "factor", "shift"), scale, strict=True):
-        numbers = ", ".join(f"{value:.9g}" for value in values)
-        lines.append(f"{name} = {make}([{numbers}]){shape}")
-    return lines, f"images.{clip}(low, high) * factor + shift"
-
-
-def _bands(model) -> str:
-    """Which band is what, where that is not plain."""
-    rgb, shapes = tuple(model.config.data.rgb), model.shapes
-    names = model.inputs.names
-    parts = [f"{name}, {shapes[name][2]} bands" for name in names if len(shapes[name]) == 3]
-    parts += ["elevation in metres, 0 where missing, on the images' grid"] * (
-        model.inputs.with_elevation
-    )
-    text = f": {'; '.join(parts)}" if len(names) > 1 else ""
-    return text + (f"; red, green, blue are bands {rgb}" if rgb else "")
-
-
-def _with_shapes(lines, model) -> str:
-    bands = model.image_shape[2]
-    lines.append(f"# images: float32 [B, {bands}, H, W] in sensor units{_bands(model)}")
-    return "\n".join(lines)
 
 
 TARGETS: dict[str, Callable[[Model, Path], tuple[bytes, str]]] = {
     "torchvision": torchvision_file,
-    "segmentation_models_pytorch": smp_file,
+    "timm": timm_file,
+    _SMP: smp_file,
     "flax": flax_file,
     "onnx": onnx_file,
 }

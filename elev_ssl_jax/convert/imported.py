@@ -1,8 +1,8 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
-import json
 import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models.encoders import RESNETS
+from elev_ssl_jax.models.swin import HEAD, WINDOW, Swin
 from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
-from elev_ssl_jax.sensors import ELEVATION, pairs
 
-# What `config.data` says of the numbers that an encoder sees.
-SCALE = ("inputs", "value_range", "mean", "std", "nodata", "elevation_scale")
-CLASSIFIER = ("fc.weight", "fc.bias")  # of the weights' own classes; left out
+CLASSIFIER = ("fc.weight", "fc.bias")  # of a ResNet's own classes; left out
+_STEMS = {
+    "conv1.weight": "[64, bands, 7, 7]",
+    "patch_embed.proj.weight": "[96, bands, 4, 4]",
+}
+_SWIN_BUFFERS = ("relative_position_index", "attn_mask")  # which follow from the sizes
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -79,33 +82,44 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def encoder_variables(
     tensors: dict[str, np.ndarray], source: str, prefix: str = ""
 ) -> tuple[str, float, Any]:
-    """A ResNet under torchvision's names as our encoder: its name, width, and variables.
+    """An encoder under torchvision's or timm's names as ours: its name, width, and variables.
 
     Args:
-      tensors: The state dictionary; a classifier, `fc`, is left out.
+      tensors: The state dictionary of a ResNet or a Swin; its classifier is left out.
       source: What to call it in errors.
       prefix: Of the names that are wanted, as `encoder.`; others are left alone.
 
     Raises:
-      InputError: It is not a ResNet18, 34 or 50.
+      InputError: It is not a ResNet18, 34 or 50, nor a Swin of the size that is `swin_t`.
     """
     if prefix:
         tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    tensors = {name: value for name, value in tensors.items() if name not in CLASSIFIER}
-    stem = tensors.get("conv1.weight")
-    if stem is None or stem.ndim != 4:
-        others = [n.removesuffix("conv1.weight") for n in tensors if n.endswith(".conv1.weight")]
+    found = {name: tensors.get(name, np.zeros(0)) for name in _STEMS}
+    stems = [name for name, value in found.items() if value.ndim == 4 and value.size]
+    if not stems:
+        others = [
+            name.removesuffix(stem)
+            for stem in _STEMS
+            for name in tensors
+            if name.endswith(f".{stem}")
+        ]
         hint = f"; try --prefix={min(others, key=len)}" if others else ""
-        raise InputError(f"{source} has no {prefix}conv1.weight [64, bands, 7, 7]{hint}")
-    for name, value in tensors.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise InputError(f"{source}: {name} has values that are not finite")
+        wanted = ", nor ".join(f"{prefix}{name} {shape}" for name, shape in _STEMS.items())
+        raise InputError(f"{source} has no {wanted}{hint}")
+    make = _resnet if "conv1.weight" in stems else _swin
+    name, width, variables = make(tensors, source)
+    parts = ("params", "batch_stats")
+    return name, width, {part: variables.get(part, {}).get("encoder", {}) for part in parts}
+
+
+def _resnet(tensors, source):
+    tensors = {name: value for name, value in tensors.items() if name not in CLASSIFIER}
+    _check_finite(tensors, source)
+    stem = tensors["conv1.weight"]
     width, bands = stem.shape[0] / 64, stem.shape[1]
 
     def shapes(name):
-        encoder, images = RESNETS[name](width=width), jnp.zeros((1, 32, 32, bands))
-        variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images, train=False))
-        return {part: {"encoder": tree} for part, tree in variables.items()}
+        return _shapes(RESNETS[name](width=width), bands)
 
     # The nearest of the three, so that what is missing is told against the right one.
     blocks = {name.rpartition(".")[0] for name in tensors}
@@ -114,8 +128,62 @@ def encoder_variables(
     }
     name = min(distance, key=lambda name: distance[name])
     what = f"{source}, as a {name},"
-    variables = names.from_torch(tensors, shapes(name), names.torchvision_key, what)
-    return name, width, {part: tree["encoder"] for part, tree in variables.items()}
+    return name, width, names.from_torch(tensors, shapes(name), names.torchvision_key, what)
+
+
+def _swin(tensors, source):
+    """Under timm's names, or those of Microsoft and of older timm, who merge at a stage's end."""
+    tensors = {
+        name: value
+        for name, value in tensors.items()
+        if not name.startswith("head.") and name.rpartition(".")[2] not in _SWIN_BUFFERS
+    }
+    _check_finite(tensors, source)
+    if "layers.0.downsample.reduction.weight" in tensors:
+        tensors = {
+            re.sub(r"^layers\.(\d+)\.down", lambda m: f"layers.{int(m[1]) + 1}.down", name): value
+            for name, value in tensors.items()
+        }
+    theirs = _swin_sizes(tensors)
+    ours = {"depths": Swin.depths, "heads": Swin.heads, "windows": (WINDOW,) * len(Swin.depths)}
+    if theirs != ours:
+        told, wanted = (
+            ", ".join(f"{what} {' '.join(map(str, n)) or 'none'}" for what, n in each.items())
+            for each in (theirs, ours)
+        )
+        raise InputError(f"{source} is a Swin of {told}; model.encoder=swin_t is of {wanted}")
+    channels, bands = tensors["patch_embed.proj.weight"].shape[:2]
+    width = max(1, round(channels / Swin.heads[0])) / HEAD
+    what = f"{source}, as a swin_t,"
+    template = _shapes(Swin(width=width), bands)
+    return "swin_t", width, names.from_torch(tensors, template, names.swin_key, what)
+
+
+def _swin_sizes(tensors) -> dict[str, tuple[int, ...]]:
+    """Of each stage the blocks, attention heads, and tokens along a window's side."""
+    found = (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in tensors)
+    blocks = {(int(match[1]), int(match[2])) for match in found if match}
+    stages = sorted({stage for stage, _ in blocks})
+    name = "layers.{}.blocks.0.attn.relative_position_bias_table"
+    tables = [tensors.get(name.format(stage), np.zeros(0)) for stage in stages]
+    heads = [table.shape[1] if table.ndim == 2 else 0 for table in tables]
+    return {
+        "depths": tuple(sum(of == stage for of, _ in blocks) for stage in stages),
+        "heads": tuple(heads),
+        "windows": tuple((math.isqrt(len(np.atleast_1d(table))) + 1) // 2 for table in tables),
+    }
+
+
+def _check_finite(tensors, source):
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(f"{source}: {name} has values that are not finite")
+
+
+def _shapes(encoder, bands):
+    images = jnp.zeros((1, 32, 32, bands))
+    variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images, train=False))
+    return {part: {"encoder": tree} for part, tree in variables.items()}
 
 
 def _keys(template):
@@ -140,8 +208,9 @@ def adapt_stem(
 
     Standardisation: weights that were trained on (x - mean) / std take x instead. The kernels are
     divided by std, and what mean adds to the stem's output, a constant, goes into the running mean
-    of its BatchNorm. In inference mode nothing else changes, but for the border's three pixels,
-    where zero stands for what the image lacks.
+    of its BatchNorm, or into its bias. In inference mode nothing else changes, but at the border,
+    where zero stands for what the image lacks: a ResNet's three pixels, and what fills a Swin's
+    images up to whole patches.
 
     Args:
       variables: The encoder's.
@@ -151,9 +220,12 @@ def adapt_stem(
       source: What to call it in errors.
 
     Raises:
-      InputError: A number doesn't fit the weights' bands.
+      InputError: A number doesn't fit the weights' bands, or the encoder has no such stem.
     """
-    kernel = np.asarray(variables["params"]["conv1"]["kernel"], np.float64)
+    stem = checkpoint.stem_of(variables["params"])
+    if stem is None:
+        raise InputError(f"--bands, --mean, --std: {source} has no single stem that takes them")
+    kernel = np.asarray(variables["params"][stem]["kernel"], np.float64)
     count = kernel.shape[2]
     for name, values in (("--mean", mean), ("--std", std)):
         if values is not None and not np.isfinite(values).all():
@@ -172,91 +244,13 @@ def adapt_stem(
     kernel = kernel[:, :, chosen] * (share / stds[chosen])[:, None]
     shift = np.einsum("hwio,i->o", kernel, means[chosen])
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])
-    params["conv1"] = {"kernel": kernel.astype(np.float32)}
-    stats["bn1"] = {**stats["bn1"], "mean": (stats["bn1"]["mean"] + shift).astype(np.float32)}
+    params[stem] = {**params[stem], "kernel": kernel.astype(np.float32)}
+    if "bias" in params[stem]:
+        params[stem]["bias"] = (params[stem]["bias"] - shift).astype(np.float32)
+    else:
+        norm = stem.replace("conv", "bn")
+        stats[norm] = {**stats[norm], "mean": (stats[norm]["mean"] + shift).astype(np.float32)}
     return {"params": params, "batch_stats": stats}
-
-
-def told_scale(told: Mapping[str, str], source: Path) -> dict[str, Any]:
-    """The numbers of `config.data` that the head of a file of our own tells.
-
-    Raises:
-      InputError: They are no numbers.
-    """
-    scale: dict[str, Any] = {}
-    for field in ("value_range", "mean", "std"):
-        try:
-            numbers = np.array(told.get(field, "").split(), float)
-            if field == "value_range":
-                numbers = numbers.reshape(-1, 2)
-        except ValueError:
-            numbers = np.array([math.nan])
-        if not np.isfinite(numbers).all():
-            raise InputError(f"{source} says that its {field} is {told[field][:40]!r}")
-        if len(numbers):
-            one_pair = field == "value_range" and len(numbers) == 1
-            values = (numbers[0] if one_pair else numbers).tolist()
-            scale[field] = tuple(tuple(v) if isinstance(v, list) else v for v in values)
-    return scale
-
-
-def told_inputs(
-    told: Mapping[str, str], bands: int, source: Path
-) -> tuple[dict[str, Any], dict[str, tuple[int, ...]] | None]:
-    """Which features the head of a file of our own says were seen, and their shapes.
-
-    Args:
-      told: The head.
-      bands: Of the weights.
-      source: The file, for errors.
-
-    Returns:
-      Fields of `config.data`, and the shape of each input; nothing of a file that doesn't say so.
-
-    Raises:
-      InputError: They are not those of images, or don't fit the weights.
-    """
-    if "shapes" not in told:
-        return {}, None
-    try:
-        shapes = {
-            str(name): tuple(map(int, sides)) for name, sides in json.loads(told["shapes"]).items()
-        }
-        scale = float(told["elevation_scale"])
-        found = sum(1 if name == ELEVATION else shape[2] for name, shape in shapes.items())
-        fits = found == bands and 0 < scale < math.inf
-        fits = fits and all(0 < side <= 2**16 for shape in shapes.values() for side in shape)
-        if not fits or not all(map(str.isidentifier, shapes)):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise InputError(f"{source} doesn't say what its {bands} bands are") from error
-    return {"inputs": tuple(shapes), "elevation_scale": scale}, shapes
-
-
-def scale_of_bands(scale: Mapping[str, Any], bands: Sequence[int], source: Path) -> dict[str, Any]:
-    """The scale of images that have the weights' bands of these numbers.
-
-    Raises:
-      InputError: A number is of no band, or one of them is elevation.
-    """
-    if ELEVATION in scale.get("inputs", ()):
-        raise InputError(f"--bands: {source} takes elevation, which is no band of an image")
-
-    def chosen(values):
-        if len(values) <= 1:
-            return tuple(values)
-        if not all(0 <= band < len(values) for band in bands):
-            raise InputError(
-                f"--bands is {list(bands)}; {source} has the bands 0 to {len(values) - 1}"
-            )
-        return tuple(values[band] for band in bands)
-
-    value_range = chosen(pairs(scale["value_range"]))
-    return {
-        "value_range": value_range[0] if len(value_range) == 1 else value_range,
-        "mean": chosen(scale.get("mean", ())),
-        "std": chosen(scale.get("std", ())),
-    }
 
 
 def write_run(
@@ -274,7 +268,7 @@ def write_run(
       name: The encoder's, as `model.encoder`.
       width: As `model.width`.
       variables: The encoder's.
-      scale: Of `config.data`, the fields of `SCALE` that are not at their defaults.
+      scale: Of `config.data`, the fields of `facts.SCALE` that are not at their defaults.
       shapes: Of the chips' features that it was trained on.
 
     Raises:
@@ -285,7 +279,10 @@ def write_run(
     config.data.update(scale)
     config.objective.alpha = 0.0  # it knows nothing of elevation
     about = checkpoint.describe(config, steps=0, shapes=shapes)
-    params, batch_stats = ({"encoder": variables[part]} for part in ("params", "batch_stats"))
+    params, batch_stats = (
+        {"encoder": variables[part]} if variables[part] else {}
+        for part in ("params", "batch_stats")
+    )
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state={})
     with files.new_folder(folder) as unfinished:
         with checkpoint.open_checkpoints(unfinished, keep=1) as checkpoints:

@@ -45,8 +45,10 @@ def smp_key(path: Path) -> str:
 
 
 def swin_key(path: Path) -> str:
-    """Of a Swin encoder, as timm's `swin_tiny_patch4_window7_224` has it."""
-    _, _, *modules, leaf = path
+    """Of a Swin encoder or classifier, as timm's `swin_tiny_patch4_window7_224` has it."""
+    _, part, *modules, leaf = path
+    if part == "head":
+        return f"head.fc.{_LEAVES[leaf]}"
     key = ".".join([*modules, _LEAVES[leaf]])
     for ours, theirs in (
         (r"^patch_embed\.", "patch_embed.proj."),

@@ -11,7 +11,7 @@ import numpy as np
 
 WINDOW = 7  # tokens along the side of a window
 _PATCH = 4  # pixels along the side of a token
-_HEAD = 32  # channels of an attention head
+HEAD = 32  # channels of an attention head
 _APART = -100.0  # is added to the logits of tokens that are neighbours by the shift alone
 
 Dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
@@ -173,7 +173,7 @@ class Swin(nn.Module):
         x = jnp.pad(images, ((0, 0), (0, -height % _PATCH), (0, -width % _PATCH), (0, 0)))
         bound = (_PATCH**2 * images.shape[-1]) ** -0.5
         embed = nn.Conv(
-            self.heads[0] * round(_HEAD * self.width),
+            self.heads[0] * round(HEAD * self.width),
             (_PATCH, _PATCH),
             _PATCH,
             padding="VALID",

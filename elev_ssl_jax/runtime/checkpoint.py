@@ -24,6 +24,7 @@ from elev_ssl_jax.runtime.train_state import TrainState
 # Raised by whatever makes the same weights give other outputs, or the same steps other weights.
 # 2: PyTorch's nearest upsampling, unbiased running variances, checksums.
 FORMAT = 2
+STEMS = ("conv1", "patch_embed", "block1_conv1")  # of ResNets, Swin and VGG
 
 
 class Saved(NamedTuple):
@@ -253,9 +254,18 @@ def shapes_of(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(about[key]) for name, key in names.items() if key in about}
 
 
+def stem_of(encoder: Any) -> str | None:
+    """The name of the layer that sees the images, in an encoder's parameters.
+
+    None of several encoders side by side, and of one that has it deeper.
+    """
+    return next((name for name in STEMS if name in encoder), None)
+
+
 def _stem_bands(encoder: Any) -> int | None:
-    """Of a ResNet's images; None of another encoder."""
-    return int(encoder["conv1"]["kernel"].shape[2]) if "conv1" in encoder else None
+    """Of an encoder's images, if it has a stem."""
+    name = stem_of(encoder)
+    return None if name is None else int(encoder[name]["kernel"].shape[2])
 
 
 def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None) -> Any:

@@ -2,8 +2,6 @@
 
 import json
 import sys
-from importlib.machinery import ModuleSpec
-from types import SimpleNamespace
 
 import flax
 import jax
@@ -14,30 +12,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from elev_ssl_jax.convert import imported
-from elev_ssl_jax.convert.__main__ import main
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.runtime import checkpoint
 from tests import runs
+from tests.convert.printed import as_torch, run_usage
 from tests.models import torch_resnet
 
 SHAPE = (64, 64, 3)
-
-
-@pytest.fixture
-def convert(monkeypatch, capsys):
-    """Runs the command; its exit code, and what it printed."""
-
-    def run(source, to, out, *more):
-        words = ["convert", "--from", source, "--to", to, "--out", out, *more]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, "".join(capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -50,33 +31,9 @@ def full(tmp_path_factory):
     return folder
 
 
-def as_torch(images):
-    return torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)
-
-
 def load(model, path):
     model.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
     return model.eval()
-
-
-def run_usage(usage, images, monkeypatch, tmp_path):
-    """Executes the printed lines, where torchvision is our plain PyTorch of the same names."""
-    models = SimpleNamespace(resnet18=lambda num_classes=1000: torch_resnet.Classifier(num_classes))
-    spec = ModuleSpec("torchvision", None)
-    module = SimpleNamespace(models=models, __spec__=spec)
-    monkeypatch.setitem(sys.modules, "torchvision", module)
-    monkeypatch.setitem(
-        sys.modules,
-        "segmentation_models_pytorch",
-        SimpleNamespace(
-            Unet=lambda name, encoder_weights, in_channels, classes: torch_resnet.UNet(classes)
-        ),
-    )
-    monkeypatch.chdir(tmp_path)
-    scope = {"images": images}
-    with torch.no_grad():
-        exec(usage.split("written\n")[1], scope)
-    return scope
 
 
 @pytest.mark.parametrize(
@@ -85,6 +42,8 @@ def run_usage(usage, images, monkeypatch, tmp_path):
         ("linear", "torchvision", "logits"),
         ("unet", "segmentation_models_pytorch", "logits"),
         ("two", "torchvision", "features"),
+        ("two", "timm", "features"),
+        ("linear", "timm", "logits"),
         ("two", "onnx", "features"),
         ("unet", "onnx", "logits"),
     ],

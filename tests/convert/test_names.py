@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,11 +11,13 @@ from elev_ssl_jax.convert import names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models.classifier import Classifier
 from elev_ssl_jax.models.resnet import ResNet18, ResNet34, ResNet50
+from elev_ssl_jax.models.swin import Swin
 from elev_ssl_jax.models.unet import UNet
 from tests.models import torch_resnet
 
 ENCODERS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
 PUBLISHED = Path(__file__).with_name("torchvision_keys.txt")  # of torchvision 0.29
+TIMM = Path(__file__).with_name("timm_keys.txt")  # of timm 1.0.31
 
 
 def random_variables(model, rng, size=64):
@@ -34,11 +37,20 @@ def test_keys_and_shapes_are_torchvisions(rng, name):
     assert tensors["bn1.num_batches_tracked"] == 7
 
 
+def test_keys_and_shapes_are_timms(rng):
+    variables = random_variables(Classifier(1000, Swin), rng)
+    tensors = names.to_torch(variables, names.swin_key, 7)
+    rows = [line.split() for line in TIMM.read_text().splitlines()]
+    published = {key: tuple(map(int, shape)) for _, key, *shape in rows}
+    assert {key: value.shape for key, value in tensors.items()} == published
+
+
 @pytest.mark.parametrize(
     ("model", "key"),
     [
         *((Classifier(3, encoder), names.torchvision_key) for encoder in ENCODERS.values()),
         (UNet(3, (64, 64)), names.smp_key),
+        (Classifier(3, partial(Swin, (1, 1, 1, 1))), names.swin_key),
     ],
 )
 def test_there_and_back_is_the_same_to_the_bit(rng, model, key):

@@ -121,6 +121,20 @@ class Swin(nn.Module):
         return [*maps[:-1], self.norm(x)]
 
 
+class Classifier(Swin):
+    """As timm's `swin_tiny_patch4_window7_224`: features, pooled, to classes, if there are any."""
+
+    def __init__(self, classes=1000, bands=3, embed_dim=96, img_size=(224, 224)):
+        super().__init__(bands, embed_dim)
+        self.img_size = img_size
+        layer = nn.Linear(8 * embed_dim, classes) if classes else nn.Identity()
+        self.head = nn.ModuleDict({"fc": layer})
+
+    def forward(self, images):
+        assert images.shape[2:] == self.img_size  # as timm insists
+        return self.head["fc"](super().forward(images)[-1].mean((1, 2)))
+
+
 def randomize(model):
     """Weights of the size that training gives them."""
     generator = torch.Generator().manual_seed(0)
