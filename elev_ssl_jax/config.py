@@ -346,8 +346,8 @@ def _two_sensor_demo(config: ml_collections.ConfigDict) -> None:
         config.data.split, config.data.probe_split = "unlabeled", "labeled"
         config.optimizer.update(learning_rate=1e-3, schedule="cosine")
         return
-    config.optimizer.update(learning_rate=3e-4, drop_epoch=20)
-    config.epochs = 30
+    config.optimizer.update(learning_rate=1e-3, drop_epoch=15)
+    config.epochs = 20
     if config.task == "finetune":
         config.data.split = "labeled"
         return

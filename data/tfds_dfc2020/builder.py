@@ -23,7 +23,8 @@ class Dfc2020(Builder):
       mask: uint8 [256, 256], one of the eight classes, 255 none.
       label: int64, the commonest value of the mask, the smallest of several; -1 if that is 255.
       labels: uint8 [8], 1 for each class that a tenth of all pixels have, else 0.
-      id, scene, block: text; the block is the scene.
+      id, scene, block: text; a block is a square of 20 km, of which there are several in the
+        one scene, or that scene where the files don't say where they lie.
 
     `train` is what the files call validation, `test` their test. A patch with values that are not
     finite is left out. There is one config only, without a name.
@@ -56,7 +57,9 @@ class Dfc2020(Builder):
         return {"sensors": patches.SENSORS, "classes": list(layout.CLASSES)}
 
     def _table(self, folder: Path) -> pd.DataFrame:
-        return patches.look_all_over(layout.find(folder), _look, self.workers)
+        table = patches.look_all_over(layout.find(folder), _look, self.workers)
+        table["block"] = patches.blocks(table)
+        return table
 
     def _positions(self, chips: pd.DataFrame) -> Mapping[str, np.ndarray]:
         positions, self.how = patches.arrange(chips, ("train", "test"))

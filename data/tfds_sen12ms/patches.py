@@ -26,6 +26,7 @@ from elev_ssl_jax.data.store import BOUNDS
 from elev_ssl_jax.errors import InputError
 
 SIDE = 256  # pixels
+_BLOCK = 20_000  # metres along the side of a block of ground
 SENSORS: Mapping[str, Mapping[str, Any]] = {
     "s1": {"bands": 2, "dtype": "float32", "nodata": None},
     "s2": {"bands": 13, "dtype": "uint16", "nodata": None},
@@ -226,6 +227,23 @@ def look_all_over(
     rows: list[Any] = patches.to_dict("records")
     seen = look_over(function, rows, workers, "looking over")
     return pd.concat([patches, pd.DataFrame(seen, columns=Seen._fields)], axis=1)
+
+
+def blocks(patches: pd.DataFrame) -> list[str]:
+    """The square of 20 km that each patch's middle lies in, or its scene, where that isn't known.
+
+    Args:
+      patches: From `look_all_over`.
+    """
+    found = []
+    for row in patches[["scene", "crs", *BOUNDS]].itertuples(index=False):
+        scene, crs, left, bottom, right, top = row
+        if crs.startswith("EPSG:") and parse_crs(crs, "a patch").is_projected:
+            x, y = ((low + high) / 2 // _BLOCK for low, high in ((left, right), (bottom, top)))
+            found.append(f"{crs.removeprefix('EPSG:')}-{x:.0f}-{y:.0f}")
+        else:
+            found.append(scene)
+    return found
 
 
 def arrange(patches: pd.DataFrame, names: tuple[str, str]) -> tuple[dict[str, np.ndarray], str]:

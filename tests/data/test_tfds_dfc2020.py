@@ -148,7 +148,14 @@ def test_what_the_files_hold_comes_back_to_the_bit(tmp_path, capsys, layout):
         assert record["mask"].dtype == np.uint8
         np.testing.assert_array_equal(record["mask"], classes_of(written[key]["dfc"]))
         scene = key.rsplit("_", 1)[0]
-        assert record["scene"].decode() == record["block"].decode() == scene
+        assert record["scene"].decode() == scene
+        # A square of 20 km of its zone, so that a test has several.
+        part, patch = scene.split("_")[1], int(key.rsplit("_p", 1)[1])
+        left, up = next((left, up) for number, left, up in PARTS[part] if number == patch)
+        x, y = (
+            (start + 1280) // 20_000 for start in (500_000 + left * 2560, 4_997_440 + up * 2560)
+        )
+        assert record["block"].decode() == f"32632-{x}-{y}"
 
 
 LABELS = {
