@@ -293,8 +293,10 @@ def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None
             f"init_from={run} has another encoder ({differing}); set model.encoder, model.width, "
             "model.fusion and data.inputs as in its config.json"
         )
-    for field in ("value_range", "mean", "std") if inputs is not None else ():
+    for field in ("value_range", "mean", "std", "scaling") if inputs is not None else ():
         then, now = saved.about["config"]["data"].get(field, ()), getattr(inputs, field)
+        if field == "scaling":
+            then, now = (then or "range",), (now,)  # which it was before there was another
         then = sensors.pairs(then) if field == "value_range" else tuple(then)
         if then != now:
             shown = [v[0] if len(v) == 1 else v for v in (then, now)]

@@ -147,7 +147,7 @@ def test_a_cell_is_the_fine_tuning_that_runs_alone(config, data, tmp_path):
 def test_pre_training_takes_the_experiments_data_and_the_methods_objective(config):
     config.data.value_range = (0.0, 9000.0)
     config.data.synthetic.chips = 100
-    for method, (_, fields, pretrained) in METHODS.items():
+    for method, (_, fields, pretrained, _) in METHODS.items():
         if not pretrained or "data.inputs" in fields:
             continue
         settings = methods.config_of(config, method, {"image": (SIZE, SIZE, 3)})

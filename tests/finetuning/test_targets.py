@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from elev_ssl_jax import metrics
+from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, loop, methods
+from elev_ssl_jax.finetuning import labelled, loop, methods, step
 from elev_ssl_jax.inference import model as inference
 from tests.pretraining.test_loop import Writer
 
@@ -213,3 +213,26 @@ def test_views_that_can_not_occur_are_not_encoded(config):
         assert maps.shape[:2] == (4, views)
     dropping = dataclasses.replace(setup, drop_sensor=0.5)
     assert loop.encode_views(dropping, variables, chips.inputs) is None
+
+
+def test_an_ensemble_says_what_its_members_mean(config, rng):
+    config.augment.crop_size = 0
+    chips = make_chips(5)
+    config.finetune.target, config.finetune.head = "mask", "unet"
+    members = []
+    for head, encoder in (("unet", "resnet18"), ("plain_unet", "plain")):
+        config.finetune.head, config.model.encoder = head, encoder
+        check(config)
+        setup = loop.make_setup(config, labelled.shapes_of(chips), 5)
+        members.append((setup, loop.init(setup, 0, (SIZE, SIZE, 5))))
+    matrix, classes = step.judge_together(members, chips)
+    images = sensors.shown(members[0][0].inputs, chips.inputs)
+    total = 0
+    for setup, variables in members:
+        logits = np.asarray(setup.model.apply(variables, images, train=False), np.float64)
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        total = total + weights / weights.sum(axis=-1, keepdims=True)
+    clear = np.diff(np.sort(total, axis=-1)[..., -2:])[..., 0] > 1e-4
+    np.testing.assert_array_equal(classes[clear], total.argmax(axis=-1)[clear])
+    wanted = metrics.confusion_matrix(chips.targets, classes, CLASSES)
+    np.testing.assert_array_equal(matrix, wanted)

@@ -102,3 +102,29 @@ def test_what_is_no_finished_run_is_refused(tmp_path):
         foreign.save(1, args=ocp.args.StandardSave({"weights": np.zeros(3)}))
     with pytest.raises(InputError, match="foreign holds checkpoints of another program"):
         inference.load(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_a_missing_sensor_is_done_without_and_told(tmp_path, rng, capsys, fusion):
+    shapes = {"s1": (32, 32, 2), "s2": (32, 32, 3)}
+    config = runs.settings("linear")
+    config.data.inputs, config.model.fusion = ("s1", "s2"), fusion
+    config.data.value_range = (*[(-25.0, 0.0)] * 2, *[(0.0, 6000.0)] * 3)
+    runs.save_run(tmp_path, config, (32, 32, 5), shapes=shapes)
+    model = inference.load(tmp_path)
+    both = {"s1": rng.normal(-12, 4, (3, *shapes["s1"])).astype(np.float32), "s2": images(rng)}
+    whole = model.probabilities(both)
+    assert not capsys.readouterr().err
+    one = model.probabilities({"s2": both["s2"]})
+    assert f"there is no s1: {tmp_path} does without" in capsys.readouterr().err
+    # As if the radar had heard nothing at all.
+    silent = np.full_like(both["s1"], -25)
+    np.testing.assert_allclose(
+        one, model.probabilities({"s1": silent, "s2": both["s2"]}), rtol=1e-4, atol=1e-6
+    )
+    assert np.abs(one - whole).max() > 1e-3
+    assert model.without("s1").features({"s2": both["s2"]}).shape == model.features(both).shape
+    with pytest.raises(InputError, match="takes s1, s2; there is no s1"):
+        model.predict({})
+    with pytest.raises(InputError, match="sees s1, s2; it can't do without s1, s2"):
+        model.without("s1", "s2")

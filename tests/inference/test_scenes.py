@@ -320,7 +320,7 @@ predict.main()
     assert not os.listdir(out)
 
 
-def test_a_map_of_several_sensors_and_elevation(scene, tmp_path, rng):
+def test_a_map_of_several_sensors_and_elevation(scene, tmp_path, rng, capsys):
     images, pixels = scene
     radar = rng.normal(-12, 4, (2, 150, 90)).astype(np.float32)
     radar[1, :30, :20] = np.nan
@@ -370,13 +370,24 @@ def test_a_map_of_several_sensors_and_elevation(scene, tmp_path, rng):
 
     named = {"s1": [tmp_path / "radar.tif"], "s2": images}
     for given, options, message in (
-        ({"s1": named["s1"]}, {}, "--image gives s1; .* takes s2, s1"),
         (images, {}, "--image gives image; .* takes s2, s1"),
         (named, {}, "needs --elevation"),
         ({**named, "s1": images}, {"elevation": tmp_path / "dem.tif"}, "has 3 bands; .* takes 2"),
     ):
         with pytest.raises(InputError, match=message):
             scenes.map_scene(model, given, out=tmp_path / "no.tif", progress=False, **options)
+
+    # One sensor will do, and a warning says what that means.
+    without = tmp_path / "without.tif"
+    capsys.readouterr()
+    scenes.map_scene(
+        *(model, {"s1": named["s1"]}),
+        **{"elevation": tmp_path / "dem.tif", "out": without, "overlap": 0, "progress": False},
+    )
+    assert "warning: there is no s2" in capsys.readouterr().err
+    window.pop("s2")
+    wanted = model.predict(window)[0, :, :26]
+    np.testing.assert_array_equal(wanted, read(without)[32:64, 32:58, 0])
 
 
 def test_each_tile_is_written_once(folders, tmp_path, monkeypatch, rng):
