@@ -28,4 +28,5 @@ def get_config(variant: str = ""):
     if demo:  # repeated, so that the report can tell differences from noise
         config.data.synthetic.chips = 1000
         config.experiment.pretrain_seeds, config.experiment.seeds = 5, 1
+        config.experiment.pretrain.epochs = 20
     return config
