@@ -235,6 +235,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     frozen = config.task != "pretrain" and config.finetune.frozen_epochs > 0
     need("epochs", config.epochs > 0 or frozen, "1 or more")
     if config.task == "experiment":
+        methods = [m for m in config.experiment.methods if METHODS[m.removesuffix(FROZEN)].members]
+        allowed = f"one class a chip or pixel with {', '.join(methods)}"
+        need("finetune.target", not methods or config.finetune.target != "present", allowed)
         most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
         need("seed", config.seed < most, f"below {most}: each repetition has its own")
     if config.finetune.classes:

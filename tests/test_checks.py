@@ -117,6 +117,7 @@ def test_a_field_that_the_task_does_not_use_is_refused(task, field, value):
         ("experiment.labels", ()),
         ("experiment.labels", (80.5,)),
         ("experiment.metrics", ("beauty",)),
+        ("experiment.labels", (0.1, 1.5)),
         ("seed", 2**31 - 1000),
     ],
 )
@@ -309,3 +310,23 @@ def test_inputs_that_are_possible(tiny):
     checks.check(tiny)
     tiny.data.value_range = ("auto",)
     checks.check(tiny)
+
+
+def test_what_does_not_go_together_is_named():
+    for fields, said in (
+        ({"finetune.head": "unet", "finetune.target": "present"}, "finetune.target is 'present'"),
+        ({"finetune.head": "swin_unet"}, "model.encoder is 'resnet18'; it must be swin_t"),
+        ({"finetune.drop_sensor": 0.5}, "finetune.drop_sensor is 0.5; it must be 0 with a single"),
+        ({"optimizer.schedule": "cosine", "optimizer.drop_epoch": 5}, "optimizer.drop_epoch is 5"),
+        ({"epochs": 0, "finetune.frozen_epochs": 0}, "epochs is 0; it must be 1 or more"),
+        ({"data.bands": (0, 1), "data.rgb": (0, 1, 2)}, "data.rgb is .* among data.bands"),
+    ):
+        config = fine_tuning("linear")
+        checks.check(config)
+        config.update_from_flattened_dict(fields)
+        with pytest.raises(InputError, match=said):
+            checks.check(config)
+    config = comparison("linear")
+    config.experiment.methods, config.finetune.target = ("ensemble",), "present"
+    with pytest.raises(InputError, match="one class a chip or pixel with ensemble"):
+        checks.check(config)

@@ -11,6 +11,7 @@ from elev_ssl_jax import metrics, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.models import encoders
 from elev_ssl_jax.runtime import run_folder
 
 
@@ -167,6 +168,7 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
             "they must be alike"
         )
     height, width, _ = image_shape_of(config, train)
+    encoders.check_size(config, height, width)
     if config.augment.finetune.transpose and height != width:
         raise InputError(
             f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from elev_ssl_jax import sensors
+from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models.fusion import Branches
 from elev_ssl_jax.models.plain_unet import PlainEncoder
 from elev_ssl_jax.models.resnet import ResNet18, ResNet34, ResNet50
@@ -30,6 +31,20 @@ class Late:
     def __call__(self, **fields: Any) -> Branches:
         """An encoder for each input; `fields` are those of each."""
         return Branches(self.bands, self.encoder, **fields)
+
+
+def check_size(config: Any, height: int, width: int) -> None:
+    """Refuses images that are too small for the encoder's maps.
+
+    Raises:
+      InputError: Says how large they must be.
+    """
+    least = {"vgg": 8, "plain": 16}.get(config.model.encoder, 1)  # others fill up what is small
+    if min(height, width) < least:
+        raise InputError(
+            f"config.model.encoder is {config.model.encoder}, which halves images until nothing is "
+            f"left of {height} x {width} pixels; {least} are needed"
+        )
 
 
 def encoder_type(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:

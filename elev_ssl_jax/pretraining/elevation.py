@@ -18,6 +18,7 @@ import numpy as np
 
 from elev_ssl_jax import augment, losses, matching, sensors, squares
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.models import encoders
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import PretrainModel
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
@@ -120,6 +121,7 @@ def check_image_size(config: Any, height: int, width: int) -> None:
     Raises:
       InputError: A patch is larger than a view, or style features have one cell to vary over.
     """
+    encoders.check_size(config, height, width)
     weight, size = weights(config), min(height, width)
     patch_size = config.objective.local.patch_size
     if weight["local"] and patch_size > size:

@@ -270,6 +270,12 @@ def test_a_run_is_scored_goes_on_to_the_same_bits_and_can_be_loaded(
         )
 
 
+def test_squares_too_small_for_the_encoder_are_refused(config):
+    config.update_from_flattened_dict({**KINDS["mma"], "augment.crop_size": 7})
+    with pytest.raises(InputError, match=r"model.encoder is vgg, .* 7 x 7 pixels; 8 are needed"):
+        fusion.make(config, make_chips(4), "cpu")
+
+
 def test_squares_larger_than_the_chips_are_refused(config):
     config.augment.crop_size = 40
     with pytest.raises(InputError, match=r"crop_size is 40; s1 has 32 x 32 pixels, so it must be"):
