@@ -37,7 +37,11 @@ def draw_views(config: Any, method: Method, path: Path, few: Arrays) -> None:
         if isinstance(part, jax.Array):
             part = part if part.ndim == 5 else part[:, None]
             for i in range(part.shape[1]):
-                views[f"view {len(views) + 1}"] = _displayable(config, part[:, i])
+                view = np.asarray(part[:, i])
+                if config.objective.positives == "sensors":
+                    views |= _sensors_apart(config, few, view)
+                else:
+                    views[f"view {len(views) + 1}"] = _displayable(config, view)
     elevation = getattr(targets, sensors.ELEVATION, None)
     if elevation is not None:
         elevation = np.asarray(elevation) * config.data.elevation_scale
@@ -61,6 +65,18 @@ def displayable(config: Any, few: Arrays) -> np.ndarray:
     """Three bands of the chips' inputs, to look at: float [B, H, W, 3] in 0..1."""
     chips = {name: jnp.asarray(array) for name, array in few.items()}
     return _displayable(config, sensors.join(sensors.of(config), chips))
+
+
+def _sensors_apart(config, few, images):
+    """Of joined images what each sensor sees, by its name."""
+    chosen, colors = sensors.of(config), sensors.colors(config)
+    owners = sensors.band_inputs(chosen, {name: array.shape[1:] for name, array in few.items()})
+    found = {}
+    for name in dict.fromkeys(owners):
+        bands = [i for i, owner in enumerate(owners) if owner == name]
+        rgb = tuple(bands.index(band) for band in colors) if set(colors) <= set(bands) else ()
+        found[name] = pictures.displayable(images[..., bands], rgb)
+    return found
 
 
 def _displayable(config, images):
