@@ -88,32 +88,33 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
     The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
     many as fit in; those of one chip follow one another, and are of its group.
     """
-    side, inputs = config.augment.crop_size, chips.inputs
-    if side:
-        size = sensors.image_size(sensors.of(config), shapes_of(chips))
+    side = config.augment.crop_size
+    size = sensors.image_size(sensors.of(config), shapes_of(chips))
+    if side and size != (side, side):
         starts = (long % side // 2 + side * np.arange(long // side) for long in size)
-        places, count = [*itertools.product(*starts)], len(chips.targets)
-        parts = [
-            squares.cut_at(
-                {**inputs, "": chips.targets},
-                (jnp.full(count, place[0]), jnp.full(count, place[1])),
-                side,
-            )
-            for place in places
-        ]
-        cut = {
-            name: np.stack([part[name] for part in parts], axis=1).reshape(
-                -1, *parts[0][name].shape[1:]
-            )
-            for name in parts[0]
-        }
+        places = [*itertools.product(*starts)]
+
+        def cut(name, array):
+            parts = [_square(name, array, place, side, size) for place in places]
+            return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+        inputs = {name: cut(name, array) for name, array in chips.inputs.items()}
         groups = None if chips.groups is None else np.repeat(chips.groups, len(places))
-        chips = Labelled(cut, cut.pop(""), groups)
+        chips = Labelled(inputs, cut("", chips.targets), groups)
     settings = config.finetune
     targets = as_learned(
         jnp.asarray(chips.targets), target_of(config), settings.num_classes, settings.present_share
     )
     return chips._replace(targets=np.asarray(targets))
+
+
+def _square(name, array, place, side, size):
+    """The square at a place of all images, masks or elevations [N, ...]; without an extent, all."""
+    if name == sensors.ELEVATION:
+        there = jnp.full(len(array), place[0]), jnp.full(len(array), place[1])
+        return np.asarray(squares.cut_elevation(jnp.asarray(array), there, side, size))
+    row, column = place
+    return array[:, row : row + side, column : column + side] if array.ndim > 2 else array
 
 
 def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
