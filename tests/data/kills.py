@@ -24,7 +24,12 @@ OLD, NEW, DEMO = 5, 3, 8  # test chips
 def data(folder, name):
     """Stands for config.data."""
     return ml_collections.ConfigDict(
-        {"dir": str(folder), "name": name, "synthetic": {"chips": 40, "size": 12}}
+        {
+            "dir": str(folder),
+            "name": name,
+            "inputs": ("image",),
+            "synthetic": {"chips": 40, "size": 12},
+        }
     )
 
 
