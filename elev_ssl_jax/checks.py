@@ -1,15 +1,19 @@
 """What a configuration may say, checked before anything is built."""
 
-import math
-from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Any
 
 import ml_collections
 
 from elev_ssl_jax.config import SEEDS_APART, default
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS
+from elev_ssl_jax.fields import TASKS, belongs, flatten, recipes_of, same
+from elev_ssl_jax.recipes import (
+    FROZEN,
+    METHODS,
+    METRICS,
+    METRICS_OF_CLASSES,
+    METRICS_OF_PRESENCE,
+)
 from elev_ssl_jax.rules import (
     ANY,
     Rule,
@@ -24,51 +28,6 @@ from elev_ssl_jax.rules import (
     several,
     whole,
 )
-
-# What each task reads, as fields or groups of fields. Another that is not at its default is
-# refused: it would change nothing.
-_OF_ALL = (
-    *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
-    *("model.encoder", "model.fusion", "model.width", "model.dtype", "augment.crop_size"),
-    *("data.name", "data.dir", "data.eval_split", "data.inputs", "data.value_range"),
-    *("data.mean", "data.std", "data.nodata", "data.rgb", "data.bands", "data.scaling"),
-    *("data.elevation_scale",),
-    *("data.resident_gib", "data.synthetic"),
-)
-_OF_PRETRAINING = (
-    *("augment.contrastive", "augment.elevation", "loss", "log"),
-    *("model.projection", "model.elevation_padding"),
-    *("objective.temperature", "objective.local", "objective.negatives", "data.probe_split"),
-)
-_OF_FINETUNING = ("finetune", "augment.finetune")
-TASKS = {
-    "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
-    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
-    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment"),
-}
-# What only one part of the objective reads.
-_OF_ELEVATION = (
-    *("augment.elevation", "model.elevation_padding"),
-    *("loss.elevation_reduction", "loss.relief_weight"),
-)
-_OF_CONTRAST = ("augment.contrastive", "objective.temperature", "objective.lam", "loss.chunk_size")
-_OF_GLOBAL = ("objective.global_features", "model.projection")
-_OF_LOCAL = ("objective.local",)
-_OF_ANY_PRETRAINING = ("experiment.pretrain", "data.probe_split", "checkpoint", "log")
-_OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm")
-
-# Fields that say where things lie and how often to report; a run may go on with others.
-FREE_TO_CHANGE = (
-    *("data.dir", "data.resident_gib", "checkpoint", "log"),
-    *("experiment.methods", "experiment.labels", "experiment.seeds"),
-    *("experiment.pretrain_seeds", "finetune.classes"),
-)
-# Fields that may be left to the data, with a value that says so.
-_OF_DATA = (
-    *("data.value_range", "data.mean", "data.std", "data.nodata"),
-    *("finetune.num_classes", "finetune.classes"),
-)
-
 
 _NAME = Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
 _SHARE = number(0, 1)
@@ -193,8 +152,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     # They bring in Flax, which a config file can do without.
     from elev_ssl_jax.models.encoders import ENCODERS
 
-    known = _flat(default())
-    flat = _flat(config)
+    known = flatten(default())
+    flat = flatten(config)
     for name in flat:
         if name not in known:
             raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
@@ -209,7 +168,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     rules = {"model.encoder": one_of(*ENCODERS), **_RULES}
     need("task", config.task in TASKS, rules["task"].allowed)
     for name, value in flat.items():
-        if not _belongs(name, TASKS[config.task]) and not _same(value, known[name]):
+        if not belongs(name, TASKS[config.task]) and not same(value, known[name]):
             raise InputError(
                 f"config.{name} is {value!r}, which the task {config.task} doesn't use; leave it "
                 f"at {known[name]!r}"
@@ -238,6 +197,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         methods = [m for m in config.experiment.methods if METHODS[m.removesuffix(FROZEN)].members]
         allowed = f"one class a chip or pixel with {', '.join(methods)}"
         need("finetune.target", not methods or config.finetune.target != "present", allowed)
+        present = config.finetune.target == "present"
+        metrics = METRICS_OF_PRESENCE if present else METRICS_OF_CLASSES
+        suit = set(config.experiment.metrics) <= set(metrics)
+        aim = f" with finetune.target={config.finetune.target}" * bool(config.finetune.target)
+        need("experiment.metrics", suit, f"of {', '.join(metrics)}{aim}")
+        for recipe in recipes_of(config):
+            wanted = recipe.fields.get("data.inputs", ())
+            given = set(wanted) <= set(config.data.inputs)
+            need("data.inputs", given, f"with {', '.join(wanted)}, which {recipe.title} sees")
         most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
         need("seed", config.seed < most, f"below {most}: each repetition has its own")
     if config.finetune.classes:
@@ -273,99 +241,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     need("finetune.drop_sensor", several, "0 with a single sensor")
     if config.data.synthetic.chips:
         kinds = ("classification", "segmentation")
+        seen = set(config.data.inputs) - {"elevation"}
+        made_up = seen <= {"image"} or seen <= {"s1", "s2"}
+        need("data.inputs", made_up, "image, or s1 and s2, of synthetic chips")
         names = [f"{builder}/{kind}" for builder in ("nwrc", "chips") for kind in kinds]
         own = config.experiment.pretrain.name in ("", config.data.name)
         need("experiment.pretrain.name", own, "empty with synthetic chips")
         need("data.name", config.data.name in names, f"{', '.join(names)} for synthetic chips")
         others = "empty with synthetic chips; --config.data.synthetic.chips=0 takes your own"
         need("data.dir", not config.data.dir, others)
-
-
-def without_effect(config: ml_collections.ConfigDict) -> list[str]:
-    """A sentence for each field that was set and that changes nothing beside the others.
-
-    They are not refused: a sweep of alpha or lam has ends, where a part of the objective is gone.
-    """
-    parts = [(config.objective.alpha, config.objective.lam)]
-    if config.task == "experiment":
-        methods = (m.removesuffix(FROZEN) for m in config.experiment.methods)
-        named = (METHODS[name] for m in methods for name in METHODS[m].members or (m,))
-        parts = [
-            (recipe.fields["objective.alpha"], recipe.fields["objective.lam"])
-            for recipe in named
-            if recipe.pretrained
-        ]
-    frozen = config.finetune.frozen_epochs > 0 or (
-        config.task == "experiment" and any(m.endswith(FROZEN) for m in config.experiment.methods)
-    )
-    learns = config.task != "finetune" and any(alpha > 0 for alpha, _ in parts)
-    reads_elevation = learns or "elevation" in config.data.inputs
-    groups = (
-        ("elevation has no weight", _OF_ELEVATION, any(a > 0 for a, _ in parts)),
-        ("nothing reads elevation", ("data.elevation_scale",), reads_elevation),
-        ("contrast has no weight", _OF_CONTRAST, any(a < 1 for a, _ in parts)),
-        ("the global contrast has no weight", _OF_GLOBAL, any(a < 1 and g > 0 for a, g in parts)),
-        ("the local contrast has no weight", _OF_LOCAL, any(a < 1 and g < 1 for a, g in parts)),
-        ("nothing is pre-trained", _OF_ANY_PRETRAINING, len(parts) > 0),
-        ("there are no synthetic chips", ("data.synthetic.size",), config.data.synthetic.chips > 0),
-        ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, frozen),
-    )
-    known = _flat(default())
-    return [
-        f"config.{name} is {value!r} and has no effect: {why}"
-        for why, fields, used in groups
-        if not used
-        for name, value in _flat(config).items()
-        if _belongs(name, fields) and not _same(value, known[name])
-    ]
-
-
-def differences(
-    config: ml_collections.ConfigDict, saved: dict[str, Any], *, data_known: bool = True
-) -> list[str]:
-    """Fields in which a saved run differs so that the two can't be one run, each as a sentence.
-
-    Unless `data_known`, those that the configuration leaves to the data are passed over.
-    """
-    # A field that is newer than the saved run had its default value then.
-    flat = _flat(default()) | _flat(ml_collections.ConfigDict(saved))
-    # A run alone may go on for longer. The cells of an experiment are compared with one another.
-    free = FREE_TO_CHANGE if config.task == "experiment" else (*FREE_TO_CHANGE, "epochs")
-    return [
-        f"{name} was {flat.get(name)!r} and is {value!r}"
-        for name, value in _flat(config).items()
-        if not _belongs(name, free)
-        and not _same(value, flat.get(name))
-        and (data_known or not _left_to_data(name, value))
-    ]
-
-
-def _left_to_data(name: str, value: Any) -> bool:
-    by_sensor = name == "data.value_range" and all(map(is_named_range, value))
-    return by_sensor or (name in _OF_DATA and _comparable(value) in (0, "auto", [], ["auto"]))
-
-
-def _belongs(name: str, fields: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the fields, or in one of the groups."""
-    return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            fields |= _flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
-
-
-def _same(one: Any, other: Any) -> bool:
-    """JSON has no tuples, and NaN is not itself."""
-    return _comparable(one) == _comparable(other)
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_comparable(v) for v in value]
-    return "nan" if isinstance(value, float) and math.isnan(value) else value

@@ -17,7 +17,8 @@ def default() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "pretrain"  # or "finetune", or "experiment": many of both
     config.seed = 0
-    config.batch_size = 256  # chips a step, over all devices
+    # Chips a step, over all devices; a fine-tuning that has fewer takes all in one.
+    config.batch_size = 256
     # Chips that the network sees at a time, over all devices; 0 is the batch. The gradient is that
     # of the whole batch, for a second forward pass; BatchNorm's statistics are those of the part.
     config.microbatch_size = 0
@@ -126,7 +127,9 @@ def default() -> ml_collections.ConfigDict:
     optimizer.scaling = "none"  # of the rate by batch_size / 256: "linear", or its root, "sqrt"
     optimizer.warmup_epochs = 0.0  # over which the rate rises from zero
     optimizer.schedule = "cosine"  # decays to zero after that; or "constant"
-    optimizer.drop_epoch = 0  # from when on a constant rate is a tenth; 0 is never
+    # From when on a constant rate is a tenth; 0 is never. Of fine-tuning, the epochs after the
+    # frozen stage count; a method whose encoder stays frozen counts both.
+    optimizer.drop_epoch = 0
     optimizer.weight_decay = 1e-4
     # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
     # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does. "lars"
@@ -152,7 +155,7 @@ def default() -> ml_collections.ConfigDict:
     # the statistics of all its pre-training rather than those of eight chips, and each view of a
     # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.
     finetune.frozen_batchnorm = "inference"
-    # Chips of rare classes come as often in an epoch as those of the commonest.
+    # Chips of rare classes come about as often in an epoch as those of the commonest.
     finetune.oversample = False
     # Probability that a chip's image of one of several sensors is left out, so that the network
     # learns to do without.
@@ -170,7 +173,7 @@ def default() -> ml_collections.ConfigDict:
     experiment.stratified = False
     experiment.metrics = ()  # that are compared, of `metrics.scores`; () is two that suit the head
     experiment.pretrain_seeds = 3  # repetitions
-    # Sets of labelled chips drawn from all of `labeled`, for each repetition; 0: always the first.
+    # Sets of labelled chips drawn from all of `split`, for each repetition; 0: always the first.
     experiment.label_draws = 0
     experiment.seeds = 10  # fine-tunings of each pre-training and set of labels
     experiment.pretrain = pretrain = ml_collections.ConfigDict()

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, files
+from elev_ssl_jax import checks, fields, files
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         checks.check(config)
         _join_processes(config)
         if sharding.is_first():
-            for line in checks.without_effect(config):
+            for line in fields.without_effect(config):
                 print(f"note: {line}", file=sys.stderr)
         _find_data(config, workdir)
         try:
@@ -81,9 +81,9 @@ def _join_processes(config) -> None:
         _PROCESS_ID.value,
         timeout=_JOIN_TIMEOUT.value,
     )
-    fields = config.to_dict()
-    del fields["data"]["dir"]  # may lie elsewhere on another machine
-    sharding.check_same("the configuration", json.dumps(fields, sort_keys=True))
+    shared = config.to_dict()
+    del shared["data"]["dir"]  # may lie elsewhere on another machine
+    sharding.check_same("the configuration", json.dumps(shared, sort_keys=True))
     if config.task != "pretrain" and not sharding.alone():
         raise InputError(
             f"config.task is {config.task!r}, which runs in one process, on all its devices; start "
@@ -96,14 +96,33 @@ def _join_processes(config) -> None:
 
 def _make_synthetic(config, workdir: Path) -> None:
     from elev_ssl_jax.data import synthetic
-    from elev_ssl_jax.pretraining import elevation
 
-    size = config.data.synthetic.size
-    if config.task == "pretrain":
-        elevation.check_image_size(config, size, size)
+    _check_synthetic(config)
     with sharding.together():
         if sharding.is_first():
             synthetic.prepare(config.data, workdir)
+
+
+def _check_synthetic(config) -> None:
+    """Refuses chips of a size that the encoders can't do with, before they are made."""
+    from elev_ssl_jax.models import encoders
+    from elev_ssl_jax.pretraining import elevation
+
+    size = config.data.synthetic.size
+    side = config.augment.crop_size or size
+    if side > size:
+        raise InputError(
+            f"config.augment.crop_size is {side}; it must be at most {size}, as "
+            "config.data.synthetic.size is"
+        )
+    runs: list[tuple[bool, dict]] = [(config.task == "pretrain", {})]
+    if config.task == "experiment":
+        runs = [(recipe.pretrained, recipe.fields) for recipe in fields.recipes_of(config)]
+    for pretrained, its in runs:
+        settings = config.copy_and_resolve_references()
+        settings.update_from_flattened_dict(its)
+        check = elevation.check_image_size if pretrained else encoders.check_size
+        check(settings, side, side)
 
 
 def _find_data(config, workdir: Path) -> None:

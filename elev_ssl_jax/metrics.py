@@ -166,6 +166,11 @@ def _mean(values):
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
+def _number(value):
+    """As JSON has it, which knows no NaN."""
+    return None if math.isnan(value) else float(value)
+
+
 def summary(matrix: NDArray[np.int64], classes: Sequence[str] = ()) -> dict[str, Any]:
     """All metrics of a confusion matrix, and the matrix, as plain numbers; None where undefined.
 
@@ -179,10 +184,7 @@ def summary(matrix: NDArray[np.int64], classes: Sequence[str] = ()) -> dict[str,
         each = {name: values[..., 1] for name, values in each.items()}
     return {
         **({"classes": list(classes)} if classes else {}),
-        **{name: float(value) for name, value in found.items()},
-        **{
-            name: [None if math.isnan(v) else v for v in values.tolist()]
-            for name, values in each.items()
-        },
+        **{name: _number(value) for name, value in found.items()},
+        **{name: [_number(v) for v in values] for name, values in each.items()},
         "confusion_matrix": np.asarray(matrix).tolist(),
     }

@@ -4,15 +4,15 @@ from typing import Any, NamedTuple
 
 FROZEN = "_frozen"  # behind a method's name: its encoder stays as it is in fine-tuning
 
-
-# What an experiment can compare, by what it learns; the first two are shown by default.
-METRICS = {
+# What an experiment can compare: of one class a chip or pixel, and of classes that are present.
+METRICS_OF_CLASSES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "mean_iou": "mIoU",
     "mean_recall": "average accuracy",
-    "micro_f1": "micro F1",
 }
+METRICS_OF_PRESENCE = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+METRICS = METRICS_OF_CLASSES | METRICS_OF_PRESENCE
 
 
 class Recipe(NamedTuple):
@@ -30,17 +30,9 @@ def _objective(alpha: float, lam: float = 1.0, features: str = "mean") -> dict[s
 
 
 _BOTH = {"data.inputs": ("s1", "s2")}
-
-
 _LATE = {**_BOTH, "model.fusion": "late"}
-
-
 _DUAL = {**_LATE, **_objective(0.0), "objective.positives": "sensors"}
-
-
 _SWIN = {"model.encoder": "swin_t", "model.projection": (768, 128)}
-
-
 _RESNET50 = {"model.encoder": "resnet50", "model.projection": (2048, 128)}
 
 

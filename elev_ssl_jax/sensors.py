@@ -273,7 +273,7 @@ def of_inputs(
       shapes: Of the features of a chip.
 
     Raises:
-      InputError: One is none of `config.data.inputs`.
+      InputError: One is none of `config.data.inputs`, or `config.data.bands` has none of them.
     """
     data = config.data
     if tuple(names) == tuple(data.inputs):
@@ -288,6 +288,11 @@ def of_inputs(
         if name not in bands:
             raise InputError(f"{name} is needed, but config.data.inputs is {', '.join(bands)}")
     kept = [band for name in names for band in bands[name]]
+    if data.bands and not set(data.bands) & set(kept):
+        raise InputError(
+            f"config.data.bands is {data.bands}, of which none is of {', '.join(names)}; name some "
+            "of its bands, too, or leave it at ()"
+        )
     fields: dict[str, Any] = {"inputs": tuple(names)}
     for field in ("mean", "std"):
         if len(data[field]) > 1:

@@ -1,11 +1,20 @@
-import json
 from fnmatch import fnmatch
 
+import numpy as np
 import pytest
 
-from elev_ssl_jax import checks
-from elev_ssl_jax.config import comparison, default, fine_tuning
+from elev_ssl_jax import checks, metrics
+from elev_ssl_jax.config import (
+    comparison,
+    default,
+    fine_tuning,
+    fusion,
+    two_sensors,
+    with_variant,
+)
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.fields import flatten, without_effect
+from elev_ssl_jax.recipes import METRICS_OF_CLASSES, METRICS_OF_PRESENCE
 
 
 @pytest.mark.parametrize(
@@ -117,6 +126,7 @@ def test_a_field_that_the_task_does_not_use_is_refused(task, field, value):
         ("experiment.labels", ()),
         ("experiment.labels", (80.5,)),
         ("experiment.metrics", ("beauty",)),
+        ("experiment.metrics", ("micro_f1",)),
         ("experiment.labels", (0.1, 1.5)),
         ("seed", 2**31 - 1000),
     ],
@@ -132,7 +142,7 @@ def test_impossible_experiments_are_named(field, value):
 def test_every_field_has_a_rule_or_names_data_or_folders():
     patterns = (*checks._RULES, "model.encoder", "init_from", "data.dir", "*split")
     patterns = (*patterns, "data.name", "experiment.pretrain.name")
-    for field in checks._flat(default()):
+    for field in flatten(default()):
         assert any(fnmatch(field, pattern) for pattern in patterns), field
 
 
@@ -141,59 +151,6 @@ def test_a_configuration_without_a_field_is_refused(tiny):
         del tiny.objective.alpha
     with pytest.raises(InputError, match=r"config.objective.alpha is missing"):
         checks.check(tiny)
-
-
-LOCAL = "objective.local.patches"
-
-
-@pytest.mark.parametrize(
-    ("alpha", "lam", "ignored"),
-    [
-        (0.0, 1.0, {"loss.relief_weight", LOCAL}),
-        (1.0, 1.0, {"objective.temperature", "model.projection", LOCAL}),
-        (1.0, 0.3, {"objective.lam", "objective.temperature", "model.projection", LOCAL}),
-        (0.5, 0.0, {"model.projection"}),
-        (0.5, 0.5, set()),
-    ],
-)
-def test_what_a_method_does_not_use_is_said(alpha, lam, ignored):
-    config = default()
-    config.objective.alpha, config.objective.lam = alpha, lam
-    config.loss.relief_weight = 20.0
-    config.objective.temperature = 0.1
-    config.model.projection = (64, 64)
-    config.objective.local.patches = 2
-    checks.check(config)
-    said = checks.without_effect(config)
-    assert {line.split()[0].removeprefix("config.") for line in said} == ignored
-    assert all("has no effect: " in line for line in said)
-
-
-def test_what_no_method_of_an_experiment_uses_is_said():
-    config = comparison("linear")
-    config.loss.relief_weight = 20.0
-    config.finetune.frozen_batchnorm = "training"
-    assert checks.without_effect(config) == []
-    config.experiment.methods = ("random", "simclr")
-    config.finetune.frozen_epochs = 0
-    fields = [line.split()[0] for line in checks.without_effect(config)]
-    assert fields == ["config.loss.relief_weight", "config.finetune.frozen_batchnorm"]
-    config.experiment.pretrain.epochs = 7
-    assert len(checks.without_effect(config)) == 2
-    config.experiment.methods = ("random",)
-    said = checks.without_effect(config)
-    assert (
-        "config.experiment.pretrain.epochs is 7 and has no effect: nothing is pre-trained" in said
-    )
-
-
-@pytest.mark.parametrize("task", checks.TASKS)
-def test_every_field_belongs_to_a_task_and_every_entry_is_a_field(task):
-    fields = checks._flat(default())
-    for entry in checks.TASKS[task]:
-        assert any(checks._belongs(field, (entry,)) for field in fields), entry
-    used = [entry for entries in checks.TASKS.values() for entry in entries]
-    assert all(checks._belongs(field, used) for field in fields)
 
 
 @pytest.mark.parametrize("bounds", [(float("nan"), 1.0), (0.0, float("nan")), (0.0, float("inf"))])
@@ -206,11 +163,11 @@ def test_ranges_are_finite(tiny, bounds):
 def test_synthetic_chips_and_ones_own_exclude_each_other(tiny):
     tiny.data.synthetic.size = 32
     checks.check(tiny)
-    (line,) = checks.without_effect(tiny)
-    assert line.startswith("config.data.synthetic.size is 32 and has no effect")
+    (line,) = without_effect(tiny)
+    assert line == "no effect, since there are no synthetic chips: config.data.synthetic.size=32"
     tiny.data.synthetic.chips = 100
     checks.check(tiny)
-    assert checks.without_effect(tiny) == []
+    assert without_effect(tiny) == []
     tiny.data.dir = "prepared"
     with pytest.raises(InputError, match=r"config.data.dir is 'prepared'.*synthetic.chips=0"):
         checks.check(tiny)
@@ -219,64 +176,6 @@ def test_synthetic_chips_and_ones_own_exclude_each_other(tiny):
 def test_crops_of_one_size_are_allowed(tiny):
     tiny.augment.contrastive.crop_scale = (1.0, 1.0)
     checks.check(tiny)
-
-
-def test_cells_of_an_experiment_have_one_protocol(tiny):
-    tiny.task = "experiment"
-    saved = json.loads(tiny.to_json_best_effort())
-    tiny.epochs += 1
-    assert checks.differences(tiny, saved) == ["epochs was 2 and is 3"]
-
-
-def test_differences_name_what_makes_another_run(tiny):
-    saved = json.loads(tiny.to_json_best_effort())
-    assert checks.differences(tiny, saved) == []
-    tiny.epochs = 7
-    tiny.data.dir = "elsewhere"
-    tiny.log.every_steps = 3
-    assert checks.differences(tiny, saved) == []
-    tiny.objective.alpha = 0.25
-    assert checks.differences(tiny, saved) == ["objective.alpha was 0.5 and is 0.25"]
-
-
-def test_an_experiment_may_be_widened(tiny):
-    saved = json.loads(tiny.to_json_best_effort())
-    tiny.experiment.pretrain_seeds = 5
-    assert checks.differences(tiny, saved) == []
-    tiny.experiment.label_draws = 1  # the first labels are another experiment
-    assert checks.differences(tiny, saved) == ["experiment.label_draws was 0 and is 1"]
-
-
-@pytest.mark.parametrize(
-    ("field", "measured", "left", "other"),
-    [
-        ("finetune.num_classes", 3, 0, 2),
-        ("data.value_range", ((1.0, 2.0), (3.0, 4.0)), ("auto",), (0.0, 6000.0)),
-        ("data.value_range", (1.0, 2.0), "auto", (1.0, 3.0)),
-        ("data.std", (5.0,), ("auto",), (6.0,)),
-        ("data.nodata", (0.0,), (), (1.0,)),
-    ],
-)
-def test_what_is_left_to_the_data_is_compared_when_they_are_known(
-    tiny, field, measured, left, other
-):
-    tiny.update_from_flattened_dict({field: measured})
-    saved = json.loads(tiny.to_json_best_effort())
-    for value, before, then in ((measured, 0, 0), (left, 0, 1), (other, 1, 1)):
-        tiny = tiny.copy_and_resolve_references()
-        with tiny.ignore_type():
-            tiny.update_from_flattened_dict({field: value})
-        assert len(checks.differences(tiny, saved, data_known=False)) == before
-        assert len(checks.differences(tiny, saved)) == then
-
-
-def test_a_sensor_without_a_value_for_none_does_not_make_another_run(tiny):
-    tiny.data.inputs, tiny.data.nodata = ("s2", "s1"), (0.0, float("nan"))
-    checks.check(tiny)
-    saved = json.loads(tiny.to_json_best_effort())
-    assert checks.differences(tiny, saved) == []
-    tiny.data.nodata = (1.0, float("nan"))
-    assert len(checks.differences(tiny, saved)) == 1
 
 
 @pytest.mark.parametrize(
@@ -329,4 +228,40 @@ def test_what_does_not_go_together_is_named():
     config = comparison("linear")
     config.experiment.methods, config.finetune.target = ("ensemble",), "present"
     with pytest.raises(InputError, match="one class a chip or pixel with ensemble"):
+        checks.check(config)
+
+
+def test_metrics_suit_what_an_experiment_learns():
+    config = fusion("present", ("late_fusion",))
+    for target, wrong in (("present", "mean_recall"), ("commonest", "micro_f1")):
+        config.finetune.target, config.experiment.metrics = target, ("macro_f1", "accuracy")
+        checks.check(config)
+        config.experiment.metrics = ("accuracy", wrong)
+        with pytest.raises(InputError, match=f"config.experiment.metrics is .*target={target}"):
+            checks.check(config)
+    counts = np.array([[3, 1], [0, 2]])
+    assert set(metrics.scores(counts)) == set(METRICS_OF_CLASSES)
+    assert set(metrics.presence_scores([counts])) == set(METRICS_OF_PRESENCE)
+
+
+def test_methods_have_the_sensors_that_they_see():
+    config = fusion("commonest", ("simclr_rgb", "ensemble"))
+    checks.check(config)
+    config.data.inputs, config.data.value_range = ("s2",), (0.0, 1e4)
+    with pytest.raises(InputError, match=r"data.inputs is \('s2',\).* s1, s2, which UNet sees"):
+        checks.check(config)
+    config.experiment.methods = ("simclr_rgb",)
+    checks.check(config)
+    config = comparison("linear")
+    config.experiment.methods = ("random", "only_s1")
+    with pytest.raises(InputError, match=r"data.inputs is .* with s1, which OnlySen-1 sees"):
+        checks.check(config)
+
+
+@pytest.mark.parametrize("inputs", [("sar", "msi"), ("image", "s2")])
+def test_made_up_scenes_have_sensors_of_their_own(inputs):
+    config = with_variant(two_sensors(), "demo")
+    checks.check(config)
+    config.data.inputs, config.data.value_range = inputs, ("auto",)
+    with pytest.raises(InputError, match=r"data.inputs is .* s1 and s2, of synthetic chips"):
         checks.check(config)

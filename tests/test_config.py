@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from elev_ssl_jax import sensor_scale
-from elev_ssl_jax.checks import check, without_effect
+from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import default
-from elev_ssl_jax.finetuning import methods
+from elev_ssl_jax.fields import without_effect
+from elev_ssl_jax.finetuning import experiment, labelled, methods
 
 SHAPES = {"s1": (8, 8, 2), "s2": (8, 8, 13), "image": (8, 8, 3)}
 CHIP = {name: np.zeros((1, *shape)) for name, shape in SHAPES.items()}
@@ -37,6 +38,38 @@ def test_every_config_and_its_demo_are_valid(path):
                     check(methods.pretrain_config(settings))
     with pytest.raises(ValueError, match="nope"):
         get_config("nope")
+
+
+def fake_labels(config, count):
+    """As many labelled chips as there are, of all classes, in no memory."""
+    side = config.augment.crop_size = min(config.augment.crop_size, 64) or 32
+    rng = np.random.default_rng(0)
+    names = [name for name in config.data.inputs if name != "elevation"]
+    bands = {"s1": 2, "s2": 13, "image": 3}
+    inputs = {n: rng.uniform(-25, 9000, (1, side, side, bands[n])) for n in names}
+    inputs = {n: np.broadcast_to(array, (count, *array.shape[1:])) for n, array in inputs.items()}
+    classes = np.arange(count) % (8 if "s2" in names else 2)
+    if labelled.target_of(config) != "label":
+        classes = np.broadcast_to(classes[:, None, None], (count, side, side))
+    return labelled.Labelled(inputs, classes.astype(np.uint8))
+
+
+@pytest.mark.parametrize("variant", ["", "demo"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_can_learn_from_the_labels_that_its_data_have(path, variant):
+    config = load(path)(variant)
+    if config.task == "pretrain":
+        return
+    two = "s2" in config.data.inputs
+    chips = config.data.synthetic.chips // 10 or (986 if two else 3000)
+    train = fake_labels(config, chips)
+    config.data.update(sensor_scale.measure(config, train.inputs))
+    config = labelled.with_classes(config, train, train)
+    if config.task == "finetune":
+        labelled.check_chips(config, train, train)
+    else:
+        config = methods.with_counts(config, chips)
+        experiment._check_labels(config, train, train, experiment.cells(config))
 
 
 def test_relief_is_the_demos_and_the_papers_settings_stay():

@@ -13,6 +13,7 @@ from elev_ssl_jax.config import default, fine_tuning
 from elev_ssl_jax.data import prepare, synthetic
 from elev_ssl_jax.errors import InputError
 from tests import runs
+from tests.test_config import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +86,23 @@ def test_synthetic_chips_too_small_for_the_method_are_not_made(tmp_path):
     assert refused.returncode == 2
     assert "config.objective.local.patch_size is 16; a crop has 12 pixels" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("finetune_two_sensors", {"augment.crop_size": 80}, "crop_size is 80; it must be at most"),
+        ("finetune_two_sensors", {"augment.crop_size": 4, "model.encoder": "vgg"}, "8 are needed"),
+        ("fusion_fractions", {"augment.crop_size": 4}, "encoder is vgg, which .* 4 x 4 pixels"),
+        ("table2", {"experiment.methods": ("glcnet",), "augment.crop_size": 20}, "'mean' for"),
+    ],
+)
+def test_sizes_that_no_encoder_can_do_with_end_it_before_chips_are_made(name, changes, said):
+    config = load(ROOT / "configs" / f"{name}.py")("demo")
+    elev_main._check_synthetic(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=said):
+        elev_main._check_synthetic(config)
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):

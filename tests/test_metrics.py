@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -50,3 +52,10 @@ def test_many_matrices_at_once_and_one_a_group(rng):
         np.testing.assert_array_equal(matrices[i], alone)
         for key, value in scores.items():
             np.testing.assert_allclose(value[:, i], metrics.summary(alone)[key])
+
+
+def test_a_summary_is_json_as_others_read_it():
+    for nothing in (np.zeros((3, 3), int), np.zeros((2, 2, 2), int)):
+        found = metrics.summary(nothing)
+        assert found["macro_f1"] is found["accuracy"] is None
+        json.dumps(found, allow_nan=False)

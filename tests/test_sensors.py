@@ -196,3 +196,13 @@ def test_bands_are_divided_by_their_maximum_over_the_crop_that_is_seen(chips, co
     np.testing.assert_allclose(shown[..., :3], wanted, atol=1e-5)
     np.testing.assert_array_equal(shown[..., 3], crop[..., 3])  # elevation
     assert not shown[4, ..., 2].any()
+
+
+def test_bands_of_which_none_is_left_are_refused(config):
+    shapes = {"s2": (8, 8, 3), "s1": (8, 8, 2)}
+    config.data.bands = (0, 2, 3)
+    assert sensors.of_inputs(config, ("s2",), shapes)["bands"] == (0, 2)
+    assert sensors.of_inputs(config, ("s1",), shapes)["bands"] == (0,)
+    config.data.bands = (0, 2)
+    with pytest.raises(InputError, match=r"data.bands is \(0, 2\), of which none is of s1"):
+        sensors.of_inputs(config, ("s1",), shapes)

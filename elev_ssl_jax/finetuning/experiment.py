@@ -111,6 +111,7 @@ def run(
     pictured = {(c.method, c.labels): c for c in reversed(wanted)}.values()  # the first of each
     failed: list[str] = []
     runs: dict[tuple[str, int], Path | None] = {}  # the pre-trainings, by method and repetition
+    shared = _Shared(todo)
 
     def work(run: Callable[[Cell], Any]) -> None:
         while True:
@@ -127,7 +128,9 @@ def run(
             bar.update()
 
     # A cell is too small for two devices, but there are many cells.
-    runners = [_make_run(config, runs, train, test, device) for device in jax.local_devices()]
+    runners = [
+        _make_run(config, runs, train, test, shared, device) for device in jax.local_devices()
+    ]
     for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
         its = list(some)
         needed = (
@@ -213,7 +216,28 @@ def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
     return folder
 
 
-def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
+class _Shared:
+    """Fine-tunings that several cells need: a method's, which is a member of an ensemble, too."""
+
+    def __init__(self, todo: list[Cell]):
+        self._wanted = collections.Counter(part for cell in todo for part in _parts(cell))
+        self._kept: dict[Cell, Any] = {}
+
+    def get(self, cell: Cell, fit: Callable[[Cell], Any]) -> Any:
+        """`fit(cell)`, which is kept on the host for as long as another cell will need it."""
+        self._wanted[cell] -= 1
+        found = self._kept.pop(cell, None) or fit(cell)
+        if self._wanted[cell] > 0:
+            self._kept[cell] = jax.device_get(found)
+        return found
+
+
+def _parts(cell):
+    """The fine-tunings that a cell is made of: its own, or those of an ensemble's members."""
+    return [cell._replace(method=method) for method in methods.members_of(cell.method)]
+
+
+def _make_run(config, runs, train, test, shared, device) -> Callable[[Cell], Any]:
     """A function that runs a cell: its confusion matrix, and the predicted classes.
 
     Cells whose networks are alike share the compiled steps, those of one label draw the chips on
@@ -285,11 +309,11 @@ def _make_run(config, runs, train, test, device) -> Callable[[Cell], Any]:
         return setup, epoch.state.variables
 
     def run_cell(cell):
-        if not methods.recipe(cell.method).members:
-            setup, variables = fitted(cell)
-            return loop.judge(setup, variables, test)
-        members = (cell._replace(method=method) for method in methods.recipe(cell.method).members)
-        return step.judge_together([fitted(member) for member in members], test)
+        found = [shared.get(part, fitted) for part in _parts(cell)]
+        if methods.recipe(cell.method).members:
+            return step.judge_together(found, test)
+        ((setup, variables),) = found
+        return loop.judge(setup, variables, test)
 
     return run_cell
 

@@ -87,34 +87,83 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
 
     The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
     many as fit in; those of one chip follow one another, and are of its group.
+
+    Raises:
+      InputError: They are too large, or what is known of them is all of one class.
     """
     side = config.augment.crop_size
     size = sensors.image_size(sensors.of(config), shapes_of(chips))
     if side and size != (side, side):
         starts = (long % side // 2 + side * np.arange(long // side) for long in size)
-        places = [*itertools.product(*starts)]
-
-        def cut(name, array):
-            parts = [_square(name, array, place, side, size) for place in places]
-            return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-        inputs = {name: cut(name, array) for name, array in chips.inputs.items()}
-        groups = None if chips.groups is None else np.repeat(chips.groups, len(places))
-        chips = Labelled(inputs, cut("", chips.targets), groups)
-    settings = config.finetune
-    targets = as_learned(
-        jnp.asarray(chips.targets), target_of(config), settings.num_classes, settings.present_share
+        places = np.array([*itertools.product(*starts)])
+        inputs = {
+            name: Squares(array, places, side, size if name == sensors.ELEVATION else None)
+            for name, array in chips.inputs.items()
+        }
+        targets, groups = chips.targets, chips.groups
+        if targets.ndim > 2:
+            targets = Squares(targets, places, side)[:]
+        chips = Labelled(
+            inputs, targets, None if groups is None else np.repeat(groups, len(places))
+        )
+    settings, target = config.finetune, target_of(config)
+    learned = as_learned(
+        jnp.asarray(chips.targets), target, settings.num_classes, settings.present_share
     )
-    return chips._replace(targets=np.asarray(targets))
+    targets = np.asarray(learned)
+    if target == "present" and not targets.any():
+        raise InputError(
+            f"config.finetune.present_share is {settings.present_share}, which no class covers of "
+            f"any of the {len(targets)} images to judge by; lower it"
+        )
+    if len(np.unique(targets[targets != UNLABELLED])) < 2:
+        raise InputError(
+            f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
+            f"{config.data.name}, have one class at most; there is nothing to tell apart"
+        )
+    return chips._replace(targets=targets)
 
 
-def _square(name, array, place, side, size):
-    """The square at a place of all images, masks or elevations [N, ...]; without an extent, all."""
-    if name == sensors.ELEVATION:
-        there = jnp.full(len(array), place[0]), jnp.full(len(array), place[1])
-        return np.asarray(squares.cut_elevation(jnp.asarray(array), there, side, size))
-    row, column = place
-    return array[:, row : row + side, column : column + side] if array.ndim > 2 else array
+class Squares:
+    """Squares of chips, those of one after another, which are cut as they are asked for.
+
+    All of a test at once would take as much memory again as its chips.
+    """
+
+    def __init__(
+        self,
+        chips: np.ndarray,
+        places: np.ndarray,
+        side: int,
+        size: tuple[int, int] | None = None,
+    ):
+        """Of `chips` [N, H, W, ...], or of elevation [N, h, w] of images of `size` pixels.
+
+        Args:
+          chips: What to cut.
+          places: Top row and left column of the squares of each, in pixels, [P, 2].
+          side: Of a square in pixels.
+          size: Height and width of the images, if `chips` are their elevation.
+        """
+        self._chips, self._places, self._side, self._size = chips, places, side, size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N P, side, side, ...], or as many cells as elevation has in a square."""
+        return (len(self._chips) * len(self._places), *self[:1].shape[1:])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The squares at `index`, a slice or an array of positions."""
+        rows = np.arange(len(self._chips) * len(self._places))[index]
+        chip, place = np.divmod(rows, len(self._places))
+        top, left = self._places[place].T
+        if self._size is not None:
+            there = jnp.asarray(top), jnp.asarray(left)
+            cells = jnp.asarray(self._chips[chip])
+            return np.asarray(squares.cut_elevation(cells, there, self._side, self._size))
+        within = np.arange(self._side)
+        rows, columns = top[:, None, None] + within[:, None], left[:, None, None] + within
+        return self._chips[chip[:, None, None], rows, columns]
 
 
 def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
@@ -133,18 +182,12 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
     """Refuses chips that can't be learned from, before training starts.
 
     Raises:
-      InputError: There are fewer chips than `labels` or than a batch, all of one class, or a class
-        is unknown.
+      InputError: There are fewer chips than `labels`, all are of one class, or a class is unknown.
     """
     data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
     if labels is not None and labels > count:
         raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
     train = train.take(slice(labels))
-    if config.batch_size > len(train.targets):
-        raise InputError(
-            f"config.batch_size is {config.batch_size}, but there are only {len(train.targets)} "
-            "labelled chips; lower it"
-        )
     for chips, name in ((train, "labelled"), (test, "test")):
         values = np.unique(chips.targets)
         unknown = values[(values >= classes) & (values != UNLABELLED)]

@@ -90,10 +90,12 @@ def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -
         steps_per_epoch=_steps_per_epoch(count, config.batch_size),
         batch_size=config.batch_size,
     )
-    # Its rate is what it says; scaling, warm-up and decay are the full stage's.
+    # Its rate is what it says; scaling, warm-up and decay are the full stage's, and so is the drop,
+    # unless there is none.
     frozen = config.optimizer.copy_and_resolve_references()
     frozen.learning_rate = config.finetune.frozen_learning_rate
     frozen.scaling, frozen.warmup_epochs, frozen.schedule = "none", 0.0, "constant"
+    frozen.drop_epoch *= config.epochs == 0
     return Setup(
         model=make_model(config, shapes, jax.devices()[0].platform),
         frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],

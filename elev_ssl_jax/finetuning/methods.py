@@ -76,6 +76,8 @@ def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -
     result.data.update(sensors.of_inputs(config, inputs, shapes))
     result.update_from_flattened_dict(fields)
     if method.endswith(FROZEN):
+        if result.optimizer.drop_epoch:
+            result.optimizer.drop_epoch += result.finetune.frozen_epochs
         result.finetune.frozen_epochs += result.epochs
         result.epochs = 0
     return result

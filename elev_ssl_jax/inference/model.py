@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,14 @@ class Model:
             )
         return dataclasses.replace(self, absent=absent)
 
+    def warn_of_missing(self, missing: Sequence[str]) -> None:
+        """Says once that the run does without sensors that it was trained on."""
+        judged = "; its results.json says by how much" * (self.num_classes is not None)
+        _warn(
+            f"there is no {', '.join(missing)}: {self.run} does without what it was trained on, "
+            f"and is worse for it{judged}"
+        )
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of a chip's inputs, joined: height, width, bands."""
@@ -107,8 +115,8 @@ class Model:
 
     def features(self, images: Images) -> np.ndarray:
         """The mean over the encoder's last map: float32 [B, F]."""
-        model = self._seeing(images)
-        return model._in_batches(model.feature_function(), images)
+        model, chosen = self._seeing(images)
+        return model._in_batches(model.feature_function(), chosen)
 
     def predict(self, images: Images) -> np.ndarray:
         """The likeliest class of each image, uint8 [B], or of each pixel [B, H, W].
@@ -129,9 +137,8 @@ class Model:
         Raises:
           InputError: The run is not a fine-tuning, or the images don't suit it.
         """
-        model = self._seeing(images)
-        size = model._checked(images)[1]
-        return model._in_batches(model.probability_function(size), images)
+        model, chosen = self._seeing(images)
+        return model._in_batches(model.probability_function(model._size(chosen)), chosen)
 
     def elevation(self, images: Images) -> np.ndarray:
         """Elevation in metres over images of the size of the run's chips: float32 [B, h, w].
@@ -139,15 +146,15 @@ class Model:
         Raises:
           InputError: The run has not learned elevation, or the images don't suit it.
         """
-        model = self._seeing(images)
+        model, chosen = self._seeing(images)
         function = model.elevation_function()
-        size = model._checked(images)[1]
+        size = model._size(chosen)
         if size != self.image_shape[:2]:
             raise InputError(
                 f"images are {size[0]} x {size[1]} pixels; {self.run} tells elevation from "
                 f"{self.image_shape[0]} x {self.image_shape[1]}"
             )
-        return model._in_batches(function, images)
+        return model._in_batches(function, chosen)
 
     # The same three for arrays on the device, by name, one batch at a time.
 
@@ -184,19 +191,12 @@ class Model:
         if bands != wanted:
             raise InputError(f"{name} has {bands} bands; {self.run} takes {wanted}")
 
-    def _seeing(self, images) -> "Model":
-        """This model, without those of several sensors that the images don't have."""
-        if not isinstance(images, Mapping) or self.absent:
-            return self
-        known = [name for name in self.inputs.names if name != sensors.ELEVATION]
-        missing = [name for name in known if name not in images]
-        if not missing or len(missing) == len(known):
-            return self
-        warn_of_missing(self.run, tuple(missing))
-        return self.without(*missing)
+    def _seeing(self, images: Images) -> tuple["Model", dict[str, np.ndarray]]:
+        """This model, without those of several sensors that the images don't have; and the others.
 
-    def _checked(self, images) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
-        """Images by name, and their size in pixels."""
+        Raises:
+          InputError: Names what is missing, unknown, or of another form.
+        """
         names = self.given
         if not isinstance(images, Mapping):
             if len(names) > 1:
@@ -204,6 +204,20 @@ class Model:
                     f"{self.run} takes {', '.join(names)}: a dictionary with an array for each"
                 )
             images = {names[0]: images}
+        there = {name: np.asarray(array) for name, array in images.items() if array is not None}
+        missing = [name for name in names if name not in there and name != sensors.ELEVATION]
+        unknown = [name for name in there if name not in self.inputs.names]
+        if missing and unknown:  # misspelt, perhaps
+            raise InputError(f"{self.run} takes {', '.join(names)}; it knows no {unknown[0]}")
+        model = self
+        if missing and set(there) - {sensors.ELEVATION}:
+            self.warn_of_missing(missing)
+            model = self.without(*self.absent, *missing)
+        return model, model._checked(there)
+
+    def _checked(self, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those that the model takes."""
+        names = self.given
         for name in names:
             if name not in images:
                 raise InputError(f"{self.run} takes {', '.join(names)}; there is no {name}")
@@ -220,10 +234,16 @@ class Model:
         sizes = {chosen[name].shape[1:3] for name in names if name != sensors.ELEVATION}
         if len(counts) > 1 or len(sizes) > 1:
             raise InputError(f"{', '.join(names)} differ in number or size")
-        return chosen, sizes.pop()
+        return chosen
 
-    def _in_batches(self, function, images):
-        chosen, _ = self._checked(images)
+    def _size(self, chosen: dict[str, np.ndarray]) -> tuple[int, int]:
+        """Of images in pixels."""
+        _, height, width, _ = next(
+            array.shape for name, array in chosen.items() if name != sensors.ELEVATION
+        )
+        return height, width
+
+    def _in_batches(self, function, chosen):
         count = len(next(iter(chosen.values())))
         # Batches are filled up to a power of two, so that few programs are compiled in all.
         size = min(_BATCH, 1 << (count - 1).bit_length())
@@ -236,13 +256,9 @@ class Model:
 
 
 @functools.cache
-def warn_of_missing(run: Path, missing: tuple[str, ...]) -> None:
-    """Says once that a run does without sensors that it was trained on."""
-    print(
-        f"warning: there is no {', '.join(missing)}: {run} does without what it was trained on, "
-        "and is worse for it; a fine-tuning's results.json says by how much",
-        file=sys.stderr,
-    )
+def _warn(words: str) -> None:
+    """Once."""
+    print(f"warning: {words}", file=sys.stderr)
 
 
 def load(run: str | Path) -> Model:

@@ -19,7 +19,7 @@ from elev_ssl_jax.data.terrain import check_overlap
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
 from elev_ssl_jax.inference.maps import LOOK, MapFiles
-from elev_ssl_jax.inference.model import Model, warn_of_missing
+from elev_ssl_jax.inference.model import Model
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.sensors import ELEVATION
 
@@ -154,8 +154,8 @@ def _for_model(model, images, elevation) -> tuple[Model, dict[str, Any]]:
     if list(images) == ["image"] and len(wanted) == 1:
         images = {wanted[0]: images["image"]}
     missing = [name for name in wanted if name not in images]
-    if missing and len(missing) < len(wanted):
-        warn_of_missing(model.run, tuple(missing))
+    if set(images) < set(wanted):
+        model.warn_of_missing(missing)
         model = model.without(*missing)
         wanted = [name for name in wanted if name in images]
     if set(images) != set(wanted):

@@ -14,6 +14,7 @@ from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import METRICS
 from elev_ssl_jax.reporting import documents, evidence, published, verdicts
+from elev_ssl_jax.runtime import run_folder
 
 _CELL = ("method", "labels", "repetition", "draw", "seed")
 
@@ -45,7 +46,7 @@ def write(run: Path) -> str:
         if main_table.empty:
             main_table, main_verdict = table, verdict
         blocks += [("heading", f"{labels} labels"), ("table", table), ("text", verdict)]
-        if config["experiment"]["label_draws"] and splits and labels >= splits.get("labeled", 0):
+        if config["experiment"]["label_draws"] and labels == _labelled_chips(config):
             blocks.append(("text", "These are all labelled chips there are, in every draw."))
         if any(d.repetitions > 1 for d in differences):
             blocks.append(("table", verdicts.differences_table(differences, methods, titles)))
@@ -97,6 +98,12 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | Non
         )
     results["file"] = [path.stem for path in paths]
     return config, results.sort_values([*_CELL], ignore_index=True), counts
+
+
+def _labelled_chips(config) -> int | None:
+    """How many there are to draw from, if that is known."""
+    known = config.get("fingerprint", {}).get("train")
+    return known and run_folder.count_of(known)
 
 
 def _scores(some, methods, titles):

@@ -10,6 +10,7 @@ class Published(NamedTuple):
     metrics: tuple[str, ...]  # as `config.experiment.metrics`
     labels: int
     splits: dict[str, int]  # chips in the data's splits: those are taken for the paper's
+    crop_size: int  # as `config.augment.crop_size`
     methods: Mapping[str, tuple[str, ...]]  # a value for each metric
     per_class: str  # the metric of `classes`, as in `metrics.PER_CLASS`
     classes: Mapping[str, tuple[str, ...]]  # of each method, in the data's order
@@ -58,14 +59,14 @@ def _of_classes(table):
 
 
 _TABLES = {
-    ("linear", "label"): Published(("accuracy", "macro_f1"), 80, _NWRC, _TABLE1, "recall", {}),
-    ("unet", "mask"): Published(("macro_f1", "mean_iou"), 80, _NWRC, _TABLE2, "recall", {}),
+    ("linear", "label"): Published(("accuracy", "macro_f1"), 80, _NWRC, 0, _TABLE1, "recall", {}),
+    ("unet", "mask"): Published(("macro_f1", "mean_iou"), 80, _NWRC, 0, _TABLE2, "recall", {}),
     ("linear", "commonest"): Published(
-        *(("mean_recall", "accuracy"), 986, _DFC2020),
+        *(("mean_recall", "accuracy"), 986, _DFC2020, 128),
         *(_of_classes(_SINGLE)[0], "recall", _of_classes(_SINGLE)[1]),
     ),
     ("linear", "present"): Published(
-        *(("macro_f1", "micro_f1"), 986, _DFC2020),
+        *(("macro_f1", "micro_f1"), 986, _DFC2020, 128),
         *(_of_classes(_MULTI)[0], "f1", _of_classes(_MULTI)[1]),
     ),
 }
@@ -76,6 +77,8 @@ def beside(
 ) -> Published | None:
     """The paper's table that an experiment's is to stand beside, if it has one.
 
+    The data, labels and encoder are then the paper's (of methods that have their own, theirs).
+
     Args:
       config: The experiment's.
       target: What it learns, as `verdicts.target_of` says.
@@ -83,5 +86,9 @@ def beside(
       splits: Chips in each split of its data, where that is known.
     """
     table = _TABLES.get((config["finetune"]["head"], target))
-    same = table is not None and labels == table.labels and splits == table.splits
-    return table if same else None
+    if table is None:
+        return None
+    model = config["model"]
+    ours = (labels, splits, config["augment"].get("crop_size", 0), model["encoder"], model["width"])
+    theirs = (table.labels, table.splits, table.crop_size, "resnet18", 1.0)
+    return table if ours == theirs else None

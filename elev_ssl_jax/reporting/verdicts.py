@@ -40,35 +40,55 @@ def metrics_of(config: dict[str, Any]) -> dict[str, str]:
 def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     """What was done, what is repeated and what isn't."""
     settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
+    methods = results["method"].unique().tolist()
+    recipes = [METHODS[method.removesuffix(FROZEN)] for method in methods]
+    single = [METHODS[member] for recipe in recipes for member in recipe.members]
+    single += [recipe for recipe in recipes if not recipe.members]
+    trained = [recipe.pretrained for recipe in single]
+    default = config["model"]["encoder"]
+    encoders = dict.fromkeys(recipe.fields.get("model.encoder", default) for recipe in single)
+    sentences = []
+    if any(trained):
+        its = pretrain["name"] or config["data"]["name"]
+        sentences.append(
+            f"Pre-training takes {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
+            f"{pretrain['split']} of {its})."
+        )
+    frozen, full = config["finetune"]["frozen_epochs"], config["epochs"]
+    alone = f"; of methods that stay frozen, {frozen + full} with a frozen encoder"
     matrix = np.asarray(results["confusion_matrix"].iloc[0])
-    pixels = {"mask": "pixels", "present": "classes of chips"}.get(target_of(config), "chips")
+    side = config["augment"].get("crop_size", 0)
+    chips = f"squares of {side} x {side} pixels" if side else "chips"
+    judged = {"mask": "pixels", "present": f"classes of {chips}"}.get(target_of(config), chips)
+    sentences.append(
+        f"Fine-tuning is on labelled chips of {settings['split']} ({frozen} epochs with a frozen "
+        f"encoder, {full} of everything{alone * any(m.endswith(FROZEN) for m in methods)}), and "
+        f"judged by {matrix.sum():,} labelled {judged} of {config['data']['eval_split']}. "
+        f"{'Encoder' if len(encoders) == 1 else 'Encoders'}: {', '.join(encoders)}, width "
+        f"{config['model']['width']:g}. Numbers are per cent."
+    )
     repetitions = results["repetition"].nunique()
     most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
     draws = settings["label_draws"]
-    chosen = f"on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
-    sentences = [
-        f"A method is pre-trained {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
-        f"{pretrain['split']}), then fine-tuned on labelled chips "
-        f"({config['finetune']['frozen_epochs']} epochs with a frozen encoder, {config['epochs']} "
-        f"of everything) and judged by {matrix.sum():,} labelled {pixels} of "
-        f"{config['data']['eval_split']}. Encoder: {config['model']['encoder']}, width "
-        f"{config['model']['width']:g}. Numbers are per cent.",
-        f"Repeated: {_count(repetitions, 'pre-training')} of each method (for random, initial "
-        f"encoders){', ' + chosen if chosen else ''}, and for each of those "
-        f"{_count(most, 'fine-tuning')} (the new layers' initial weights, order and flips of the "
-        "chips)."
-        + ("" if draws else " Not repeated: the labelled chips, which are always the first."),
-    ]
+    chosen = f", on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
+    noun = "pre-training" if any(trained) else "initial encoder"
+    others = " (of those that have none, initial encoders)" * (any(trained) and not all(trained))
+    sentences.append(
+        f"Repeated: {_count(repetitions, noun)} of each method{others}{chosen}, and for each of "
+        f"those {_count(most, 'fine-tuning')} (the new layers' initial weights, order and "
+        "augmentation of the chips)."
+        + ("" if draws else " Not repeated: the labelled chips, which are always the first.")
+    )
     if repetitions > 1:
         sentences.append(
             "A method's interval holds its mean with 95 % confidence (Student's t) over "
-            "pre-trainings, each the mean of its fine-tunings; the test chips are the same for "
+            f"{noun}s, each the mean of its fine-tunings; the test chips are the same for "
             "all, and their luck is not in it."
         )
-    if draws:
+    if draws and any(trained) and pretrain["name"] in ("", config["data"]["name"]):
         sentences.append(
-            "Labelled chips are drawn from all of `labeled`, so that pre-training may have seen "
-            "images (never labels) of some."
+            f"Labelled chips are drawn from all of `{settings['split']}`, so that pre-training may "
+            "have seen images (never labels) of some."
         )
     return " ".join(sentences)
 

@@ -31,6 +31,11 @@ def fingerprint(arrays: Mapping[str, np.ndarray], count: int | None = None) -> s
     return f"{count or length} chips, SHA-256{of_some} {sha.hexdigest()[:16]}"
 
 
+def count_of(fingerprint: str) -> int:
+    """How many chips a fingerprint is of."""
+    return int(fingerprint.split()[0])
+
+
 def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = None) -> None:
     """Refuses a folder that holds results of another run.
 
@@ -50,7 +55,7 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
             f"{workdir} holds results, but no config.json that says of what; use another --workdir"
         )
     # It brings in ml_collections, which the loops can do without.
-    from elev_ssl_jax.checks import differences
+    from elev_ssl_jax.fields import differences
 
     try:
         saved = json.loads(path.read_text())

@@ -14,8 +14,9 @@ from elev_ssl_jax.config import comparison
 from elev_ssl_jax.data import source, synthetic
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import experiment, loop, methods
+from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
-from elev_ssl_jax.recipes import METHODS
+from elev_ssl_jax.recipes import METHODS, Recipe
 from elev_ssl_jax.reporting import compose
 from elev_ssl_jax.runtime import checkpoint, sharding
 from tests.finetuning.test_loop import SIZE, make_chips
@@ -296,6 +297,39 @@ def test_the_command_tells_chips_to_pre_train_on_by_their_elevation(config, tmp_
     config.experiment.methods = ("random",)
     main._experiment(config, tmp_path)
     assert given[2] is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_member_of_an_ensemble_is_trained_once(config, tmp_path, monkeypatch, first):
+    rng, fitted, fit = np.random.default_rng(0), [], loop.fit
+    inputs = {"s1": rng.normal(-12, 5, (8, SIZE, SIZE, 2)).astype(np.float32)}
+    inputs["s2"] = rng.integers(0, 6000, (8, SIZE, SIZE, 3)).astype(np.uint16)
+    chips = Labelled(inputs, rng.integers(0, 2, (8, SIZE, SIZE)).astype(np.uint8))
+    small = {"model.encoder": "plain", "finetune.head": "plain_unet"}
+    recipes = {name: Recipe(name, small, pretrained=False) for name in ("one", "two")}
+    recipes["both"] = Recipe("both", {}, members=("one", "two"))
+    for name, recipe in recipes.items():
+        monkeypatch.setitem(METHODS, name, recipe)
+    config.data.inputs, config.finetune.target = ("s1", "s2"), "mask"
+    config.data.value_range = (*[(-30.0, 0.0)] * 2, *[(0.0, 6000.0)] * 3)
+    config.experiment.methods = ("one", "both", "two") if first else ("both", "one")
+    config.experiment.labels, config.experiment.pretrain_seeds = (8,), 1
+    config.finetune.frozen_epochs, config.experiment.seeds = 0, 2
+
+    def counted(setup, variables, chips, seed, **kwargs):
+        fitted.append(seed)
+        return fit(setup, variables, chips, seed, **kwargs)
+
+    monkeypatch.setattr(loop, "fit", counted)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert experiment.run(config, tmp_path, chips, chips, lambda *_: None) == []
+    assert sorted(fitted) == [0, 0, 1, 1]  # two members, two seeds
+    # The same as members that an ensemble trains for itself.
+    (tmp_path / "cells" / "both-8-0-0-1.json").rename(tmp_path / "before.json")
+    assert experiment.run(config, tmp_path, chips, chips, lambda *_: None) == []
+    assert len(fitted) == 6
+    again = json.loads((tmp_path / "cells" / "both-8-0-0-1.json").read_text())
+    assert again == json.loads((tmp_path / "before.json").read_text())
 
 
 def test_results_of_an_earlier_version_are_refused(config, data, tmp_path):

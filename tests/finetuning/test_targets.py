@@ -75,18 +75,40 @@ def test_tests_are_on_squares_that_stand_side_by_side(config):
         place = np.s_[:, row : row + 16, column : column + 16]
         for name in ("s1", "s2"):
             np.testing.assert_array_equal(judged.inputs[name][i::4], chips.inputs[name][place])
-            assert judged.inputs[name].dtype == chips.inputs[name].dtype
+            assert judged.inputs[name][:2].dtype == chips.inputs[name].dtype
         classes = [by_hand(mask, 0.1)[0] for mask in chips.targets[place]]
         np.testing.assert_array_equal(judged.targets[i::4], classes)
     config.augment.crop_size = 28  # one, in the middle
     judged = labelled.as_judged(config, chips)
-    np.testing.assert_array_equal(judged.inputs["s1"], chips.inputs["s1"][:, 2:30, 2:30])
+    np.testing.assert_array_equal(judged.inputs["s1"][:], chips.inputs["s1"][:, 2:30, 2:30])
+    assert judged.inputs["s1"].shape == (5, 28, 28, 2)
+    grid = np.arange(8.0) * 4 + 1.5  # metres of a slope, at the centres of 8 cells of 4 pixels
+    chips.inputs["elevation"] = np.broadcast_to(grid[:, None] + 100 * grid, (5, 8, 8))
+    config.augment.crop_size = 16
+    cells = labelled.as_judged(config, chips).inputs["elevation"]
+    assert cells.shape == (20, 4, 4)
+    for i, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        whole = chips.inputs["elevation"][:, top : top + 4, left : left + 4]
+        np.testing.assert_allclose(cells[i::4], whole, rtol=1e-5)
     config.augment.crop_size, chips = 33, make_chips(8)
     with pytest.raises(InputError, match="crop_size is 33; s1 has 32 x 32"):
         loop.finetune(config, None, chips, chips, None)
 
 
-def test_rare_classes_come_as_often_as_the_commonest(rng):
+def test_squares_of_which_nothing_can_be_judged_are_refused(config):
+    chips = make_chips(5)
+    config.finetune.target, config.finetune.present_share = "present", 1.0
+    masks = np.where(np.arange(SIZE) % 2, chips.targets, 255).astype(np.uint8)
+    with pytest.raises(InputError, match=r"present_share is 1.0, which no class covers"):
+        labelled.as_judged(config, chips._replace(targets=masks))
+    config.finetune.target = "mask"
+    masks[:, 4:-4, 4:-4] = 255
+    config.augment.crop_size = 24
+    with pytest.raises(InputError, match=r"the 5 images to judge by.* one class at most"):
+        labelled.as_judged(config, chips._replace(targets=masks))
+
+
+def test_rare_classes_come_about_as_often_as_the_commonest(rng):
     counts = rng.permutation([76, 37, 101, 180, 156, 62, 23, 351])
     labels = rng.permutation(np.repeat(np.arange(8), counts)).astype(np.uint8)
     rows = labelled.epoch_rows(labels, oversample=True)
@@ -162,7 +184,7 @@ def test_two_sensors_tell_what_each_alone_does_not(config, tmp_path, target):
 
     model = inference.load(tmp_path)
     assert model.together == (target == "present")
-    judged = labelled.as_judged(config, test)
+    judged = labelled.as_judged(config, test).take(slice(None))
     said = model.predict(judged.inputs)
     right = np.mean(said == judged.targets, where=judged.targets != labelled.UNLABELLED)
     assert right > 0.7
@@ -199,6 +221,31 @@ def test_the_rate_drops_to_a_tenth(config):
     rates = np.array([schedule(i) for i in range(20)])
     np.testing.assert_allclose(rates[:12], 3e-3)
     np.testing.assert_allclose(rates[12:], 3e-4, rtol=1e-6)
+
+
+def test_the_rate_drops_in_the_stage_that_has_it(config):
+    """The frozen stage is before; it has the drop where it is all there is."""
+    shapes = labelled.shapes_of(make_chips(1))
+    config.finetune.frozen_epochs, config.epochs, config.optimizer.drop_epoch = 2, 3, 1
+    config.task, config.experiment.methods = "experiment", ("late_fusion", "late_fusion_frozen")
+
+    def drops(settings):
+        """The size of the second epoch's steps beside the first's."""
+        setup = loop.make_setup(settings, shapes, 8)
+        found = []
+        for optimizer in (setup.frozen_optimizer, setup.full_optimizer):
+            state, sizes = optimizer.init(jnp.ones(1)), []
+            for _ in range(5):
+                update, state = optimizer.update(jnp.ones(1), state, jnp.ones(1))
+                sizes.append(float(-update[0]))
+            found.append([round(size / sizes[0], 1) for size in sizes])
+        return found
+
+    full, low = [1, 1, 1, 1, 1], [1, 0.1, 0.1, 0.1, 0.1]
+    assert drops(config) == [full, low]
+    alone = methods.config_of(config, "late_fusion_frozen", shapes)
+    assert (alone.finetune.frozen_epochs, alone.epochs) == (5, 0)
+    assert drops(alone)[0] == [1, 1, 1, 0.1, 0.1]
 
 
 def test_views_that_can_not_occur_are_not_encoded(config):

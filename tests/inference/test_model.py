@@ -116,15 +116,36 @@ def test_a_missing_sensor_is_done_without_and_told(tmp_path, rng, capsys, fusion
     whole = model.probabilities(both)
     assert not capsys.readouterr().err
     one = model.probabilities({"s2": both["s2"]})
-    assert f"there is no s1: {tmp_path} does without" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"there is no s1: {tmp_path} does without" in said
+    assert "a fine-tuning's results.json" not in said
+    assert "its results.json says by how much" in said
     # As if the radar had heard nothing at all.
     silent = np.full_like(both["s1"], -25)
     np.testing.assert_allclose(
         one, model.probabilities({"s1": silent, "s2": both["s2"]}), rtol=1e-4, atol=1e-6
     )
     assert np.abs(one - whole).max() > 1e-3
+    np.testing.assert_array_equal(model.probabilities({"s1": None, "s2": both["s2"]}), one)
+    lists = {name: array.tolist() for name, array in both.items()}
+    np.testing.assert_array_equal(model.probabilities(lists), whole)
+    with pytest.raises(InputError, match="takes s1, s2; it knows no s-1"):
+        model.predict({"s-1": both["s1"], "s2": both["s2"]})
     assert model.without("s1").features({"s2": both["s2"]}).shape == model.features(both).shape
     with pytest.raises(InputError, match="takes s1, s2; there is no s1"):
         model.predict({})
+    with pytest.raises(InputError, match="takes s1, s2; there is no s1"):
+        model.predict({"s1": None, "s2": None})
     with pytest.raises(InputError, match="sees s1, s2; it can't do without s1, s2"):
         model.without("s1", "s2")
+
+
+def test_a_pre_training_without_a_sensor_has_no_scores_to_point_to(tmp_path, rng, capsys):
+    config = runs.settings()
+    config.data.inputs, config.objective.alpha = ("s1", "s2"), 0.0
+    config.data.value_range = (0.0, 6000.0)
+    runs.save_run(tmp_path, config, (32, 32, 5), shapes={"s1": (32, 32, 2), "s2": (32, 32, 3)})
+    inference.load(tmp_path).features({"s2": images(rng)})
+    said = capsys.readouterr().err
+    assert "there is no s1" in said
+    assert "results.json" not in said

@@ -12,7 +12,9 @@ from elev_ssl_jax.reporting import compose
 PAPER_SPLITS = {"unlabeled": 36_800, "labeled": 3_000, "test": 2_944}
 
 
-def write_run(folder, accuracies, head="linear", *, splits=None, blocks=0, draws=0, total=100):
+def write_run(
+    folder, accuracies, head="linear", *, splits=None, blocks=0, draws=0, total=100, changes=None
+):
     """An experiment's folder with cells of given accuracies.
 
     `accuracies` are by method and labels, then [repetition][seed]. With `blocks`, every block has
@@ -22,6 +24,7 @@ def write_run(folder, accuracies, head="linear", *, splits=None, blocks=0, draws
     config.experiment.methods = tuple(accuracies)
     config.experiment.labels = tuple(next(iter(accuracies.values())))
     config.experiment.label_draws = draws
+    config.update_from_flattened_dict(changes or {})
     (folder / "cells").mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json_best_effort())
     if splits:
@@ -117,6 +120,10 @@ def test_the_papers_numbers_stand_beside_its_own_data_only(tmp_path, splits):
     run = write_run(tmp_path / "other", CLEAR, splits=splits)
     assert "paper" not in text_of(run)
     assert "87.73" in text_of(write_run(tmp_path / "nwrc", CLEAR, splits=PAPER_SPLITS))
+    for field, value in (("model.encoder", "resnet34"), ("augment.crop_size", 96)):
+        changes = {field: value}
+        run = write_run(tmp_path / field, CLEAR, splits=PAPER_SPLITS, changes=changes)
+        assert "paper" not in text_of(run)
 
 
 def test_a_method_with_fewer_repetitions_deletes_nobodys_differences(tmp_path):
@@ -185,13 +192,40 @@ def test_counts_of_many_cells_add_up_beyond_32_bits(tmp_path):
 
 
 def test_drawn_labels_are_said_to_be_drawn(tmp_path):
-    run = write_run(tmp_path, CLEAR, draws=1, splits={"unlabeled": 9, "labeled": 200, "test": 9})
+    splits = {"unlabeled": 9, "labeled": 300, "test": 9}
+    changes = {"experiment.split": "labeled[:200]"}
+    run = write_run(tmp_path, CLEAR, draws=1, splits=splits, changes=changes)
+    assert "all labelled chips there are" not in text_of(run)
+    config = json.loads((run / "config.json").read_text())
+    prints = {"fingerprint": {"train": "200 chips, SHA-256 0123456789abcdef"}}
+    (run / "config.json").write_text(json.dumps(config | prints))
     text = text_of(run)
+    assert "Labelled chips are drawn from all of `labeled[:200]`, so that" in text
     assert "on 1 random choice of the labelled chips for each" in text
     assert "pre-training may have seen images (never labels)" in text
     assert "always the first" not in text
     assert "all labelled chips there are" in text.split("## 200 labels")[1]
     assert "all labelled chips there are" not in text.split("## 200 labels")[0]
+
+
+def test_what_was_done_is_told_of_the_methods_that_there_are(tmp_path):
+    text = text_of(write_run(tmp_path / "a", {"random": {80: [[70], [71]]}}))
+    assert "Pre-training takes" not in text
+    assert "Repeated: 2 initial encoders of each method, and" in text
+    assert "Encoder: resnet18, width 1." in text
+    assert "judged by 200 labelled chips of test." in text
+    scores = {80: [[70], [71]]}
+    two = {"late_fusion": scores, "mma_frozen": scores, "ensemble": scores}
+    changes = {"augment.crop_size": 48, "experiment.split": "train", "finetune.frozen_epochs": 0}
+    changes |= {"experiment.pretrain.name": "sen12ms", "experiment.label_draws": 1}
+    text = text_of(write_run(tmp_path / "b", two, changes=changes))
+    assert "Pre-training takes 200 epochs (batch 256, unlabeled+labeled[80:] of sen12ms)." in text
+    assert "labelled chips of train (0 epochs with a frozen encoder, 80 of everything; of" in text
+    assert "of methods that stay frozen, 80 with a frozen encoder)" in text
+    assert "judged by 200 labelled squares of 48 x 48 pixels of test." in text
+    assert "2 pre-trainings of each method (of those that have none, initial encoders)" in text
+    assert "Encoders: plain, swin_t, resnet18, vgg, width 1." in text
+    assert "pre-training may have seen" not in text  # it has other data
 
 
 def test_a_folder_without_results_of_this_version_is_refused(tmp_path):
