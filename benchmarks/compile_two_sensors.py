@@ -68,7 +68,7 @@ def main() -> None:
     state = on(jax.eval_shape(init), sharding.replicated(mesh))
     batch = on(chips, sharding.split(mesh), args.batch)
     step = make_train_step(config, method, optimizer, schedule, mesh)
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch, 0).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     kinds = ("all-gather", "all-reduce", "while", "scatter", "gather")

@@ -41,7 +41,7 @@ def make_step(config, batch):
 
     def step():
         nonlocal state
-        state, terms = train_step(state, batch)
+        state, terms = train_step(state, batch, 0)
         return terms["loss"]
 
     return step

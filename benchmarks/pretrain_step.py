@@ -72,7 +72,7 @@ def ours(args):
     state = init()
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
     stream = batches.resident_batches(chips, mesh, 0, args.batch, 0)
-    compiled = train_step.lower(state, next(stream)).compile()
+    compiled = train_step.lower(state, next(stream), 0).compile()
     dtype = method.model.dtype
     side = 8192 if jax.default_backend() == "gpu" else 2048
     matrix = jnp.ones((side, side), dtype)
@@ -86,7 +86,7 @@ def ours(args):
 
     def step():
         nonlocal state
-        state, terms = compiled(state, next(stream))
+        state, terms = compiled(state, next(stream), 0)
         return terms["loss"]
 
     about = {

@@ -65,11 +65,11 @@ def ours(args):
     state = init()
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
     stream = batches.resident_batches(chips, mesh, 0, args.batch, 0)
-    compiled = train_step.lower(state, next(stream)).compile()
+    compiled = train_step.lower(state, next(stream), 0).compile()
 
     def step():
         nonlocal state
-        state, terms = compiled(state, next(stream))
+        state, terms = compiled(state, next(stream), 0)
         return terms["loss"]
 
     return step, {"chip": jax.devices()[0].device_kind, "version": f"jax {jax.__version__}"}

@@ -177,6 +177,13 @@ def _finetune(config, workdir: Path) -> None:
 
 
 def _experiment(config, workdir: Path) -> None:
+    from elev_ssl_jax.runtime import programs
+
+    with programs.kept():  # repetitions differ in seeds alone
+        _compare(config, workdir)
+
+
+def _compare(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import experiment
     from elev_ssl_jax.pretraining import elevation, loop

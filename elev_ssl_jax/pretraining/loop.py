@@ -75,11 +75,11 @@ def pretrain(
     )
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def init():
-        keys = augment.sample_keys(config.seed, 0, 2)
+    def init(seed):
+        keys = augment.sample_keys(seed, 0, 2)
         few = {name: jnp.asarray(sample[name][:2]) for name in method.reads}
         shown, _ = method.views(keys, few, True)
-        variables = method.model.init(jax.random.key(config.seed), *shown, train=True)
+        variables = method.model.init(jax.random.key(seed), *shown, train=True)
         return TrainState.create(variables, optimizer)
 
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
@@ -90,7 +90,7 @@ def pretrain(
     )
     # Closing waits for a save under way, also when the loop ends in an error.
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-        state, about = _start(config, workdir, parts, checkpoints, init(), mesh)
+        state, about = _start(config, workdir, parts, checkpoints, init(config.seed), mesh)
         first_step = int(state.step)
         stream, how = batches.make_batches(
             data.train,
@@ -104,7 +104,7 @@ def pretrain(
         print(f"{parts.chips} chips to learn from, {how}")
         with progress.open_log(config, writer, mesh.size, first_step, total_steps) as log:
             for step in range(first_step + 1, total_steps + 1):
-                state, scalars = train_step(state, next(stream))
+                state, scalars = train_step(state, next(stream), config.seed)
                 last = step == total_steps
                 saves = last or step % (config.checkpoint.every_epochs * steps_per_epoch) == 0
                 judges = not last and step % (config.log.eval_every_epochs * steps_per_epoch) == 0
@@ -118,7 +118,7 @@ def pretrain(
                     writer.write_scalars(step, judge(state.variables))
                     log.restart_clock()
 
-    results, untrained = judge(state.variables), judge(init().variables)
+    results, untrained = judge(state.variables), judge(init(config.seed).variables)
     results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
     writer.write_scalars(total_steps, results)
     writer.flush()

@@ -29,9 +29,9 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
 
     # On every device, so that every process has all of them.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def step(variables, batch, first):
+    def step(variables, batch, first, seed):
         # A chip's views depend on its place among the chips, not on how they are batched.
-        keys = augment.sample_keys(config.seed, 0, batch_size, first)
+        keys = augment.sample_keys(seed, 0, batch_size, first)
         batch = squares.cut_chips(batch, config.augment.crop_size)  # and its labels
         inputs, _ = method.views(keys, batch, False)
         outputs: Any = method.model.apply(variables, *inputs, train=False)
@@ -45,7 +45,7 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
         names = list(dict.fromkeys([*method.reads, *labels]))
         done = 0
         for batch, count in batches.in_order(chips, names, mesh, batch_size):
-            arrays = jax.device_get(step(variables, batch, done))
+            arrays = jax.device_get(step(variables, batch, done, config.seed))
             done += count
             yield jax.tree.map(lambda array, n=count: array[:n], arrays)
 

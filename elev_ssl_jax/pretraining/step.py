@@ -22,15 +22,18 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function of state and batch that gives the next state and what to report.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A function of state, batch and seed that gives the next state and what to report.
 
-    The state passed in is used up. With `config.microbatch_size` no more than so many chips are
-    augmented and seen by the network at a time, and the gradient is still that of the loss over
-    the whole batch, in which every chip is a negative of every other (arXiv 2101.06983, section
-    3.2): the network runs once for the embeddings, the loss is differentiated at them, and the
-    network runs again, microbatch by microbatch, to pass that on to its weights. BatchNorm uses
-    the statistics of a microbatch, and its running averages take their mean over the batch.
+    The state passed in is used up. The seed, of augmentation, is an argument so that runs which
+    differ in it alone can share what is compiled.
+
+    With `config.microbatch_size` no more than so many chips are augmented and seen by the
+    network at a time, and the gradient is still that of the loss over the whole batch, in which
+    every chip is a negative of every other (arXiv 2101.06983, section 3.2): the network runs
+    once for the embeddings, the loss is differentiated at them, and the network runs again,
+    microbatch by microbatch, to pass that on to its weights. BatchNorm uses the statistics of a
+    microbatch, and its running averages take their mean over the batch.
     """
     parts = config.batch_size // (config.microbatch_size or config.batch_size)
 
@@ -40,10 +43,11 @@ def make_train_step(
         out_shardings=sharding.replicated(mesh),
         compiler_options=cpu.compiler_options(sharding.platform(mesh)),
     )
-    def train_step(state, batch):
+    def train_step(state: TrainState, batch: Batch, seed: int | jax.Array):
         def forward(params, chips):
             keys, batch = chips
-            inputs, targets = method.views(keys, batch, True)
+            with jax.named_scope("views"):
+                inputs, targets = method.views(keys, batch, True)
             outputs, updates = method.model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 *inputs,
@@ -54,9 +58,9 @@ def make_train_step(
             # The loss does without the inputs, which would fill the memory.
             return outputs, (targets, updates.get("batch_stats", {}))
 
-        keys = augment.sample_keys(config.seed, state.step, config.batch_size)
+        keys = augment.sample_keys(seed, state.step, config.batch_size)
         chips = keys, batch
-        loss_gradient = jax.grad(method.loss, has_aux=True)
+        loss_gradient = jax.named_scope("loss")(jax.grad(method.loss, has_aux=True))
         if parts == 1:
             outputs, pull_back, (targets, batch_stats) = jax.vjp(
                 lambda params: forward(params, chips), state.params, has_aux=True
@@ -81,16 +85,12 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             gradient, _ = lax.scan(add_part, zeros, (chips, _divide(at_outputs, parts, mesh)))
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        terms["gradient_norm"] = optax.tree.norm(gradient)
-        terms["learning_rate"] = schedule(state.step)
-        state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, terms
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            terms["gradient_norm"] = optax.tree.norm(gradient)
+            terms["learning_rate"] = schedule(state.step)
+            params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), terms
 
     return train_step
 

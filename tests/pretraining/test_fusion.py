@@ -205,7 +205,8 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(
         for mesh, step in zip(meshes, steps, strict=True):
             state = TrainState.create(jax.tree.map(jnp.copy, variables), sgd[0])
             state = jax.device_put(state, sharding.replicated(mesh))
-            state, terms = step(state, sharding.place(batch, sharding.split(mesh)))
+            placed = sharding.place(batch, sharding.split(mesh))
+            state, terms = step(state, placed, config.seed)
             gradients.append(jax.tree.map(np.subtract, jax.device_get(state.params), old))
             losses.append(float(terms["loss"]))
             assert bool(state.batch_stats) == (kind != "dual_swin")  # which has no statistics

@@ -45,7 +45,7 @@ def make_batch(rng, count, size):
 def take_step(config, method, state, batch, mesh):
     step = make_train_step(config, method, optax.sgd(1.0), optax.constant_schedule(1.0), mesh)
     state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
-    return step, (state, sharding.place(batch, sharding.split(mesh)))
+    return step, (state, sharding.place(batch, sharding.split(mesh)), config.seed)
 
 
 def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_mesh):
