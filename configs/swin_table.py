@@ -31,6 +31,8 @@ def get_config(variant: str = ""):
     if pixels:
         config.finetune.head = "swin_unet"
     config = with_variant(config, "demo" if demo else "")
-    if demo:
+    if demo:  # Swin is slow on a CPU
         pretrain.optimizer.warmup_epochs = 2.0
+        config.data.synthetic.chips = 600
+        config.experiment.seeds = 1
     return config

@@ -83,6 +83,8 @@ def test_relief_is_the_demos_and_the_papers_settings_stay():
         assert settings(name) == (1e-3, 1.0, "zeros")
         assert settings(name, "demo") == (3e-3, 20.0, "edge")
     assert settings("simclr", "demo") == (3e-3, 1.0, "zeros")  # it has no elevation
+    assert settings("dual_swin", "demo")[0] == settings("swin_table", "demo")[0] == 5e-4
+    assert settings("dual_simclr", "demo")[0] == 1e-3
     # LARS has other rates.
     assert settings("large_batch", "demo")[0] == settings("large_batch")[0] == 0.3
 
