@@ -6,13 +6,14 @@ import ml_collections
 
 from elev_ssl_jax.config import SEEDS_APART, default
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.fields import TASKS, belongs, flatten, recipes_of, same
+from elev_ssl_jax.fields import TASKS, belongs, flatten, same
 from elev_ssl_jax.recipes import (
     FROZEN,
     METHODS,
     METRICS,
     METRICS_OF_CLASSES,
     METRICS_OF_PRESENCE,
+    made_of,
 )
 from elev_ssl_jax.rules import (
     ANY,
@@ -202,7 +203,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         suit = set(config.experiment.metrics) <= set(metrics)
         aim = f" with finetune.target={config.finetune.target}" * bool(config.finetune.target)
         need("experiment.metrics", suit, f"of {', '.join(metrics)}{aim}")
-        for recipe in recipes_of(config):
+        for recipe in made_of(config.experiment.methods):
             wanted = recipe.fields.get("data.inputs", ())
             given = set(wanted) <= set(config.data.inputs)
             need("data.inputs", given, f"with {', '.join(wanted)}, which {recipe.title} sees")

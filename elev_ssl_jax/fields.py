@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from elev_ssl_jax.config import default
-from elev_ssl_jax.recipes import FROZEN, METHODS, Recipe
+from elev_ssl_jax.recipes import FROZEN, made_of
 from elev_ssl_jax.rules import is_named_range
 
 # What each task reads, as fields or groups of fields. Another that is not at its default is
@@ -65,7 +65,7 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     They are not refused: a sweep of alpha or lam has ends, where a part of the objective is gone.
     """
     known, flat = flatten(default()), flatten(config)
-    recipes = recipes_of(config) if config.task == "experiment" else []
+    recipes = made_of(config.experiment.methods) if config.task == "experiment" else []
     trained = [recipe for recipe in recipes if recipe.pretrained]
     runs = [flat | recipe.fields for recipe in trained] if recipes else [flat]
 
@@ -129,12 +129,6 @@ def _has(run: dict[str, Any], part: str) -> bool:
         "global": alpha < 1 and lam > 0,
         "local": alpha < 1 and lam < 1,
     }[part]
-
-
-def recipes_of(config: ml_collections.ConfigDict) -> list[Recipe]:
-    """Of an experiment's methods, those of ensembles among them."""
-    methods = dict.fromkeys(name.removesuffix(FROZEN) for name in config.experiment.methods)
-    return [METHODS[name] for m in methods for name in METHODS[m].members or (m,)]
 
 
 def differences(

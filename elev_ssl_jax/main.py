@@ -15,8 +15,6 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from elev_ssl_jax import sensor_scale
-from elev_ssl_jax.finetuning import labelled, methods
 from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
 if __name__ == "__main__":
@@ -25,8 +23,10 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, fields, files
+from elev_ssl_jax import checks, fields, files, sensor_scale
 from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.finetuning import labelled, methods
+from elev_ssl_jax.recipes import made_of
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -117,7 +117,7 @@ def _check_synthetic(config) -> None:
         )
     runs: list[tuple[bool, dict]] = [(config.task == "pretrain", {})]
     if config.task == "experiment":
-        runs = [(recipe.pretrained, recipe.fields) for recipe in fields.recipes_of(config)]
+        runs = [(recipe.pretrained, recipe.fields) for recipe in made_of(config.experiment.methods)]
     for pretrained, its in runs:
         settings = config.copy_and_resolve_references()
         settings.update_from_flattened_dict(its)

@@ -1,5 +1,6 @@
 """What an experiment can compare: methods, each as fields of the configuration, and metrics."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 FROZEN = "_frozen"  # behind a method's name: its encoder stays as it is in fine-tuning
@@ -87,3 +88,9 @@ METHODS: dict[str, Recipe] = {
         "UNet + Swin, Dual-SimCLR", {}, pretrained=False, members=("plain_unet", "dual_swin")
     ),
 }
+
+
+def made_of(methods: Iterable[str]) -> list[Recipe]:
+    """The recipes of an experiment's methods, each once; of an ensemble, its members'."""
+    names = (method.removesuffix(FROZEN) for method in methods)
+    return [METHODS[m] for m in dict.fromkeys(m for n in names for m in METHODS[n].members or (n,))]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS
+from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS, made_of
 from elev_ssl_jax.reporting import evidence
 
 _DEFAULT = {"linear": ("accuracy", "macro_f1"), "unet": ("macro_f1", "mean_iou")}
@@ -41,12 +41,10 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     """What was done, what is repeated and what isn't."""
     settings, pretrain = config["experiment"], config["experiment"]["pretrain"]
     methods = results["method"].unique().tolist()
-    recipes = [METHODS[method.removesuffix(FROZEN)] for method in methods]
-    single = [METHODS[member] for recipe in recipes for member in recipe.members]
-    single += [recipe for recipe in recipes if not recipe.members]
-    trained = [recipe.pretrained for recipe in single]
+    recipes = made_of(methods)
+    trained = [recipe.pretrained for recipe in recipes]
     default = config["model"]["encoder"]
-    encoders = dict.fromkeys(recipe.fields.get("model.encoder", default) for recipe in single)
+    encoders = dict.fromkeys(recipe.fields.get("model.encoder", default) for recipe in recipes)
     sentences = []
     if any(trained):
         its = pretrain["name"] or config["data"]["name"]
