@@ -264,7 +264,7 @@ def _make_run(config, runs, train, test, shared, device) -> Callable[[Cell], Any
     @functools.lru_cache(maxsize=1)
     def chips_of(repetition, draw):
         first = _order(config, train, repetition, draw)[: max(settings.labels)]
-        return jax.device_put(train.take(first)._replace(groups=None), device)
+        return loop.place(train.take(first), device)
 
     @functools.lru_cache(maxsize=1)
     def encoder_of(method, repetition):
@@ -276,9 +276,9 @@ def _make_run(config, runs, train, test, shared, device) -> Callable[[Cell], Any
 
     @functools.lru_cache(maxsize=1)
     def maps_of(method, repetition, draw, labels):
-        chips = chips_of(repetition, draw).take(slice(labels)).inputs
+        inputs = chips_of(repetition, draw).inputs
         variables = encoder_of(method, repetition)
-        chips = {name: chips[name] for name in config_for(method).data.inputs}
+        chips = {name: inputs[name][:labels] for name in config_for(method).data.inputs}
         return loop.encode_views(setup_of(method), variables, chips, device)
 
     def fitted(cell):

@@ -76,18 +76,21 @@ def make_model(
     return unet(classes, size, encoder, **common)
 
 
-def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -> Setup:
+def make_setup(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], count: int, platform: str | None = None
+) -> Setup:
     """The fine-tuning that `config` describes.
 
     Args:
       config: The run's configuration.
       shapes: Of each input of a chip, as it is stored.
       count: Chips in an epoch, those that come more than once included.
+      platform: Of the devices that are to compute; None is those at hand.
     """
     shapes = squares.cut_shapes(shapes, config.augment.crop_size)
     make = functools.partial(
         make_optimizer,
-        steps_per_epoch=_steps_per_epoch(count, config.batch_size),
+        steps_per_epoch=steps_per_epoch(count, config.batch_size),
         batch_size=config.batch_size,
     )
     # Its rate is what it says; scaling, warm-up and decay are the full stage's, and so is the drop,
@@ -97,7 +100,7 @@ def make_setup(config: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -
     frozen.scaling, frozen.warmup_epochs, frozen.schedule = "none", 0.0, "constant"
     frozen.drop_epoch *= config.epochs == 0
     return Setup(
-        model=make_model(config, shapes, jax.devices()[0].platform),
+        model=make_model(config, shapes, platform or jax.devices()[0].platform),
         frozen_optimizer=make(frozen, epochs=config.finetune.frozen_epochs)[0],
         full_optimizer=make(config.optimizer, epochs=config.epochs)[0],
         frozen_epochs=config.finetune.frozen_epochs,
@@ -126,7 +129,8 @@ def _cuts(count, batch_size):
     return range(batch_size, count - (batch_size > 1), batch_size)
 
 
-def _steps_per_epoch(count, batch_size):
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Of so many chips, those that come more than once included."""
     return 1 + len(_cuts(count, batch_size))
 
 
@@ -149,7 +153,7 @@ def fit(
     seed: int,
     *,
     count: int | None = None,
-    maps: list[jax.Array] | None = None,
+    maps: list[batches.Rows] | None = None,
     start: TrainState | None = None,
     device: jax.Device | None = None,
 ) -> Iterator[Epoch]:
@@ -175,8 +179,7 @@ def fit(
     # All on one device in the same way, or the steps would be compiled again. The steps use their
     # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
-    chips = jax.device_put(chips._replace(groups=None), device)
-    steps_per_epoch = _steps_per_epoch(len(rows), setup.batch_size)
+    chips = place(chips, device)
     if start is None:
         encoder = put(variables["params"]["encoder"])
         params = {name: p for name, p in variables["params"].items() if name != "encoder"}
@@ -193,40 +196,53 @@ def fit(
         if not setup.full_epochs:
             yield Epoch("full", 0, start, loss)
     state = put(start)
-    for epoch in range(int(start.step) // steps_per_epoch, setup.full_epochs):
+    done = int(start.step) // steps_per_epoch(len(rows), setup.batch_size)
+    for epoch in range(done, setup.full_epochs):
         order = setup.frozen_epochs + epoch
         for indices in _batches(seed, order, rows, setup.batch_size):
             state, loss = full_step(setup, state, chips, indices, seed)
         yield Epoch("full", epoch + 1, state, loss)
 
 
+def place(chips: Labelled, device: jax.Device) -> Labelled:
+    """Labelled chips on a device, where steps can gather from them; those that are there stay."""
+
+    def rows(arrays):
+        return arrays if isinstance(arrays, batches.Rows) else batches.Rows.of(arrays)
+
+    inputs = {name: rows(arrays) for name, arrays in chips.inputs.items()}
+    return jax.device_put(Labelled(inputs, rows(chips.targets)), device)
+
+
 def encode_views(
     setup: Setup, variables: Any, chips: Any, device: jax.Device | None = None
-) -> list[jax.Array] | None:
-    """What the frozen encoder says of every view of chips' inputs: arrays [N, V, ...].
+) -> list[batches.Rows] | None:
+    """What the frozen encoder says of every view of chips' inputs: arrays [N * V, ...].
 
     A chip has eight views at most, an encoder that stands still sees each the same way in every
     epoch, and so do fine-tunings that start from the same encoder. None if the encoder is not one
     fixed function, if chips have other views (random squares, or sensors left out), or if that
     would take more than `setup.cache_bytes`.
     """
-    if not setup.fixed or setup.crop_size or setup.drop_sensor:
-        return None
-
-    def part(first, count):
-        return {name: array[first : first + count] for name, array in chips.items()}
-
-    count = batches.length(chips)
-    one = jax.eval_shape(functools.partial(encode_batch, setup), variables, part(0, 1))
-    if count * sum(m.size * m.dtype.itemsize for m in one) > setup.cache_bytes:
+    if cached_maps(setup, variables, chips) is None:
         return None
     device = device or jax.local_devices()[0]
     variables, chips = jax.device_put((variables, chips), device)
-    maps = [
-        encode_batch(setup, variables, part(i, setup.batch_size))
-        for i in range(0, count, setup.batch_size)
-    ]
-    return [jnp.concatenate(parts) for parts in zip(*maps, strict=True)]
+    parts = []
+    for i in range(0, batches.length(chips), setup.batch_size):
+        some = {name: array[i : i + setup.batch_size] for name, array in chips.items()}
+        parts.append([*map(batches.Rows.of, encode_batch(setup, variables, some))])
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+
+def cached_maps(setup: Setup, variables: Any, chips: Any) -> list[batches.Rows] | None:
+    """The shapes of what `encode_views` gives of chips, of which the shapes are enough too."""
+    if not setup.fixed or setup.crop_size or setup.drop_sensor:
+        return None
+    maps = jax.eval_shape(functools.partial(encode_batch, setup), variables, chips)
+    if sum(m.size * m.dtype.itemsize for m in maps) > setup.cache_bytes:
+        return None
+    return [jax.eval_shape(batches.Rows.of, m) for m in maps]
 
 
 def finetune(
@@ -270,22 +286,22 @@ def finetune(
             f"({config.init_from or 'random weights'}), {config.epochs} of everything"
             + (f"; going on after step {int(state.step)}" if start else "")
         )
-        steps_per_epoch = _steps_per_epoch(len(rows), config.batch_size)
-        if int(state.step) > config.epochs * steps_per_epoch:
+        steps = steps_per_epoch(len(rows), config.batch_size)
+        if int(state.step) > config.epochs * steps:
             raise InputError(
                 f"config.epochs is {config.epochs}, but {workdir} has learned for "
-                f"{int(state.step) // steps_per_epoch} already; use another --workdir"
+                f"{int(state.step) // steps} already; use another --workdir"
             )
         if start and (then := before["config"]["epochs"]) != config.epochs:
-            print(rate_change(config, then, steps_per_epoch, int(state.step)))
+            print(rate_change(config, then, steps, int(state.step)))
         run_folder.claim(workdir, config, data)
         about = checkpoint.describe(
             config,
-            steps=config.epochs * steps_per_epoch,
+            steps=config.epochs * steps,
             data=data,
             shapes=labelled.shapes_of(test),
         )
-        done = int(state.step) // steps_per_epoch + (config.finetune.frozen_epochs if start else 0)
+        done = int(state.step) // steps + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs
         with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
             maps = None if start else encode_views(setup, variables, train.inputs)

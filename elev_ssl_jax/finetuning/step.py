@@ -13,6 +13,7 @@ import optax
 from elev_ssl_jax import augment, metrics, sensors, squares
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.finetuning.labelled import Labelled, as_learned
+from elev_ssl_jax.runtime.batches import Rows
 from elev_ssl_jax.runtime.train_state import TrainState
 
 _VIEWS = 8  # of a chip, by augment.dihedral
@@ -54,15 +55,14 @@ class Setup:
 
 @functools.partial(jax.jit, static_argnames="setup")
 def encode_batch(setup: Setup, variables: Any, chips: Any) -> list[jax.Array]:
-    """The encoder's maps, in inference mode, of all views of chips' inputs: [B, V, ...] each."""
+    """The encoder's maps, in inference mode, of all views of chips' inputs: [B * V, ...] each."""
 
     def all_views(array):
         views = [augment.dihedral(array, jnp.full(len(array), i)) for i in setup.views]
         return jnp.stack(views, axis=1).reshape(-1, *array.shape[1:])
 
     images = sensors.shown(setup.inputs, jax.tree.map(all_views, chips))
-    maps = setup.model.apply(variables, images, train=False, method="encode")
-    return [m.reshape(-1, len(setup.views), *m.shape[1:]) for m in maps]
+    return [*setup.model.apply(variables, images, train=False, method="encode")]
 
 
 @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
@@ -70,14 +70,15 @@ def frozen_step(
     setup: Setup,
     state: TrainState,
     encoder: Any,
-    maps: list[jax.Array] | None,
+    maps: list[Rows] | None,
     chips: Labelled,
     indices: Any,
     seed: int | jax.Array,
 ) -> tuple[TrainState, jax.Array]:
     """One step of the new layers alone, on the chips at `indices`: state, used up, and loss.
 
-    `maps` are those of all chips, by `loop.encode_views`; without them they are computed.
+    Chips are as by `loop.place`. `maps` are those of all, by `loop.encode_views`; without them they
+    are computed.
     """
     keys = augment.sample_keys(seed, state.step, len(indices))
     batch_stats = state.batch_stats
@@ -86,7 +87,8 @@ def frozen_step(
         which = _draw_views(setup, keys)
         places = np.zeros(_VIEWS, np.int32)
         places[list(setup.views)] = np.arange(len(setup.views))
-        inputs = [m[indices, jnp.asarray(places)[which]] for m in maps]
+        rows = indices * len(setup.views) + jnp.asarray(places)[which]
+        inputs = [m[rows] for m in maps]
         targets = _learned(setup, augment.dihedral(chips.targets[indices], which))
     else:
         images, targets = _examples(setup, keys, chips, indices)
@@ -118,7 +120,7 @@ def frozen_step(
 def full_step(
     setup: Setup, state: TrainState, chips: Labelled, indices: Any, seed: int | jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """One step of everything."""
+    """One step of everything, on the chips, as by `loop.place`, at `indices`."""
     # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
     keys = augment.sample_keys(seed, -1 - state.step, len(indices))
     images, targets = _examples(setup, keys, chips, indices)

@@ -5,12 +5,15 @@ stored numbers and are gathered there; data that don't are streamed from disk by
 the same batches in the same order.
 """
 
+import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,6 +24,50 @@ Batch = dict[str, jax.Array]
 # Arrays [N, ...] by feature, or records at random access with `arrays` and `nbytes`, such as
 # `source.Split`.
 Chips = Any
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("rows",), meta_fields=("item_shape",)
+)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Arrays of one shape to gather from on a device, each in a row of its own.
+
+    Rows are filled up with zeros to a multiple of 128 numbers, so that each is one stretch of a
+    TPU's memory too, whose tiles have 128 columns. Of arrays as they are, each gather would first
+    copy all of them, to have their number in front.
+    """
+
+    rows: jax.Array  # [N, R]
+    item_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, arrays: Any) -> "Rows":
+        """Of [N, ...]."""
+        flat, shape = arrays.reshape(len(arrays), -1), arrays.shape[1:]
+        padding = ((0, 0), (0, row_length(shape) - flat.shape[1]))
+        # Chips stay where they are, on the host or on a device.
+        return cls((np if isinstance(flat, np.ndarray) else jnp).pad(flat, padding), shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        """The arrays at `index`, a slice or an array of positions: [..., *item_shape]."""
+        rows = self.rows[index][..., : math.prod(self.item_shape)]
+        return rows.reshape(*rows.shape[:-1], *self.item_shape)
+
+    # An index that is out of range gives the last row, so that a loop over them had no end.
+    __iter__ = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them on the host, [N, *item_shape]."""
+        return np.asarray(self[:], dtype)
+
+
+def row_length(shape: tuple[int, ...]) -> int:
+    """Numbers in a row of `Rows`."""
+    return -(-math.prod(shape) // 128) * 128
 
 
 def length(chips: Chips) -> int:
@@ -61,13 +108,12 @@ def resident_batches(
     so that the steps of an epoch never wait for the host.
     """
     num_chips = length(arrays)
-    chips = sharding.place(arrays, sharding.replicated(mesh))
+    chips = {
+        name: sharding.place(Rows.of(array), sharding.replicated(mesh))
+        for name, array in arrays.items()
+    }
     steps_per_epoch = num_chips // batch_size
-
-    @functools.partial(jax.jit, out_shardings=sharding.split(mesh))
-    def gather(chips, plan, step):
-        return jax.tree.map(lambda array: array[plan[step]], chips)
-
+    gather = make_gather(mesh)
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
         plan = epoch_plan(seed, epoch, num_chips, batch_size)
@@ -75,6 +121,16 @@ def resident_batches(
         for i in range(step, steps_per_epoch):
             yield gather(chips, plan, np.int32(i))
         epoch, step = epoch + 1, 0
+
+
+def make_gather(mesh: Mesh) -> jax.stages.Wrapped:
+    """A function of `Rows` by feature, an epoch's plan and a step, that gives its batch."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.split(mesh))
+    def gather(chips, plan, step):
+        return {name: rows[plan[step]] for name, rows in chips.items()}
+
+    return gather
 
 
 def streamed_batches(

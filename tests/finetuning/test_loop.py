@@ -109,7 +109,7 @@ def test_no_batch_is_a_single_chip(rng):
     for count, sizes in ((8, [8]), (9, [9]), (16, [8, 8]), (17, [8, 9]), (18, [8, 8, 2])):
         batches = loop._batches(0, 0, np.arange(count), 8)
         assert [len(batch) for batch in batches] == sizes
-        assert loop._steps_per_epoch(count, 8) == len(sizes)
+        assert loop.steps_per_epoch(count, 8) == len(sizes)
     assert len(loop._batches(0, 0, np.arange(3), 1)) == 3  # unless that is what is asked for
 
 

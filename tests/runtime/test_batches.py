@@ -73,3 +73,18 @@ def test_in_order_every_chip_comes_once_from_arrays_and_from_records(chips):
             parts = [np.asarray(batch[name])[:count] for batch, count in got]
             np.testing.assert_array_equal(np.concatenate(parts), chips[name])
             assert len(got[1][0][name]) == 16  # one compiled program
+
+
+def test_rows_are_the_arrays_that_they_are_made_of(rng):
+    for arrays in (rng.integers(0, 9, (5, 3, 7, 2), np.uint8), rng.random((5, 128), np.float32)):
+        rows = batches.Rows.of(arrays)
+        assert rows.rows.shape[1] % 128 == 0
+        np.testing.assert_array_equal(rows, arrays)
+        np.testing.assert_array_equal(rows[np.array([3, 0, 3])], arrays[[3, 0, 3]])
+        np.testing.assert_array_equal(rows[1:3], arrays[1:3])
+        placed = jax.device_put(rows)
+        np.testing.assert_array_equal(
+            jax.jit(lambda r: r[np.array([4, 1])])(placed), arrays[[4, 1]]
+        )
+        with pytest.raises(TypeError):
+            iter(rows)
