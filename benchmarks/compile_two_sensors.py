@@ -44,7 +44,7 @@ def main() -> None:
     config.data.update(sensor_scale.measure(config, chips))
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
     mesh = Mesh(np.array(devices).reshape(-1), ("batch",), axis_types=(AxisType.Auto,))
-    method = fusion.make(config, chips, "tpu")
+    method = fusion.make(config, chips, mesh)
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=100, steps_per_epoch=160, batch_size=args.batch
     )

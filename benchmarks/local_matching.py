@@ -29,7 +29,7 @@ from elev_ssl_jax.runtime.train_state import TrainState
 def make_step(config, batch):
     """A function that trains one step more."""
     sample = {name: np.asarray(array[:2]) for name, array in batch.items()}
-    method = elevation.make(config, sample, jax.default_backend())
+    method = elevation.make(config, sample, sharding.make_mesh())
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=1, steps_per_epoch=1000, batch_size=config.batch_size
     )
@@ -66,7 +66,7 @@ def make_matching(config, batch):
         )
 
         def loss(params, decoded):
-            z = head.apply(params, matching.patch_means(decoded, patches))
+            z = head.apply(params, matching.patch_means(decoded, patches.rows, patches.columns))
             z1, z2 = (z[:, view].reshape(-1, z.shape[-1]) for view in (0, 1))
             return losses.nt_xent(z1, z2, valid=jnp.repeat(patches.valid, local.patches))
 

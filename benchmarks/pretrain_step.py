@@ -56,7 +56,7 @@ def ours(args):
     config = default()
     config.batch_size, config.model.width = args.batch, args.width
     chips, mesh = make_chips(args.size), sharding.make_mesh(jax.devices()[:1])
-    method = elevation.make(config, chips, sharding.platform(mesh))
+    method = elevation.make(config, chips, mesh)
     steps_per_epoch = CHIPS // args.batch
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=200, steps_per_epoch=steps_per_epoch, batch_size=args.batch

@@ -50,7 +50,7 @@ def ours(args):
     config.optimizer.update(name="adamw", learning_rate=5e-4, weight_decay=0.0)
     config.data.update(sensor_scale.measure(config, chips))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    method = fusion.make(config, chips, sharding.platform(mesh))
+    method = fusion.make(config, chips, mesh)
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=100, steps_per_epoch=4, batch_size=args.batch
     )

@@ -5,6 +5,7 @@ the step and its position in the batch alone. Images are float32 [B, H, W, C] in
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
 RGB = (0, 1, 2)
+Colors = Sequence[jax.Array]  # red, green and blue, of one shape
 _CROP_CANDIDATES = 10  # of torchvision's RandomResizedCrop
 
 
@@ -214,27 +216,34 @@ def color_jitter(
     def factor(draw, strength):
         return 1 + strength * (2 * draw - 1)
 
+    chosen = draws[4] < jitter_probability
     jittered = images
     if brightness:
         jittered = adjust_brightness(jittered, factor(draws[0], brightness))
     if contrast:
         jittered = adjust_contrast(jittered, factor(draws[1], contrast), rgb or ())
-    if rgb is not None and saturation:
-        jittered = adjust_saturation(jittered, factor(draws[2], saturation), rgb)
-    if rgb is not None and hue:
-        jittered = adjust_hue(jittered, hue * (2 * draws[3] - 1), rgb)
-    images = jnp.where(draws[4] < jitter_probability, jittered, images)
-    if rgb is not None and grayscale:
-        gray = _with_colors(images, rgb, [luma(images, rgb)] * 3)
-        images = jnp.where(draws[5] < grayscale, gray, images)
+    images = jnp.where(chosen, jittered, images)
+    if rgb is not None:
+        # The rest is of the colours alone, which are joined once, at the end.
+        before = colors = _colors(images, rgb)
+        if saturation:
+            colors = adjust_saturation(colors, factor(draws[2], saturation))
+        if hue:
+            colors = adjust_hue(colors, hue * (2 * draws[3] - 1))
+        colors = [jnp.where(chosen, *pair) for pair in zip(colors, before, strict=True)]
+        if grayscale:
+            gray = luma(colors)
+            colors = [jnp.where(draws[5] < grayscale, gray, color) for color in colors]
+        images = _with_colors(images, rgb, colors)
     if uncolored:  # by selection, as in `_with_colors`
         images = jnp.where(jnp.arange(images.shape[-1]) < light, images, original)
     return images
 
 
-def luma(images: jax.Array, rgb: tuple[int, ...] = RGB) -> jax.Array:
-    """Weighted sum of red, green and blue: [..., C] to [..., 1]."""
-    return sum(w * band for w, band in zip(GRAY_WEIGHTS, _colors(images, rgb), strict=True))
+def luma(colors: Colors) -> jax.Array:
+    """Weighted sum of red, green and blue."""
+    red, green, blue = (w * color for w, color in zip(GRAY_WEIGHTS, colors, strict=True))
+    return red + green + blue
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -253,22 +262,19 @@ def adjust_contrast(
     if rgb is None and images.shape[-1] == 3:
         rgb = RGB
     if rgb:
-        level = _with_colors(level, rgb, [luma(level, rgb)] * 3)
+        level = _with_colors(level, rgb, [luma(_colors(level, rgb))] * 3)
     return _blend(images, level, factor)
 
 
-def adjust_saturation(
-    images: jax.Array, factor: jax.Array, rgb: tuple[int, int, int] = RGB
-) -> jax.Array:
-    """Moves colour bands away from (factor > 1) or towards each pixel's luma."""
-    gray = luma(images, rgb)
-    colors = [_blend(band, gray, factor) for band in _colors(images, rgb)]
-    return _with_colors(images, rgb, colors)
+def adjust_saturation(colors: Colors, factor: jax.Array) -> list[jax.Array]:
+    """Moves red, green and blue away from (factor > 1) or towards each pixel's luma."""
+    gray = luma(colors)
+    return [_blend(band, gray, factor) for band in colors]
 
 
-def adjust_hue(images: jax.Array, shift: jax.Array, rgb: tuple[int, int, int] = RGB) -> jax.Array:
-    """Turns the hue of HSV by `shift` turns (0.5 is the opposite colour)."""
-    red, green, blue = _colors(images, rgb)
+def adjust_hue(colors: Colors, shift: jax.Array) -> list[jax.Array]:
+    """Turns the hue of HSV of red, green and blue by `shift` turns (0.5: the opposite colour)."""
+    red, green, blue = colors
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
@@ -284,7 +290,7 @@ def adjust_hue(images: jax.Array, shift: jax.Array, rgb: tuple[int, int, int] = 
         sector = (offset + hue + 6 * shift) % 6
         return value - chroma * jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1)
 
-    return _with_colors(images, rgb, [band(offset) for offset in (5.0, 3.0, 1.0)])
+    return [band(offset) for offset in (5.0, 3.0, 1.0)]
 
 
 def _colors(images, rgb):

@@ -90,6 +90,7 @@ _RULES = {
     "*.projection": _TWO_SIZES,
     "model.fusion": one_of("early", "late"),
     "model.elevation_padding": one_of("zeros", "edge"),
+    "model.batchnorm_groups": whole(1),
     "objective.alpha": _SHARE,
     "objective.lam": _SHARE,
     "objective.temperature": _POSITIVE,
@@ -185,6 +186,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         micro == 0 or config.batch_size % micro == 0,
         f"0 or a divisor of batch_size, {config.batch_size}",
     )
+    batch = micro or flat["experiment.pretrain." * (config.task == "experiment") + "batch_size"]
+    groups = config.model.batchnorm_groups
+    need("model.batchnorm_groups", batch % groups == 0, f"a divisor of {batch} chips at a time")
     for prefix in ("", "experiment.pretrain."):
         name = f"{prefix}optimizer.warmup_epochs"
         warm = flat[name] == 0 or flat[name] < flat[f"{prefix}epochs"]

@@ -94,6 +94,10 @@ def default() -> ml_collections.ConfigDict:
     # What the elevation decoder's convolutions see around a map: "zeros", or "edge", its own border
     # again, without which a frame shows in the elevation.
     model.elevation_padding = "zeros"
+    # Parts of the batch, or of a microbatch, each normalised by statistics of its own in
+    # pre-training. As many as there are devices spares them two exchanges a layer, and leaves each
+    # chip's statistics to fewer others; 1 is the whole batch, on any number of devices.
+    model.batchnorm_groups = 1
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.alpha = 0.5  # L = alpha L_E + (1 - alpha) (lam L_G + (1 - lam) L_L)

@@ -22,7 +22,7 @@ _OF_ALL = (
 )
 _OF_PRETRAINING = (
     *("augment.contrastive", "augment.elevation", "loss", "log"),
-    *("model.projection", "model.elevation_padding"),
+    *("model.projection", "model.elevation_padding", "model.batchnorm_groups"),
     *("objective.temperature", "objective.local", "objective.negatives", "data.probe_split"),
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
@@ -43,7 +43,9 @@ _OF_CONTRAST = (
 )
 _OF_GLOBAL = ("objective.global_features", "model.projection")
 _OF_LOCAL = ("objective.local",)
-_OF_ANY_PRETRAINING = ("experiment.pretrain", "data.probe_split", "checkpoint", "log")
+_OF_ANY_PRETRAINING = (
+    *("experiment.pretrain", "data.probe_split", "checkpoint", "log", "model.batchnorm_groups"),
+)
 _OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm")
 
 # Fields that say where things lie and how often to report; a run may go on with others.

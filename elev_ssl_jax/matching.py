@@ -73,14 +73,19 @@ def draw_patches(
     )
 
 
-def patch_means(maps: jax.Array, patches: Patches) -> jax.Array:
-    """Means of maps [B, 2, H, W, C] over the patches: float32 [B, 2, P, C].
+def patch_means(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Means of maps [..., H, W, C] over their patches: float32 [..., P, C].
 
     A box is separable, so that the mean is two small matrix products.
+
+    Args:
+      maps: Of samples and views, in any order.
+      rows: Shares of the patches in rows of pixels, [..., P, H], as in `Patches`.
+      columns: In columns, [..., P, W].
     """
-    rows = patches.rows.astype(maps.dtype)
-    over_rows = jnp.einsum("bvph,bvhwc->bvpwc", rows, maps, preferred_element_type=jnp.float32)
-    return jnp.einsum("bvpw,bvpwc->bvpc", patches.columns, over_rows)
+    rows = rows.astype(maps.dtype)
+    over_rows = jnp.einsum("...ph,...hwc->...pwc", rows, maps, preferred_element_type=jnp.float32)
+    return jnp.einsum("...pw,...pwc->...pc", columns, over_rows)
 
 
 def _lattice(axis, size, offset):

@@ -145,8 +145,8 @@ def test_hue_equals_colorsys(rng):
     for color in colors:
         h, s, v = colorsys.rgb_to_hsv(*color)
         expected.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
-    got = augment.adjust_hue(colors.astype(np.float32)[None, None], np.float32(shift))
-    np.testing.assert_allclose(got[0, 0], expected, atol=2e-6)
+    got = augment.adjust_hue([*colors.astype(np.float32).T], np.float32(shift))
+    np.testing.assert_allclose(np.stack(got, axis=-1), expected, atol=2e-6)
 
 
 def test_other_color_operations_are_the_published_ones(images):
@@ -157,7 +157,7 @@ def test_other_color_operations_are_the_published_ones(images):
         (augment.adjust_brightness(images, factor), images64 * factor),
         (augment.adjust_contrast(images, factor), factor * images64 + (1 - factor) * mean),
         (
-            augment.adjust_saturation(images, factor),
+            np.stack(augment.adjust_saturation([*np.moveaxis(images, -1, 0)], factor), axis=-1),
             factor * images64 + (1 - factor) * gray[..., None],
         ),
     ):

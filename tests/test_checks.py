@@ -38,6 +38,7 @@ from elev_ssl_jax.recipes import METRICS_OF_CLASSES, METRICS_OF_PRESENCE
         ("optimizer.scaling", "cubic"),
         ("optimizer.warmup_epochs", 2.0),
         ("microbatch_size", 3),
+        ("model.batchnorm_groups", 3),
         ("experiment.pretrain.optimizer.warmup_epochs", -1.0),
         ("experiment.pretrain_seeds", 0),
         ("experiment.label_draws", -1),

@@ -52,7 +52,7 @@ def test_the_two_patches_of_a_pair_show_the_same_ground(seed, size, scale, flips
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1) + 0.5
     image = jnp.broadcast_to(jnp.asarray(grid, jnp.float32), (BATCH, *size, 2))
     views = jnp.stack([augment.resized_crop(image, crop) for crop in crops], axis=1)
-    means = np.asarray(matching.patch_means(views, patches))
+    means = np.asarray(matching.patch_means(views, patches.rows, patches.columns))
 
     valid = np.asarray(patches.valid)
     difference = np.abs(means[:, 0] - means[:, 1])[valid]
@@ -84,7 +84,7 @@ def test_without_augmentation_the_two_patches_are_identical(rng):
     keys = augment.sample_keys(1, 0, BATCH)
     crop = whole((24, 30))
     patches = matching.draw_patches(keys, (crop, crop), (24, 30), count=3, size=5)
-    means = matching.patch_means(jnp.stack([image, image], axis=1), patches)
+    means = matching.patch_means(jnp.stack([image, image], axis=1), patches.rows, patches.columns)
     np.testing.assert_array_equal(means[:, 0], means[:, 1])
 
 
@@ -93,7 +93,7 @@ def test_patch_means_equal_a_loop_over_pixels(rng):
     keys = augment.sample_keys(2, 0, 2)
     crop = whole((12, 12), 2)
     patches = matching.draw_patches(keys, (crop, crop), (12, 12), count=2, size=4)
-    means = matching.patch_means(jnp.asarray(maps), patches)
+    means = matching.patch_means(jnp.asarray(maps), patches.rows, patches.columns)
     for b, v, p in np.ndindex(2, 2, 2):
         weight = np.multiply.outer(
             np.asarray(patches.rows[b, v, p], np.float64), np.asarray(patches.columns[b, v, p])

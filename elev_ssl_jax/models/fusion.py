@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, Layout
 from elev_ssl_jax.models.resnet import ResNet18
 
 Maps = tuple[jax.Array, ...]
@@ -29,18 +30,20 @@ class Branches(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
 
-    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> Maps:
+    def __call__(self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW) -> Maps:
         """Maps of images float [B, H, W, C], the channels of all sensors joined."""
-        return joined(self.apart(images, train=train, views=views))
+        return joined(self.apart(images, train=train, layout=layout))
 
     @nn.compact
-    def apart(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[Maps, ...]:
+    def apart(
+        self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW
+    ) -> tuple[Maps, ...]:
         """The same, the maps of each sensor for themselves."""
         first, found = 0, []
         for name, count in self.bands:
             encoder = self.encoder(width=self.width, dtype=self.dtype, name=name)
             part = images[..., first : first + count]
-            found.append(encoder(part, train=train, views=views))
+            found.append(encoder(part, train=train, layout=layout))
             first += count
         return tuple(found)
 

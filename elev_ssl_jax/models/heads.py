@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elev_ssl_jax.models.resnet import BatchNorm
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
 
 
 class ProjectionHead(nn.Module):
@@ -21,11 +21,11 @@ class ProjectionHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
-        """[B, C] to embeddings float32 [B, sizes[1]]; `views` as in `BatchNorm`."""
+    def __call__(self, features: jax.Array, *, train: bool, layout: Layout = ONE_VIEW) -> jax.Array:
+        """[B, C] to embeddings float32 [B, sizes[1]]; `layout` as in `BatchNorm`."""
         hidden, out = self.sizes
         x = nn.Dense(hidden, use_bias=False, dtype=self.dtype, name="linear1")(features)
-        x = BatchNorm(dtype=self.dtype, name="bn")(nn.relu(x), train=train, views=views)
+        x = BatchNorm(dtype=self.dtype, name="bn")(nn.relu(x), train=train, layout=layout)
         return nn.Dense(out, use_bias=False, dtype=jnp.float32, name="linear2")(x)
 
 

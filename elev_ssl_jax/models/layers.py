@@ -1,6 +1,7 @@
 """Convolution, max-pooling and upsampling as in PyTorch's networks."""
 
 from functools import partial, reduce
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,13 +17,50 @@ Conv = partial(
 )
 
 
+class ConvOfJoined(nn.Module):
+    """A 3 x 3 convolution of maps that are joined along their channels.
+
+    On a TPU they are not: a convolution is linear, so that each map can have its part of the
+    kernel, and joining would cost more than what is lost by that.
+    """
+
+    channels: int
+    padding: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, *maps: jax.Array) -> jax.Array:
+        """[B, H, W, Ci] each to [B, H, W, channels], less what the padding leaves out."""
+        depths = [m.shape[-1] for m in maps]
+        shape = (3, 3, sum(depths), self.channels)
+        kernel = self.param("kernel", Conv.keywords["kernel_init"], shape, jnp.float32)
+
+        def convolve(x, kernel, **more):
+            padding, names = [(self.padding, self.padding)] * 2, ("NHWC", "HWIO", "NHWC")
+            return lax.conv_general_dilated(
+                x, kernel, (1, 1), padding, dimension_numbers=names, **more
+            )
+
+        def summed(kernel, *maps):
+            parts = jnp.split(kernel, np.cumsum(depths)[:-1], axis=2)
+            wide = partial(convolve, preferred_element_type=jnp.float32)
+            return sum(map(wide, maps, parts)).astype(self.dtype)
+
+        def joined(kernel, *maps):
+            return convolve(jnp.concatenate(maps, axis=-1), kernel)
+
+        given = (x.astype(self.dtype) for x in (kernel, *maps))
+        return lax.platform_dependent(*given, tpu=summed, default=joined)
+
+
 def max_pool(images: jax.Array) -> jax.Array:
     """Largest of 3 x 3 pixels at stride 2: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C].
 
-    Shifted copies are compared. The gradient of a windowed maximum would be a select-and-scatter,
-    which is slow on a CPU and adds in no fixed order on a GPU.
+    Of equals the first row's, and in it the first, gets the gradient. A windowed maximum, which a
+    TPU is built for, has a select-and-scatter for a gradient. That is slow on a CPU and adds in no
+    fixed order on a GPU, where shifted copies are compared.
     """
-    return _max_of_three(_max_of_three(images, axis=2), axis=1)
+    return lax.platform_dependent(images, tpu=_max_of_window, default=_max_of_shifted)
 
 
 def pool(images: jax.Array) -> jax.Array:
@@ -67,7 +105,17 @@ def _bilinear_weights(old, new):
 def _resampled(images, rows, columns):
     """Rows [H, h] and columns [W, w] act on images [B, h, w, C]: [B, H, W, C]."""
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    return product("jw,bhwc->bhjc", columns, product("ih,bhwc->biwc", rows, images))
+    with jax.named_scope("resample"):
+        return product("jw,bhwc->bhjc", columns, product("ih,bhwc->biwc", rows, images))
+
+
+def _max_of_window(images):
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(images, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def _max_of_shifted(images):
+    return _max_of_three(_max_of_three(images, axis=2), axis=1)
 
 
 def _max_of_three(images, axis):

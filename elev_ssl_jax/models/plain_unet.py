@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
 from elev_ssl_jax.models.layers import Conv, pool, upsample, upsample_bilinear
-from elev_ssl_jax.models.resnet import BatchNorm
 from elev_ssl_jax.models.unet import UNet
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -32,15 +32,15 @@ class DoubleConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
-        """[B, H, W, C] to [B, H, W, channels]; for `views` see `BatchNorm`."""
+    def __call__(self, x: jax.Array, *, train: bool, layout: Layout = ONE_VIEW) -> jax.Array:
+        """[B, H, W, C] to [B, H, W, channels]; for `layout` see `BatchNorm`."""
         for i, channels in enumerate((self.middle, self.channels), start=1):
             # BatchNorm takes the bias away again; the original's parameters have it all the same.
             conv = Conv(
                 channels, (3, 3), padding=1, use_bias=True, dtype=self.dtype, name=f"conv{i}"
             )
             norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
-            x = nn.relu(norm(conv(x), train=train, views=views))
+            x = nn.relu(norm(conv(x), train=train, layout=layout))
         return x
 
 
@@ -56,18 +56,20 @@ class PlainEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW
+    ) -> tuple[jax.Array, ...]:
         """Feature maps at strides 1, 2, 4, 8 and 16 of images float [B, H, W, C].
 
         Sides are rounded down at every stride, so that none may be below 16 pixels.
         `train` makes BatchNorm use the batch's statistics and update the running ones; see it for
-        `views`.
+        `layout`.
         """
         x, maps = images.astype(self.dtype), []
         for i, base in enumerate(CHANNELS):
             channels = round(base * self.width)
             block = DoubleConv(channels, channels, self.dtype, name=f"block{i + 1}")
-            x = block(pool(x) if i else x, train=train, views=views)
+            x = block(pool(x) if i else x, train=train, layout=layout)
             maps.append(x)
         return tuple(maps)
 

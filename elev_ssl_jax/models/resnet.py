@@ -7,52 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
 from elev_ssl_jax.models.layers import Conv, max_pool
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation whose statistics, in training mode, belong to one view at a time.
-
-    With `views` = V the leading axis holds V views of each sample side by side ([B * V, ..., C],
-    view the faster index), and each view is normalised by its own mean and variance over the
-    whole batch, as if it had been passed alone. All views so share one pass through the network,
-    and a batch sharded over devices stays where it is. The running statistics take in the mean
-    over the views.
-
-    Statistics are float32 whatever `dtype` is. As in PyTorch, eps is 1e-5, and 0.1 of each batch's
-    statistics is taken in, of the variance the unbiased one.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
-        """Normalises [B * V, ..., C] over all axes but the view and the channel."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-
-        if not train:
-            factor = scale * jax.lax.rsqrt(running_var.value + 1e-5)
-            shift = bias - running_mean.value * factor
-            return (x * factor + shift).astype(self.dtype)
-
-        by_view = x.astype(jnp.float32).reshape(-1, views, *x.shape[1:])
-        axes = (0, *range(2, by_view.ndim - 1))
-        mean = jnp.mean(by_view, axes, keepdims=True)
-        # Not E[x^2] - E[x]^2, which loses its digits where the mean is large.
-        centred = by_view - mean
-        var = jnp.mean(centred**2, axes, keepdims=True)
-        if not self.is_initializing():
-            count = by_view.size // (views * channels)
-            unbiased = var * (count / max(count - 1, 1))
-            for running, batch in ((running_mean, mean), (running_var, unbiased)):
-                view_mean = jnp.mean(batch.reshape(views, channels), axis=0)
-                running.value = 0.9 * running.value + 0.1 * view_mean
-        normalised = centred * (scale * jax.lax.rsqrt(var + 1e-5)) + bias
-        return normalised.astype(self.dtype).reshape(x.shape)
 
 
 class BasicBlock(nn.Module):
@@ -63,12 +19,12 @@ class BasicBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, layout: Layout = ONE_VIEW) -> jax.Array:
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), channels]."""
         conv = partial(Conv, dtype=self.dtype)
 
         def norm(name):
-            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
+            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, layout=layout)
 
         y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(x)
         y = nn.relu(norm("bn1")(y))
@@ -88,12 +44,12 @@ class Bottleneck(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, layout: Layout = ONE_VIEW) -> jax.Array:
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 4 * channels]."""
         conv = partial(Conv, dtype=self.dtype)
 
         def norm(name):
-            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, views=views)
+            return partial(BatchNorm(dtype=self.dtype, name=name), train=train, layout=layout)
 
         y = nn.relu(norm("bn1")(conv(self.channels, (1, 1), padding=0, name="conv1")(x)))
         y = conv(self.channels, (3, 3), self.stride, padding=1, name="conv2")(y)
@@ -121,16 +77,18 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW
+    ) -> tuple[jax.Array, ...]:
         """Feature maps at strides 2, 4, 8, 16 and 32 of images float [B, H, W, C].
 
         At 100 pixels their sizes are 50, 25, 13, 7 and 4. `train` makes BatchNorm use the
-        batch's statistics and update the running ones; see it for `views`.
+        batch's statistics and update the running ones; see it for `layout`.
         """
         channels = [round(64 * self.width * 2**stage) for stage in range(4)]
         conv = Conv(channels[0], (7, 7), 2, padding=3, dtype=self.dtype, name="conv1")
         x = conv(images.astype(self.dtype))
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train, views=views))
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train, layout=layout))
         features = [x]
         x = max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
@@ -138,7 +96,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}_{block}"
                 layer = self.block(channels[stage], stride, self.dtype, name=name)
-                x = layer(x, train=train, views=views)
+                x = layer(x, train=train, layout=layout)
             features.append(x)
         return tuple(features)
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, Layout
+
 WINDOW = 7  # tokens along the side of a window
 _PATCH = 4  # pixels along the side of a token
 HEAD = 32  # channels of an attention head
@@ -161,12 +163,14 @@ class Swin(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW
+    ) -> tuple[jax.Array, ...]:
         """Maps at strides 4, 8, 16 and 32 of images float [B, H, W, C].
 
         The first three are what a stage begins with, the last what the last one ends with,
         normalised: at 224 pixels 56 x 56 x 96, 28 x 28 x 192, 14 x 14 x 384 and 7 x 7 x 768.
-        Images whose sides 4 doesn't divide are filled up with zeros. `views` changes nothing: no
+        Images whose sides 4 doesn't divide are filled up with zeros. `layout` changes nothing: no
         statistics are of a batch.
         """
         height, width = images.shape[1:3]

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elev_ssl_jax.models.layers import Conv, upsample
-from elev_ssl_jax.models.resnet import BatchNorm, ResNet18
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
+from elev_ssl_jax.models.layers import ConvOfJoined, upsample
+from elev_ssl_jax.models.resnet import ResNet18
 
 CHANNELS = (256, 128, 64, 32, 16)
 
@@ -28,18 +29,16 @@ class UpBlock(nn.Module):
         skip: jax.Array | None,
         *,
         train: bool,
-        views: int = 1,
+        layout: Layout = ONE_VIEW,
     ) -> jax.Array:
         """[B, h, w, C] to [B, *size, channels]; `skip` is [B, *size, S] or None."""
-        x = upsample(x, size)
-        if skip is not None:
-            x = jnp.concatenate([x, skip], axis=-1)
+        seen = [upsample(x, size)] + ([] if skip is None else [skip])
         for i in (1, 2):
-            x, zeros = _padded(x, self.padding)
-            conv = Conv(self.channels, (3, 3), padding=zeros, dtype=self.dtype, name=f"conv{i}")
+            maps, zeros = zip(*(_padded(m, self.padding) for m in seen), strict=True)
+            conv = ConvOfJoined(self.channels, zeros[0], self.dtype, name=f"conv{i}")
             norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
-            x = nn.relu(norm(conv(x), train=train, views=views))
-        return x
+            seen = [nn.relu(norm(conv(*maps), train=train, layout=layout))]
+        return seen[0]
 
 
 class Decoder(nn.Module):
@@ -65,10 +64,12 @@ class Decoder(nn.Module):
     start: float = 0.0
 
     @nn.compact
-    def __call__(self, features: Sequence[jax.Array], *, train: bool, views: int = 1) -> jax.Array:
+    def __call__(
+        self, features: Sequence[jax.Array], *, train: bool, layout: Layout = ONE_VIEW
+    ) -> jax.Array:
         """Decodes the encoder's maps, each [B, H, W, C], largest first.
 
-        For `views` see `BatchNorm`. The result is float32, or `dtype` without `out_channels`.
+        For `layout` see there. The result is float32, or `dtype` without `out_channels`.
         """
         *skips, x = features
         height, width = self.output_size
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
         for i, (size, skip) in enumerate(targets):
             channels = max(8, round(CHANNELS[i] * self.width))
             block = UpBlock(channels, self.dtype, self.padding, name=f"block{i + 1}")
-            x = block(x, size, skip, train=train, views=views)
+            x = block(x, size, skip, train=train, layout=layout)
         if self.out_channels is None:
             return x
         x, zeros = _padded(x, self.padding)

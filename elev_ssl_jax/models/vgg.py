@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
 from elev_ssl_jax.models.layers import Conv, pool
-from elev_ssl_jax.models.resnet import BatchNorm
 
 CHANNELS = (64, 128, 256, 256)
 
@@ -24,11 +24,13 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, views: int = 1) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, images: jax.Array, *, train: bool, layout: Layout = ONE_VIEW
+    ) -> tuple[jax.Array, ...]:
         """Feature maps at strides 1, 2, 4 and 8 of images float [B, H, W, C].
 
         `train` makes BatchNorm use the batch's statistics and update the running ones; see it for
-        `views`.
+        `layout`.
         """
         x, maps = images.astype(self.dtype), []
         for i, channels in enumerate(CHANNELS):
@@ -43,6 +45,6 @@ class VGG(nn.Module):
                     name=f"block{i + 1}_conv{j}",
                 )
                 norm = BatchNorm(dtype=self.dtype, name=f"block{i + 1}_bn{j}")
-                x = nn.relu(norm(conv(x), train=train, views=views))
+                x = nn.relu(norm(conv(x), train=train, layout=layout))
             maps.append(x)
         return tuple(maps)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from elev_ssl_jax import augment, losses, matching, sensors, squares
 from elev_ssl_jax.errors import InputError
@@ -22,6 +23,7 @@ from elev_ssl_jax.models import encoders
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import PretrainModel
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
+from elev_ssl_jax.runtime import sharding
 
 
 class Shown(NamedTuple):
@@ -38,13 +40,13 @@ class Targets(NamedTuple):
     patches: matching.Patches | None
 
 
-def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method:
+def make(config: Any, sample: Mapping[str, np.ndarray], mesh: Mesh) -> Method:
     """The method that `config.objective` describes.
 
     Args:
       config: The run's configuration.
       sample: Some chips to learn from, by feature.
-      platform: Of the devices that are to compute.
+      mesh: The devices that are to compute.
 
     Raises:
       InputError: The chips don't suit it.
@@ -54,7 +56,13 @@ def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method
     return Method(
         reads=reads(config),
         views=partial(make_views, config),
-        model=make_model(config, shapes, platform, elevation_start=first_elevation(config, sample)),
+        model=make_model(
+            config,
+            shapes,
+            sharding.platform(mesh),
+            elevation_start=first_elevation(config, sample),
+            mesh=mesh,
+        ),
         loss=partial(weighted_loss, config),
     )
 
@@ -142,6 +150,7 @@ def make_model(
     platform: str,
     *,
     elevation_start: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> PretrainModel:
     """The model that `config.model` and `config.objective` describe.
 
@@ -150,6 +159,7 @@ def make_model(
       shapes: Of the features of a chip.
       platform: Of the devices that are to compute.
       elevation_start: What the elevation branch says at first.
+      mesh: The devices that a batch is split over; it changes no result.
     """
     weight = weights(config)
     return PretrainModel(
@@ -162,6 +172,8 @@ def make_model(
         elevation_padding=config.model.elevation_padding,
         width=config.model.width,
         dtype=compute_dtype(config, platform),
+        mesh=mesh,
+        batchnorm_groups=config.model.batchnorm_groups,
     )
 
 

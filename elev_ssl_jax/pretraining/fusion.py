@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from elev_ssl_jax import sensors
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import SensorsModel
 from elev_ssl_jax.pretraining import elevation
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
+from elev_ssl_jax.runtime import sharding
 
 
 class Shown(NamedTuple):
@@ -35,7 +37,7 @@ class Targets(NamedTuple):
     elevation: jax.Array | None  # [B, h, w], normalised, NaN where missing
 
 
-def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method:
+def make(config: Any, sample: Mapping[str, np.ndarray], mesh: Mesh) -> Method:
     """The method that `config.objective` describes; see `elevation.make`."""
     shapes = {name: array.shape[1:] for name, array in sample.items()}
     elevation.check(config, shapes)
@@ -43,7 +45,7 @@ def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method
     return Method(
         reads=elevation.reads(config),
         views=partial(make_views, config),
-        model=make_model(config, shapes, platform, elevation_start=start),
+        model=make_model(config, shapes, sharding.platform(mesh), elevation_start=start, mesh=mesh),
         loss=partial(weighted_loss, config),
     )
 
@@ -54,6 +56,7 @@ def make_model(
     platform: str,
     *,
     elevation_start: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> SensorsModel:
     """The model that `config.model` and `config.objective` describe; see `elevation.make_model`."""
     contrasted = elevation.weights(config)["global"] > 0
@@ -66,6 +69,8 @@ def make_model(
         elevation_padding=config.model.elevation_padding,
         width=config.model.width,
         dtype=compute_dtype(config, platform),
+        mesh=mesh,
+        batchnorm_groups=config.model.batchnorm_groups,
     )
 
 

@@ -5,14 +5,15 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from jax.sharding import Mesh
 
 from elev_ssl_jax.pretraining import elevation, fusion
 from elev_ssl_jax.pretraining.method import Method
 
 
-def make(config: Any, sample: Mapping[str, np.ndarray], platform: str) -> Method:
+def make(config: Any, sample: Mapping[str, np.ndarray], mesh: Mesh) -> Method:
     """By `config.objective.positives`: of two views, or of two sensors; see `elevation.make`."""
-    return _module(config).make(config, sample, platform)
+    return _module(config).make(config, sample, mesh)
 
 
 def make_model(config: Any, shapes: Mapping[str, tuple[int, ...]], platform: str) -> nn.Module:

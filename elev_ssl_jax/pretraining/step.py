@@ -1,7 +1,6 @@
 """The compiled step of pre-training: views, outputs, loss, exact gradient, update."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """A function of state, batch and seed that gives the next state and what to report.
 
     The state passed in is used up. The seed, of augmentation, is an argument so that runs which

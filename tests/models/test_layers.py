@@ -122,3 +122,40 @@ def test_no_gradient_is_scattered(model):
 def test_a_number_that_is_none_is_not_lost():
     images = jnp.ones((1, 8, 8, 1)).at[0, 3, 4].set(jnp.nan)
     assert jnp.isnan(layers.max_pool(images)).sum() == 2
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_what_a_tpu_computes_is_what_others_do(monkeypatch, padding):
+    """The forms for a TPU, computed here, against those for others, gradients included."""
+    maps = [rng.normal(size=(2, 6, 7, channels)).astype(np.float32) for channels in (3, 5)]
+    conv = layers.ConvOfJoined(4, padding)
+    params = conv.init(jax.random.key(0), *maps)
+    ties = rng.integers(0, 4, (3, 7, 10, 2)).astype(np.float32)
+    ct = {
+        shape: rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 4 + 2 * padding, 5 + 2 * padding, 4), (3, 4, 5, 2))
+    }
+
+    def both():
+        found = []
+        for function, given in (
+            (lambda p, a, b: conv.apply(p, a, b), (params, *maps)),
+            (layers.max_pool, (ties,)),
+        ):
+            value, back = jax.vjp(function, *given)
+            found.append((value, back(ct[value.shape])))
+        return found
+
+    others = both()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, tpu, default: tpu(*given))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both(), others)
+    # As one convolution of what is joined.
+    kernel = params["params"]["kernel"]
+    wanted = jax.lax.conv_general_dilated(
+        np.concatenate(maps, axis=-1),
+        kernel,
+        (1, 1),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(others[0][0], wanted, atol=1e-5)

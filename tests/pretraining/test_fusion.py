@@ -71,7 +71,7 @@ def make_chips(count, seed=0):
 
 
 def start(config, chips):
-    method = fusion.make(config, chips, "cpu")
+    method = fusion.make(config, chips, sharding.make_mesh())
     few = {name: jnp.asarray(chips[name][:2]) for name in method.reads}
     views = method.views(augment.sample_keys(0, 0, 2), few, True)
     variables = jax.jit(functools.partial(method.model.init, train=True))(
@@ -262,7 +262,7 @@ def test_a_run_is_scored_goes_on_to_the_same_bits_and_can_be_loaded(
         {name: arrays[name][:3] for name in ("s1", "s2", "elevation")},
         train=False,
     )
-    method = fusion.make(config, arrays, "cpu")
+    method = fusion.make(config, arrays, sharding.make_mesh())
     outputs = method.model.apply(saved.variables, *judged.inputs, train=False)
     np.testing.assert_allclose(features, outputs["features"], rtol=1e-4, atol=1e-5)
     if told:
@@ -274,13 +274,13 @@ def test_a_run_is_scored_goes_on_to_the_same_bits_and_can_be_loaded(
 def test_squares_too_small_for_the_encoder_are_refused(config):
     config.update_from_flattened_dict({**KINDS["mma"], "augment.crop_size": 7})
     with pytest.raises(InputError, match=r"model.encoder is vgg, .* 7 x 7 pixels; 8 are needed"):
-        fusion.make(config, make_chips(4), "cpu")
+        fusion.make(config, make_chips(4), sharding.make_mesh())
 
 
 def test_squares_larger_than_the_chips_are_refused(config):
     config.augment.crop_size = 40
     with pytest.raises(InputError, match=r"crop_size is 40; s1 has 32 x 32 pixels, so it must be"):
-        fusion.make(config, make_chips(4), "cpu")
+        fusion.make(config, make_chips(4), sharding.make_mesh())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def config(tiny):
 
 def make_state(config, size):
     few = {"image": jnp.zeros((2, size, size, 3)), "elevation": np.zeros((2, 11, 11))}
-    method = objective.make(config, few, "cpu")
+    method = objective.make(config, few, sharding.make_mesh())
     views = method.views(augment.sample_keys(0, 0, 2), few, True)
     variables = jax.jit(method.model.init, static_argnames="train")(
         jax.random.key(0), *views.inputs, train=True
@@ -98,6 +98,25 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_me
         errors.append(relative_error())
     assert max(errors) < 0.05
     assert min(errors) < 1e-3
+
+
+def test_groups_of_batchnorm_are_the_same_on_any_number_of_devices(config, rng, batch_mesh):
+    size = 32
+    config.objective.update({"alpha": 0.0, "lam": 1.0, "global_features": "mean"})
+    batch, found = make_batch(rng, config.batch_size, size), []
+    for groups, devices in ((4, 1), (4, 8), (1, 8)):
+        config.model.batchnorm_groups = groups
+        mesh = batch_mesh(devices)
+        few = {name: array[:2] for name, array in batch.items()}
+        method = objective.make(config, few, mesh)
+        _, state = make_state(config, size)
+        step, arguments = take_step(config, method, state, batch, mesh)
+        after, terms = step(*arguments)
+        found.append((float(terms["loss"]), jax.device_get(after.batch_stats)))
+    (alone, stats), (spread, same), (whole, _) = found
+    assert spread == pytest.approx(alone, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, same)
+    assert abs(whole - alone) > 1e-4 * alone
 
 
 def collectives(program):
