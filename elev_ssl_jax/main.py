@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, fields, files, sensor_scale
+from elev_ssl_jax import checks, command_line, fields, files, sensor_scale
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import labelled, methods
 from elev_ssl_jax.recipes import made_of
@@ -38,6 +38,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Of such a run; 1 runs alone whatever the environment says."
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Steps of a pre-training to trace, into the folder `profile` of --workdir.",
+    lower_bound=0,
+)
 _JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the others.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -51,6 +57,8 @@ def main(argv: list[str]) -> None:
         config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
         refusal = f"--workdir={workdir} is in use by another run; wait for it, or name another"
         checks.check(config)
+        if _PROFILE.value and config.task != "pretrain":
+            raise InputError(f"--profile traces pre-trainings; config.task is {config.task!r}")
         _join_processes(config)
         if sharding.is_first():
             for line in fields.without_effect(config):
@@ -154,7 +162,9 @@ def _pretrain(config, workdir: Path) -> None:
         labelled = None
         if config.data.probe_split:
             labelled = source.open_split(config.data, config.data.probe_split)
-    loop.pretrain(config, workdir, loop.Data(train, heldout, labelled), _Writer(workdir))
+    data, profile = loop.Data(train, heldout, labelled), int(_PROFILE.value)
+    profile *= sharding.is_first()
+    loop.pretrain(config, workdir, data, _Writer(workdir), profile=profile)
     if config is not _CONFIG.value:  # one of an experiment's
         return
     more = f"--config.epochs={2 * config.epochs}"
@@ -313,28 +323,5 @@ class _Writer:
         self._writer.flush()
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but an error is one line and exit code 2."""
-    with reported():
-        try:
-            rest = flags.FLAGS(argv)
-            _ = _CONFIG.value.task  # a file that can't be loaded says so only when it is used
-            return rest
-        except (
-            flags.Error,
-            LookupError,
-            AttributeError,
-            ValueError,
-            TypeError,
-            OSError,
-        ) as error:
-            # These messages hold tracebacks and lists of fields; the reason comes last.
-            text = str(error.args[0]) if error.args else repr(error)
-            reason = text.replace("\\n", "\n").strip().splitlines()[-1].strip(" '\"")
-            if isinstance(error, LookupError | AttributeError) or "Did you mean" in reason:
-                reason = f"unknown configuration field; the fields are in config.py: {reason}"
-            raise InputError(reason) from error
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=functools.partial(command_line.parse, config=_CONFIG))

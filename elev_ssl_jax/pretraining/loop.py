@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from elev_ssl_jax import augment, files, sensors, squares
 from elev_ssl_jax.errors import InputError
@@ -17,10 +18,11 @@ from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
+from elev_ssl_jax.runtime.profile import profiled
 from elev_ssl_jax.runtime.train_state import TrainState
 
 Arrays = dict[str, np.ndarray]
-MakeMethod = Callable[[Any, Arrays, str], Method]  # of configuration, sample and platform
+MakeMethod = Callable[[Any, Arrays, Mesh], Method]
 
 
 class Data(NamedTuple):
@@ -47,6 +49,7 @@ def pretrain(
     data: Data,
     writer: Any,
     make_method: MakeMethod = methods.make,
+    profile: int = 0,
 ) -> dict[str, float]:
     """Trains, evaluates and saves; called again with the same folder, goes on where it stopped.
 
@@ -55,7 +58,8 @@ def pretrain(
       workdir: Where checkpoints, pictures and `results.json` go.
       data: The chips.
       writer: Has `write_scalars(step, scalars)` and `flush()`.
-      make_method: Of the configuration, some chips and the platform of the devices.
+      make_method: Of the configuration, some chips and the devices.
+      profile: How many steps to trace, into the folder `profile`.
 
     Returns:
       The final scores, as in `results.json`.
@@ -102,9 +106,15 @@ def pretrain(
             first_step=first_step,
         )
         print(f"{parts.chips} chips to learn from, {how}")
-        with progress.open_log(config, writer, mesh.size, first_step, total_steps) as log:
+        peak = progress.peak_rate(config, method, mesh, sample)
+        with (
+            progress.open_log(config, writer, mesh.size, first_step, total_steps, peak) as log,
+            profiled(workdir / "profile", first_step + 1, profile) as trace,
+        ):
             for step in range(first_step + 1, total_steps + 1):
-                state, scalars = train_step(state, next(stream), config.seed)
+                trace(step, state)
+                with jax.profiler.StepTraceAnnotation("step", step_num=step):
+                    state, scalars = train_step(state, next(stream), config.seed)
                 last = step == total_steps
                 saves = last or step % (config.checkpoint.every_epochs * steps_per_epoch) == 0
                 judges = not last and step % (config.log.eval_every_epochs * steps_per_epoch) == 0
@@ -136,7 +146,7 @@ def _assemble(config, workdir, data, make_method, mesh) -> _Parts:
         count = batches.length(data.train)
         check_batches(config, count)
         sample = sample_of(data.train)
-        method = make_method(config, sample, sharding.platform(mesh))
+        method = make_method(config, sample, mesh)
         sensors.check_values(config, sample)
         some = sample_of(data.heldout, 4096)
         _check_heldout(config, method, sample, some)
@@ -214,15 +224,16 @@ def _finish(config, workdir, results, count, few, outputs) -> None:
     print("pictures: " + ", ".join(str(p) for p in sorted(workdir.glob("*.png"))))
 
 
-def check_batches(config: Any, count: int, *, prefix: str = "") -> None:
+def check_batches(config: Any, count: int, *, prefix: str = "", devices: int | None = None) -> None:
     """Refuses batches that `count` chips don't fill, or that the devices can't share.
 
-    `prefix` comes before the names of fields of pre-training, where an experiment has others.
+    `prefix` comes before the names of fields of pre-training, where an experiment has others;
+    `devices` is how many there are, if they aren't those at hand.
 
     Raises:
       InputError: Names the field.
     """
-    data, size, devices = config.data, config.batch_size, jax.device_count()
+    data, size, devices = config.data, config.batch_size, devices or jax.device_count()
     if size > count:
         raise InputError(
             f"config.{prefix}batch_size is {size}, but {data.split} of {data.name} has only "
@@ -234,6 +245,12 @@ def check_batches(config: Any, count: int, *, prefix: str = "") -> None:
                 f"config.{prefix}{name} is {config[name]}; it must be a multiple of {devices} "
                 "devices"
             )
+    groups = config.model.batchnorm_groups
+    if groups % devices and devices % groups:
+        raise InputError(
+            f"config.model.batchnorm_groups is {groups}; it must be a divisor or a multiple of "
+            f"{devices} devices"
+        )
 
 
 def sample_of(chips: batches.Chips, count: int = 2048, *, spread: bool = True) -> Arrays:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from elev_ssl_jax import augment
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining.method import Method
+from elev_ssl_jax.runtime import accelerators, flops
 from elev_ssl_jax.runtime.batches import Arrays
 
 
@@ -36,15 +38,33 @@ def topology(config: Any, method: Method, mesh: Mesh, params: Any, few: Arrays) 
     return "\n".join(lines)
 
 
+def peak_rate(config: Any, method: Method, mesh: Mesh, few: Arrays) -> float | None:
+    """Chips that a device could learn from in a second if it did nothing but the model's products.
+
+    Their number is three times the forward pass's: the gradient takes one for each of the two
+    factors. None for a device whose peak isn't known; `few` are some chips.
+    """
+    accelerator = accelerators.of_kind(mesh.devices.flat[0].device_kind)
+    if accelerator is None:
+        return None
+    flop = 3 * flops.count(partial(_outputs, config, method), _two(method, few)) / 2
+    return accelerator.tflops * 1e12 / flop
+
+
+def _outputs(config, method, batch):
+    count = len(next(iter(batch.values())))
+    with jax.named_scope("views"):
+        inputs, _ = method.views(augment.sample_keys(config.seed, 0, count), batch, True)
+    return method.model.init_with_output(jax.random.key(0), *inputs, train=True)[0]
+
+
+def _two(method, few):
+    return {name: jnp.asarray(few[name][:2]) for name in method.reads}
+
+
 def _embedding_bytes(config, method, few):
     """Of one chip: what the loss compares with those of all other chips."""
-
-    def outputs(batch):
-        count = len(next(iter(batch.values())))
-        inputs, _ = method.views(augment.sample_keys(config.seed, 0, count), batch, True)
-        return method.model.init_with_output(jax.random.key(0), *inputs, train=True)[0]
-
-    shapes = jax.eval_shape(outputs, {name: jnp.asarray(few[name][:2]) for name in method.reads})
+    shapes = jax.eval_shape(partial(_outputs, config, method), _two(method, few))
     return sum(
         leaf.size // 2 * leaf.dtype.itemsize
         for name, leaf in shapes.items()
@@ -63,9 +83,14 @@ def overview(params: Any) -> str:
 
 @contextmanager
 def open_log(
-    config: Any, writer: Any, devices: int, first_step: int, total_steps: int
+    config: Any,
+    writer: Any,
+    devices: int,
+    first_step: int,
+    total_steps: int,
+    peak: float | None = None,
 ) -> Iterator["Log"]:
-    """A log of the steps after `first_step`, with a progress bar."""
+    """A log of the steps after `first_step`, with a progress bar; for `peak` see `peak_rate`."""
     with tqdm(
         total=total_steps * config.batch_size,
         initial=first_step * config.batch_size,
@@ -73,14 +98,23 @@ def open_log(
         unit_scale=True,
         desc="pre-training",
     ) as bar:
-        yield Log(config, writer, bar, devices, first_step)
+        yield Log(config, writer, bar, devices, first_step, peak)
 
 
 class Log:
     """Metrics to the writer and the bar, one report late, so that no step waits for the host."""
 
-    def __init__(self, config: Any, writer: Any, bar: tqdm, devices: int, first_step: int):
-        self.config, self.writer, self.bar, self.devices = config, writer, bar, devices
+    def __init__(
+        self,
+        config: Any,
+        writer: Any,
+        bar: tqdm,
+        devices: int,
+        first_step: int,
+        peak: float | None,
+    ):
+        self.config, self.writer, self.bar = config, writer, bar
+        self.devices, self.peak = devices, peak
         self.reported = first_step
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.clock: float | None = None  # starts after the first report, which the compiler delays
@@ -114,6 +148,8 @@ class Log:
         if self.clock is not None:
             rate = images / (now - self.clock) / self.devices
             values["images_per_second_per_device"] = rate
+            if self.peak:
+                values["flop_utilization"] = rate / self.peak
         self.clock = now
         self.writer.write_scalars(step, values)
         self.bar.update(images)

@@ -16,6 +16,7 @@ from elev_ssl_jax.sensors import ELEVATION
 
 Arrays = dict[str, np.ndarray]
 TOP1_POOL = 2048  # chips, the first of the held-out ones, among whose views a partner is sought
+_AT_A_TIME = 1024  # chips, at most, or one for each device
 LABELS = ("label", "mask")  # features that give a chip a class; the first that is there counts
 
 # Of the model's variables and chips: batches of outputs, elevation in metres, each beside what is
@@ -25,7 +26,9 @@ Predict = Callable[[Any, batches.Chips], Iterator[tuple[Arrays, Arrays]]]
 
 def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
     """The model of a method on chips, BatchNorm in inference mode, a batch at a time."""
-    batch_size = config.microbatch_size or config.batch_size
+    # Not those of training, which may be more than there are chips to score.
+    most = -(-_AT_A_TIME // mesh.size) * mesh.size
+    batch_size = min(config.microbatch_size or config.batch_size, most)
 
     # On every device, so that every process has all of them.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))

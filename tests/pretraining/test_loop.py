@@ -8,7 +8,7 @@ from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop, measures
-from elev_ssl_jax.runtime import checkpoint, sharding
+from elev_ssl_jax.runtime import accelerators, checkpoint, sharding
 
 
 class Writer:
@@ -127,6 +127,70 @@ def test_nothing_is_compiled_after_the_first_epoch(tiny, data, tmp_path):
     loop.pretrain(tiny, tmp_path, data, Counting())
     assert after[2] > 0  # the first epoch's scores
     assert after[2] == after[3] == after[4] == after[5]  # its loss is written when step 6 is done
+
+
+class Report:
+    """A number of a step, which says when it is waited for."""
+
+    def __init__(self, step, events):
+        self.step, self.events = step, events
+
+    def __float__(self):
+        self.events.append(("read", self.step))
+        return 1.0
+
+
+def test_no_step_waits_for_the_host(tiny, data, tmp_path, monkeypatch):
+    # What a step reports is read when those up to the next report have been handed out.
+    events, make = [], loop.make_train_step
+
+    def counting(*args):
+        real = make(*args)
+
+        def step(state, batch, seed):
+            number = sum(kind == "step" for kind, _ in events) + 1
+            events.append(("step", number))
+            state, scalars = real(state, batch, seed)
+            return state, dict.fromkeys(scalars, Report(number, events))
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", counting)
+    tiny.epochs, tiny.log.every_steps = 6, 3
+    tiny.checkpoint.every_epochs = tiny.log.eval_every_epochs = 100
+    loop.pretrain(tiny, tmp_path, data, Writer())
+    seen = list(dict.fromkeys(events))
+    assert [n for kind, n in seen if kind == "read"] == [3, 6, 9, 12]
+    for step in (3, 6, 9):
+        assert seen.index(("read", step)) > seen.index(("step", step + 3))
+
+
+def test_steps_are_traced_when_asked_for(tiny, data, tmp_path, capsys):
+    tiny.epochs = 4
+    loop.pretrain(tiny, tmp_path, data, Writer(), profile=2)
+    assert "trace of steps 4 to 5" in capsys.readouterr().out
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+    # A run that ends before the last of them leaves what there is.
+    loop.pretrain(tiny, tmp_path / "short", data, Writer(), profile=1000)
+    assert [*(tmp_path / "short").glob("profile/plugins/profile/*/*.xplane.pb")]
+
+
+def test_the_log_has_the_share_of_the_devices_peak_where_that_is_known(
+    tiny, data, tmp_path, monkeypatch
+):
+    writer = Writer()
+    loop.pretrain(tiny, tmp_path / "unknown", data, writer)
+    assert not any("flop_utilization" in values for values in writer.scalars.values())
+    known = accelerators.Accelerator("known", 0.5, 1, 1)
+    monkeypatch.setattr(accelerators, "of_kind", lambda kind: known)
+    loop.pretrain(tiny, tmp_path / "known", data, writer)
+    values = [v for v in writer.scalars.values() if "flop_utilization" in v]
+    assert values
+    for scalars in values:
+        # Two devices, three views of an encoder of an eighth of the width, and its decoder.
+        flop = 0.5e12 * scalars["flop_utilization"] / scalars["images_per_second_per_device"]
+        assert 1e6 < flop < 1e8
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from elev_ssl_jax.runtime import sharding
 
 def predict(config, chips, part=slice(None)):
     """Outputs on some of the chips, and what is true of them, all batches together."""
-    method = elevation.make(config, chips, "cpu")
+    method = elevation.make(config, chips, sharding.make_mesh())
     shown, _ = method.views(
         jax.random.split(jax.random.key(0), 2), {k: v[:2] for k, v in chips.items()}, True
     )
@@ -45,3 +45,20 @@ def test_without_a_contrastive_branch_no_views_are_made_for_it(tiny, chips):
     few = {name: chips[name][:4] for name in ("image", "elevation")}
     views = elevation.make_views(tiny, jax.random.split(jax.random.key(0), 4), few, train=False)
     assert views.inputs.images.shape == (4, 1, 32, 32, 3)
+
+
+def test_chips_are_scored_a_few_at_a_time_however_large_a_batch_is(tiny, chips, monkeypatch):
+    whole = predict(tiny, chips)[0]
+    tiny.batch_size = 2**15
+    monkeypatch.setattr(scores, "_AT_A_TIME", 6)  # of eight devices, eight
+    sizes = []
+    in_order = scores.batches.in_order
+
+    def counting(chips, names, mesh, batch_size):
+        sizes.append(batch_size)
+        return in_order(chips, names, mesh, batch_size)
+
+    monkeypatch.setattr(scores.batches, "in_order", counting)
+    some = predict(tiny, chips)[0]
+    assert sizes == [8]
+    np.testing.assert_allclose(some["features"], whole["features"], atol=1e-5)

@@ -1,0 +1,38 @@
+"""The command line of commands that take a configuration file."""
+
+from typing import Any
+
+from absl import flags
+
+from elev_ssl_jax.errors import InputError, reported
+
+
+def parse(argv: list[str], config: Any) -> list[str]:
+    """As absl does, but an error is one line and exit code 2.
+
+    Args:
+      argv: The program and its arguments.
+      config: The flag of the configuration file.
+
+    Returns:
+      The program, and what is no flag.
+    """
+    with reported():
+        try:
+            rest = flags.FLAGS(argv)
+            _ = config.value.task  # a file that can't be loaded says so only when it is used
+            return rest
+        except (
+            flags.Error,
+            LookupError,
+            AttributeError,
+            ValueError,
+            TypeError,
+            OSError,
+        ) as error:
+            # These messages hold tracebacks and lists of fields; the reason comes last.
+            text = str(error.args[0]) if error.args else repr(error)
+            reason = text.replace("\\n", "\n").strip().splitlines()[-1].strip(" '\"")
+            if isinstance(error, LookupError | AttributeError) or "Did you mean" in reason:
+                reason = f"unknown configuration field; the fields are in config.py: {reason}"
+            raise InputError(reason) from error
