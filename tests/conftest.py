@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Where libtpu is installed JAX would look for a TPU first. A GPU is asked for.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from elev_ssl_jax.data.procedural import (
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.data.source import newest
 from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.sensors import ELEVATION
 
 CHIPS_PER_SIDE = 3
 # What there can be to see of a scene, and its classes: one sensor's, or two sensors'.
@@ -126,6 +128,25 @@ def point_to(data: Any, workdir: Path) -> None:
     """Sets `config.data` to what `prepare` makes."""
     data.dir = str(folder_of(data, workdir) / "tfds")
     data.name = f"chips/{data.name.split('/')[-1]}"
+
+
+def chip_of(data: Any) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of each feature of a chip that `prepare` makes, labels aside."""
+    size, cells = data.synthetic.size, max(1, data.synthetic.size // DEM_FACTOR)
+    bands: dict[str, tuple[int, type]] = {
+        "image": (3, np.uint16),
+        "s1": (2, np.float32),
+        "s2": (13, np.uint16),
+    }
+    chip = {name: ((size, size, bands[name][0]), bands[name][1]) for name in sensors_of(data)}
+    return {**chip, ELEVATION: ((cells, cells), np.float32)}
+
+
+def counts_of(data: Any) -> dict[str, int]:
+    """How many chips `prepare` puts into each split, or nearly so: whole scenes are held out."""
+    labelled, test = data.synthetic.chips // 10, data.synthetic.chips // 5
+    rest = data.synthetic.chips - labelled - test
+    return {"unlabeled": rest, "labeled": labelled, "test": test}
 
 
 def prepare(data: Any, workdir: Path) -> None:

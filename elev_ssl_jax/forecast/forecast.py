@@ -1,0 +1,173 @@
+"""What a run will take of its devices, by the compiler's estimates."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.forecast import hlo
+from elev_ssl_jax.forecast.programs import Stage
+from elev_ssl_jax.runtime import accelerators
+
+Facts = dict[str, Any]
+# Parts of a step by the scopes of its operations, the first that fits.
+_PARTS = {
+    "views": ("views",),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "loss": ("loss", "projection", "local_head"),
+    "optimizer": ("optimizer",),
+}
+# What the whole takes that its longest stage says best.
+_OF_LONGEST = (
+    *("parameters", "model_flops_per_chip", "estimated_step_ms", "flop_bound_ms", "parts_ms"),
+    *("chips_per_second", "collectives", "dataset_copies", "serial_loops", "bytes_accessed_gb"),
+)
+
+
+def forecast(
+    stages: list[Stage],
+    mesh: Mesh,
+    waiting: Callable[[str], AbstractContextManager] = nullcontext,
+) -> Facts:
+    """Compiles the programs of a run, and says what the compiler says of them, as plain numbers.
+
+    Args:
+      stages: Of the run.
+      mesh: The devices.
+      waiting: Is entered with the name of each stage while that is compiled.
+
+    Returns:
+      `stages`, what there is to say of each, and of the whole whether it `fits`, the most memory
+      that a stage takes, the hours of all, and the rest as its longest stage has it. Numbers of
+      time are None for devices that the compiler has no estimate of.
+
+    Raises:
+      InputError: The compiler gives up for another reason than memory.
+    """
+    kind = mesh.devices.flat[0].device_kind
+    chip = accelerators.of_kind(kind)
+    found: list[Facts] = []
+    for stage in stages:
+        with waiting(stage.name):
+            found.append({"stage": stage.name} | _of_stage(stage, chip))
+    hours = [part["hours"] for part in found]
+    known = None not in hours
+    longest = max(found, key=lambda part: part["hours"] or 0)
+    return {
+        "device": chip.name if chip else kind,
+        "devices": mesh.size,
+        "device_memory_gib": chip.memory_gib if chip else None,
+        "fits": all(part["fits"] for part in found),
+        "memory_gib_per_device": max(part["memory_gib_per_device"] for part in found),
+        "hours": sum(hours) if known else None,
+        "device_hours": sum(hours) * mesh.size if known else None,
+        **{name: longest[name] for name in _OF_LONGEST},
+        "stages": found,
+    }
+
+
+def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
+    facts: Facts = dict.fromkeys((*_OF_LONGEST, "hours"))
+    facts |= {
+        "parameters": stage.params,
+        "model_flops_per_chip": stage.flop,
+        "resident_gib": stage.resident / 2**30,
+        "steps": stage.steps,
+        "batch_size": stage.batch_size,
+        "devices_of_a_step": stage.devices,
+    }
+    try:
+        programs = [program.compile() for program in (stage.step, stage.gather) if program]
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG])", str(error))
+        if used is None:
+            raise InputError(f"the compiler gave up: {str(error).splitlines()[0]}") from error
+        needed = (float(used[1]) / (1024 if used[2] == "M" else 1)) + stage.resident / 2**30
+        return facts | {"fits": False, "memory_gib_per_device": needed}
+    memory = [_memory(program) for program in programs]
+    most = memory[0] + stage.resident
+    if stage.gather:  # its chips are among its arguments
+        most = max(most, memory[1])
+    gib = most / 2**30
+    texts = [program.as_text() for program in programs]
+    return (
+        facts
+        | {"memory_gib_per_device": gib, "fits": chip is None or gib <= chip.memory_gib}
+        | _traffic(texts)
+        | {
+            "bytes_accessed_gb": sum(p.cost_analysis()["bytes accessed"] for p in programs) / 1e9,
+            "dataset_copies": _copies(texts[1], stage.resident) if stage.gather else 0,
+        }
+        | (_time(texts, chip, stage) if chip and chip.clock_ghz else {})
+    )
+
+
+def _memory(program):
+    memory = program.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def _traffic(texts):
+    """What goes between devices in a step, and loops that no one wrote."""
+    counts, sizes = Counter[str](), Counter[str]()
+    loops = []
+    for text in texts:
+        for exchange in hlo.collectives(text):
+            counts[exchange.kind] += exchange.times
+            sizes[exchange.kind] += exchange.times * exchange.bytes
+        loops += [loop for loop in hlo.loops(text) if not loop.scope.endswith("/while")]
+    return {
+        "collectives": {k: {"count": counts[k], "megabytes": sizes[k] / 1e6} for k in counts},
+        "serial_loops": len(loops),
+    }
+
+
+def _copies(text, resident):
+    """Operations of a gather that give as much as half of the chips."""
+    moved = ("parameter", "tuple", "get-tuple-element", "bitcast")
+    large = (i for i in hlo.instructions(text) if i.kind not in moved)
+    return sum(i.times for i in large if 2 * i.bytes >= resident)
+
+
+def _time(texts, chip, stage):
+    parts = Counter[str]()
+    for i, text in enumerate(texts):
+        for step in hlo.instructions(text):
+            cycles = step.cycles / chip.clock_ghz / 1e6
+            # Reading and writing what it gives, at the memory's best.
+            moved = 2 * step.bytes / chip.bandwidth_gb / 1e6 if hlo.is_unpriced(step) else 0
+            parts["gather" if i else _part(step)] += (cycles + moved) * step.times
+        for exchange in hlo.collectives(text):
+            parts["collectives"] += _exchange_ms(exchange, chip, stage.devices) * exchange.times
+    milliseconds = sum(parts.values())
+    return {
+        "estimated_step_ms": milliseconds,
+        "flop_bound_ms": stage.flop * stage.batch_size / stage.devices / chip.tflops / 1e9,
+        "parts_ms": dict(parts.most_common()),
+        "chips_per_second": stage.batch_size / milliseconds * 1e3,
+        "hours": stage.steps * milliseconds / 3.6e6,
+    }
+
+
+def _exchange_ms(exchange, chip, devices):
+    """At the best that a device's links do, in rings; nothing for the start of an exchange."""
+    rounds = 2 if exchange.kind == "all-reduce" else 1
+    return rounds * (devices - 1) / devices * exchange.bytes / chip.links_gb / 1e6
+
+
+def _part(instruction):
+    for part, scopes in _PARTS.items():
+        if any(scope in instruction.scope for scope in scopes):
+            return part
+    return "rest"

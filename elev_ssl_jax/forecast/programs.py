@@ -1,0 +1,250 @@
+"""The programs of a run, lowered for devices that needn't be there."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from elev_ssl_jax import augment, sensor_scale, sensors
+from elev_ssl_jax.finetuning import labelled, methods, step
+from elev_ssl_jax.finetuning import loop as finetuning
+from elev_ssl_jax.pretraining import loop as pretraining
+from elev_ssl_jax.pretraining.methods import make as make_method
+from elev_ssl_jax.pretraining.step import make_train_step
+from elev_ssl_jax.runtime import batches, flops, sharding
+from elev_ssl_jax.runtime.optimizer import make_optimizer
+from elev_ssl_jax.runtime.train_state import TrainState
+
+Chip = Mapping[str, jax.ShapeDtypeStruct]  # the features of one
+
+
+class Stage(NamedTuple):
+    """A part of a run that takes the same step over and over."""
+
+    name: str
+    step: Any  # jax.stages.Lowered
+    gather: Any  # likewise, of the step's batch from the chips; None where that is in the step
+    steps: int  # in the whole run, of each device
+    devices: int  # that take part in a step
+    batch_size: int
+    params: int
+    flop: int  # of the model's products, of one chip in one step
+    resident: int  # bytes on each device that the step doesn't count: the chips of the gather
+    # Of one device, or 0: similarities of the loss, which chunk_size divides.
+    similarities: int = 0
+
+
+def of_run(config: Any, chip: Chip, count: int, labels: int, mesh: Mesh) -> list[Stage]:
+    """The stages of a run.
+
+    Args:
+      config: The run's configuration, checked.
+      chip: Features of a chip.
+      count: Chips to learn from; those of the pre-trainings, if it is an experiment.
+      labels: Labelled chips that an experiment's shares are of.
+      mesh: Devices to run on, of which there need be none.
+
+    Raises:
+      InputError: Configuration, chips and devices don't fit each other.
+    """
+    config = _closed(config, chip)
+    if config.task == "pretrain":
+        return [of_pretraining(config, chip, count, mesh)]
+    if config.task == "finetune":
+        return of_finetuning(config, chip, count, mesh)
+    return _of_experiment(config, chip, count, labels, mesh)
+
+
+def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int = 1) -> Stage:
+    """Pre-training, `times` over; see `of_run`."""
+    pretraining.check_batches(config, count, devices=mesh.size)
+    method = make_method(config, _some(chip), mesh)
+    steps_per_epoch = count // config.batch_size
+    optimizer, schedule = make_optimizer(
+        config.optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
+    )
+    read = {name: chip[name] for name in method.reads}
+
+    def forward(batch):
+        with jax.named_scope("views"):
+            inputs, _ = method.views(augment.sample_keys(0, 0, 2), batch, True)
+        return method.model.init_with_output(jax.random.key(0), *inputs, train=True)
+
+    two = _arrays(read, 2)
+    state = jax.eval_shape(lambda: TrainState.create(forward(_zeros(two))[1], optimizer))
+    train_step = make_train_step(config, method, optimizer, schedule, mesh)
+    batch = _placed(_arrays(read, config.batch_size), sharding.split(mesh))
+    gather, resident = None, 0
+    if count * _nbytes(read) / 2**30 <= config.data.resident_gib:
+        rows = {
+            name: jax.eval_shape(batches.Rows.of, a) for name, a in _arrays(read, count).items()
+        }
+        resident = _nbytes(rows)
+        plan = jax.ShapeDtypeStruct((steps_per_epoch, config.batch_size), jnp.int32)
+        gather = batches.make_gather(mesh).lower(
+            _placed(rows, sharding.replicated(mesh)),
+            _placed(plan, sharding.split(mesh, axis=1)),
+            jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh)),
+        )
+    compared = [
+        config.batch_size * math.prod(z.shape[:-1]) // 2
+        for name, z in jax.eval_shape(forward, two)[0].items()
+        if name.endswith("embeddings")
+    ]
+    most = max(compared, default=0)
+    return Stage(
+        name="pre-training",
+        step=train_step.lower(_placed(state, sharding.replicated(mesh)), batch, 0),
+        gather=gather,
+        steps=times * config.epochs * steps_per_epoch,
+        devices=mesh.size,
+        batch_size=config.batch_size,
+        params=_size(state.params),
+        flop=3 * flops.count(forward, two) // 2,
+        resident=resident,
+        similarities=4 * most * min(config.loss.chunk_size or most, most) // mesh.size,
+    )
+
+
+def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float = 1) -> list[Stage]:
+    """Fine-tuning on one device, `times` over: with a frozen encoder, and all; see `of_run`."""
+    one = sharding.replicated(Mesh(mesh.devices.flat[:1], mesh.axis_names))
+    shapes = {name: chip[name].shape for name in config.data.inputs}
+    if not config.finetune.num_classes:
+        config = config.copy_and_resolve_references()
+        config.finetune.num_classes = len(config.finetune.classes) or 2
+    setup = finetuning.make_setup(config, shapes, count, sharding.platform(mesh))
+    inputs = {name: chip[name] for name in shapes}
+    target = () if setup.target == "label" else sensors.image_size(setup.inputs, shapes)
+    some = labelled.Labelled(
+        {name: np.zeros((2, *array.shape), array.dtype) for name, array in inputs.items()},
+        np.zeros((2, *target), np.uint8),
+    )
+    image_shape = labelled.image_shape_of(config, some)
+    variables = jax.eval_shape(lambda: finetuning.init(setup, 0, image_shape))
+    chips = labelled.Labelled(
+        *_rows((_arrays(inputs, count), jax.ShapeDtypeStruct((count, *target), np.uint8))),
+    )
+    maps = finetuning.cached_maps(setup, variables, _arrays(inputs, count))
+    indices = jax.ShapeDtypeStruct((min(config.batch_size, count),), jnp.int32)
+    encoder = variables["params"]["encoder"]
+    new = {name: p for name, p in variables["params"].items() if name != "encoder"}
+
+    def state(params, optimizer):
+        return jax.eval_shape(
+            lambda v: TrainState.create(v, optimizer), {**variables, "params": params}
+        )
+
+    def products(method, inputs):
+        apply = functools.partial(setup.model.apply, train=False, method=method)
+        return flops.count(apply, variables, inputs) // 2
+
+    images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+    encode = functools.partial(setup.model.apply, train=False, method="encode")
+    seen = products("encode", images)
+    told = products("decode", jax.eval_shape(encode, variables, images))
+    lowered = {
+        "fine-tuning, frozen encoder": step.frozen_step.lower(
+            setup,
+            *_placed((state(new, setup.frozen_optimizer), encoder, maps, chips, indices), one),
+            0,
+        ),
+        "fine-tuning": step.full_step.lower(
+            setup,
+            *_placed((state(variables["params"], setup.full_optimizer), chips, indices), one),
+            0,
+        ),
+    }
+    epochs = (setup.frozen_epochs, setup.full_epochs)
+    steps = finetuning.steps_per_epoch(count, config.batch_size)
+    flop = (3 * told + (seen if maps is None else 0), 3 * (told + seen))
+    return [
+        Stage(
+            name=name,
+            step=program,
+            gather=None,
+            steps=math.ceil(times * number * steps),
+            devices=1,
+            batch_size=min(config.batch_size, count),
+            params=_size(variables["params"]),
+            flop=products,
+            resident=0,
+        )
+        for (name, program), number, products in zip(lowered.items(), epochs, flop, strict=True)
+        if number
+    ]
+
+
+def _of_experiment(config, chip, count, labels, mesh):
+    """Its pre-trainings, and its fine-tunings, which are spread over the devices."""
+    config = methods.with_counts(config, labels)
+    settings, stages = config.experiment, []
+    shapes = {name: array.shape for name, array in chip.items()}
+    cells = settings.pretrain_seeds * max(settings.label_draws, 1) * settings.seeds / mesh.size
+    members = dict.fromkeys(m for name in settings.methods for m in methods.members_of(name))
+    names = dict.fromkeys(methods.pretraining_of(name) for name in members)
+    for name in names:
+        if methods.recipe(name).pretrained:
+            its = methods.pretrain_config(methods.config_of(config, name, shapes))
+            stage = of_pretraining(its, chip, count, mesh, times=settings.pretrain_seeds)
+            stages.append(stage._replace(name=f"{name}: {stage.name}"))
+    for name in members:
+        its = methods.finetune_config(methods.config_of(config, name, shapes))
+        # A step is that of the largest number of labels; the others take as many fewer.
+        most = max(settings.labels)
+        steps = sum(finetuning.steps_per_epoch(n, its.batch_size) for n in settings.labels)
+        times = cells * steps / finetuning.steps_per_epoch(most, its.batch_size)
+        for stage in of_finetuning(its, chip, most, mesh, times):
+            stages.append(stage._replace(name=f"{name}: {stage.name}"))
+    return stages
+
+
+def _closed(config, chip):
+    """The configuration with numbers where it leaves the sensors' scale to the data."""
+    if not sensor_scale.is_open(config):
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.update(sensor_scale.measure(config, _some(chip)))
+    return config
+
+
+def _some(chip):
+    """Two chips with values that differ: what they are changes no program."""
+    return {
+        name: np.arange(2 * math.prod(a.shape)).reshape(2, *a.shape).astype(a.dtype)
+        for name, a in chip.items()
+    }
+
+
+def _nbytes(tree):
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _arrays(chip, count):
+    return {n: jax.ShapeDtypeStruct((count, *a.shape), a.dtype) for n, a in chip.items()}
+
+
+def _rows(tree):
+    return jax.tree.map(lambda array: jax.eval_shape(batches.Rows.of, array), tree)
+
+
+def _zeros(arrays):
+    return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), arrays)
+
+
+def _placed(tree, where):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree
+    )

@@ -1,0 +1,152 @@
+"""Programs for TPUs, compiled where there is none."""
+
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.forecast import forecast, topologies
+from elev_ssl_jax.forecast.programs import of_run
+from elev_ssl_jax.runtime import sharding
+
+pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' for programs of TPUs")
+
+
+def chip(size=32):
+    cells = (size // 3, size // 3)
+    return {
+        "image": jax.ShapeDtypeStruct((size, size, 3), np.uint16),
+        "elevation": jax.ShapeDtypeStruct(cells, np.float32),
+    }
+
+
+COUNT = 50_000  # of chips: more than what the compiler may hold in the cores' own memory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libtpu():
+    topologies.prepare()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def plan(config, topology="v5e:2x2", slices=1):
+    mesh = topologies.make_mesh(topology, slices)
+    stages = of_run(config, chip(), COUNT, 80, mesh)
+    return stages, forecast.forecast(stages, mesh)
+
+
+def check_healthy(found):
+    assert found["fits"]
+    assert found["dataset_copies"] == 0
+    assert found["serial_loops"] == 0
+    assert {"views", "encoder", "decoder", "loss", "optimizer"} <= found["parts_ms"].keys()
+    assert found["chips_per_second"] == pytest.approx(
+        found["stages"][0]["batch_size"] / found["estimated_step_ms"] * 1e3
+    )
+
+
+def test_a_step_is_healthy_on_a_slice_and_on_two(tiny):
+    tiny.batch_size = 256
+    one, found = plan(tiny)
+    check_healthy(found)
+    assert found["devices"] == 4
+    assert found["device"] == "TPU v5e"
+    # Every BatchNorm sums twice, forward and backward, and the loss gathers its keys.
+    norms = sum("scale" in str(path) for path, _ in leaves(one[0]))
+    assert found["collectives"]["all-reduce"]["count"] >= norms
+    assert found["collectives"]["all-gather"]["count"] >= 1
+    # What is chosen for a CPU would not be there: its max-pool, and float32.
+    text = one[0].step.compile().as_text()
+    assert "select-and-scatter" in text
+    assert "bf16[" in text
+    _, two = plan(tiny, slices=2)
+    check_healthy(two)
+    assert two["devices"] == 8
+    assert two["model_flops_per_chip"] == found["model_flops_per_chip"]
+
+
+def test_chips_as_they_are_would_be_copied():
+    mesh = topologies.make_mesh("v5e:2x2")
+    everywhere = sharding.replicated(mesh)
+    chips = jax.ShapeDtypeStruct((COUNT, 32, 32, 3), np.uint16, sharding=everywhere)
+    places = jax.ShapeDtypeStruct((64,), np.int32, sharding=everywhere)
+    program = jax.jit(lambda chips, places: chips[places]).lower(chips, places).compile()
+    assert forecast._copies(program.as_text(), COUNT * 32 * 32 * 3 * 2) > 0
+
+
+def leaves(stage):
+    return jax.tree_util.tree_leaves_with_path(stage.step.in_avals[0][0].params)
+
+
+def test_chunks_of_the_loss_are_gathered_as_often_as_they_come(tiny):
+    tiny.batch_size, tiny.objective.alpha = 256, 0.0
+    _, whole = plan(tiny)
+    tiny.loss.chunk_size = 64
+    _, chunks = plan(tiny)
+    assert chunks["serial_loops"] == 0  # they are written as loops
+    few, many = (p["collectives"]["all-gather"] for p in (whole, chunks))
+    assert many["count"] > few["count"]
+
+
+def test_groups_of_batchnorm_as_many_as_devices_spare_their_sums(tiny):
+    tiny.objective.alpha = 0.0
+    _, whole = plan(tiny)
+    tiny.model.batchnorm_groups = 4
+    _, apart = plan(tiny)
+    assert (
+        apart["collectives"]["all-reduce"]["count"]
+        < whole["collectives"]["all-reduce"]["count"] / 2
+    )
+
+
+@pytest.mark.parametrize("head", ["linear", "unet"])
+def test_fine_tuning_gathers_its_chips_without_copies(tiny, head):
+    tiny.task, tiny.finetune.head = "finetune", head
+    tiny.finetune.frozen_epochs = 1
+    stages, found = plan(tiny)
+    assert [s.devices for s in stages] == [1, 1]
+    chips = COUNT * 32 * 32 * 3 * 2
+    for stage, facts in zip(stages, found["stages"], strict=True):
+        assert facts["fits"]
+        assert facts["serial_loops"] == 0
+        program = stage.step.compile()
+        assert program.memory_analysis().temp_size_in_bytes < chips / 4
+    assert found["hours"] == pytest.approx(sum(s["hours"] for s in found["stages"]))
+
+
+def test_an_experiment_is_its_pretrainings_and_its_cells(tiny):
+    tiny.task = "experiment"
+    tiny.experiment.methods = ("random", "simclr")
+    tiny.experiment.pretrain_seeds, tiny.experiment.seeds = 2, 3
+    tiny.experiment.pretrain.batch_size = 8
+    tiny.experiment.pretrain.epochs = 1
+    stages, found = plan(tiny)
+    assert [s.name for s in stages if "pre-training" in s.name] == ["simclr: pre-training"]
+    pretraining = next(s for s in stages if "pre-training" in s.name)
+    assert pretraining.steps == 2 * (COUNT // 8)
+    cells = [s for s in stages if s.name == "simclr: fine-tuning"]
+    assert cells[0].steps == math.ceil(2 * 3 * tiny.epochs * 10 / 4)  # ten steps an epoch
+    assert found["fits"]
+
+
+def test_batches_and_groups_that_the_devices_cannot_share_are_refused(tiny):
+    mesh = topologies.make_mesh("v5e:2x2")
+    tiny.batch_size = 6
+    with pytest.raises(InputError, match="batch_size is 6; it must be a multiple of 4 devices"):
+        of_run(tiny, chip(), COUNT, 80, mesh)
+    tiny.batch_size, tiny.model.batchnorm_groups = 12, 3
+    with pytest.raises(InputError, match="batchnorm_groups is 3"):
+        of_run(tiny, chip(), COUNT, 80, mesh)
+
+
+def test_topologies_that_are_unknown_are_refused_with_those_that_are_known(monkeypatch):
+    for name in ("v5e:3x3", "h100:8", "v9"):
+        with pytest.raises(InputError, match=f"--topology={name}.*v5e:1x1 to v5e:16x16"):
+            topologies.make_mesh(name)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(InputError, match=r"elev_ssl_jax\[tpu\]"):
+        topologies.make_mesh("v5e:2x2")

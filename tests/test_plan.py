@@ -1,0 +1,69 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("--config.model.width=0.125", "--config.batch_size=16", "--config.data.resident_gib=0"),
+    *("--topology=local", "--data=200x32x32x3"),
+)
+
+
+def plan(*arguments, config="configs/simclr_elev.py"):
+    return subprocess.run(
+        [sys.executable, "-m", "elev_ssl_jax.plan", f"--config={config}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_run_is_planned_for_the_devices_at_hand():
+    done = plan(*SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fits"]
+    assert found["memory_gib_per_device"] > 0.001
+    assert found["estimated_step_ms"] is None  # of a CPU there is no estimate
+    assert {"chips_per_second", "model_flops_per_chip", "collectives"} <= found.keys()
+    assert found["dataset_copies"] == 0
+    assert found["serial_loops"] == 0
+    assert found["stages"][0]["steps"] == 200 * (200 // 16)
+    assert found["devices"] == 8
+
+
+def test_the_screen_says_what_each_line_is_an_estimate_of():
+    done = plan(
+        *("--topology=local", "--config.data.synthetic.chips=400", "--config.model.width=0.125"),
+        *(
+            "--config.data.synthetic.size=32",
+            "--config.epochs=1",
+            "--config.finetune.frozen_epochs=1",
+        ),
+        config="configs/finetune_classification.py",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuning, frozen encoder" in done.stdout
+    assert "GFLOP a chip" in done.stdout
+    assert "allocated by the compiler" in done.stdout
+    assert "no estimate for such devices" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data=39720",), "COUNTxHEIGHTxWIDTHxBANDS"),
+        (("--data=200x32x32x3", "--topology=v5e:9x9"), "unknown; there are local"),
+        (("--config.data.dir=/nowhere", "--topology=local"), "or say what they are like: --data="),
+        (("--config.nothing=1",), "unknown configuration field"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments, said):
+    done = plan(*arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
