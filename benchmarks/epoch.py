@@ -4,12 +4,14 @@ python benchmarks/epoch.py [--chips 256] [--batch 32] [--size 100] [--epochs 4] 
 
 Ours is `pretraining.loop`, the loop behind `main`: batches in another order each epoch, metrics, a
 checkpoint after every epoch, and scores at the end. The peers are those of
-`torch_peer.py`, which do none of that. Each side runs by itself, in turn, `--rounds` times.
+`torch_peer.py`, which do none of that. Each side runs by itself, in turn, `--rounds` times; with
+`--child ours` ours alone, once.
 """
 
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,7 +56,10 @@ def ours(args) -> dict:
     writer = Rates()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        loop.pretrain(config, Path(folder), loop.Data(chips, heldout), writer)
+        traced = 5 if args.trace else 0
+        loop.pretrain(config, Path(folder), loop.Data(chips, heldout), writer, profile=traced)
+        if args.trace:
+            shutil.copytree(Path(folder) / "profile", args.trace, dirs_exist_ok=True)
     return {
         "rates": writer.rates,
         "seconds": time.perf_counter() - start,
@@ -84,6 +89,7 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--trace", type=Path, help="folder for a trace of five of our steps")
     args = parser.parse_args()
     if args.child:
         print(json.dumps(ours(args) if args.child == "ours" else theirs(args)))

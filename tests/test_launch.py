@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-SCRIPTS = sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
+SCRIPTS = [
+    *sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch")),
+    LAUNCH.parent / "benchmarks" / "gpu.sh",
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
