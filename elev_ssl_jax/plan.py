@@ -10,15 +10,9 @@ hand. Numbers of time are the compiler's estimates, of which TPUs alone have any
 import functools
 import json
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from elev_ssl_jax.forecast import topologies
-
-if __name__ == "__main__" and f"--topology={topologies.LOCAL}" not in sys.argv:
-    topologies.prepare()
 
 import jax
 import numpy as np
@@ -28,7 +22,7 @@ from tqdm import tqdm
 
 from elev_ssl_jax import checks, command_line, sensors
 from elev_ssl_jax.errors import InputError, reported
-from elev_ssl_jax.forecast import report
+from elev_ssl_jax.forecast import report, topologies
 from elev_ssl_jax.forecast.advice import advise
 from elev_ssl_jax.forecast.forecast import forecast
 from elev_ssl_jax.forecast.programs import of_run
@@ -56,6 +50,8 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
         config, topology, slices = _CONFIG.value, str(_TOPOLOGY.value), int(_SLICES.value)
         checks.check(config)
+        if topology != topologies.LOCAL:
+            topologies.prepare()
         mesh = topologies.make_mesh(topology, slices)
         chip, count = _parse(config, _DATA.value) if _DATA.value else _find(config)
         stages = of_run(config, chip, count, _LABELLED.value or count, mesh)

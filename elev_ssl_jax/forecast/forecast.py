@@ -120,22 +120,23 @@ def _memory(program):
 
 def _traffic(texts):
     """What goes between devices in a step, and loops that no one wrote."""
-    counts, sizes = Counter[str](), Counter[str]()
+    found: dict[str, Any] = {}
     loops = []
     for text in texts:
         for exchange in hlo.collectives(text):
-            counts[exchange.kind] += exchange.times
-            sizes[exchange.kind] += exchange.times * exchange.bytes
+            kind = found.setdefault(exchange.kind, {"count": 0, "megabytes": 0.0, "parts": {}})
+            megabytes, part = exchange.times * exchange.bytes / 1e6, _part(exchange)
+            kind["count"] += exchange.times
+            kind["megabytes"] += megabytes
+            kind["parts"][part] = kind["parts"].get(part, 0) + megabytes
         loops += [loop for loop in hlo.loops(text) if not loop.scope.endswith("/while")]
-    return {
-        "collectives": {k: {"count": counts[k], "megabytes": sizes[k] / 1e6} for k in counts},
-        "serial_loops": len(loops),
-    }
+    return {"collectives": found, "serial_loops": len(loops)}
 
 
 def _copies(text, resident):
     """Operations of a gather that give as much as half of the chips."""
-    moved = ("parameter", "tuple", "get-tuple-element", "bitcast")
+    # The last two bring what is small closer to the processor; it stays where it was.
+    moved = ("parameter", "tuple", "get-tuple-element", "bitcast", "copy-start", "copy-done")
     large = (i for i in hlo.instructions(text) if i.kind not in moved)
     return sum(i.times for i in large if 2 * i.bytes >= resident)
 

@@ -1,19 +1,22 @@
 """The programs of a run, lowered for devices that needn't be there."""
 
 import functools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, sensor_scale, sensors
+from elev_ssl_jax import sensor_scale, sensors
 from elev_ssl_jax.finetuning import labelled, methods, step
 from elev_ssl_jax.finetuning import loop as finetuning
 from elev_ssl_jax.pretraining import loop as pretraining
+from elev_ssl_jax.pretraining import progress
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import batches, flops, sharding
@@ -63,7 +66,8 @@ def of_run(config: Any, chip: Chip, count: int, labels: int, mesh: Mesh) -> list
 def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int = 1) -> Stage:
     """Pre-training, `times` over; see `of_run`."""
     pretraining.check_batches(config, count, devices=mesh.size)
-    method = make_method(config, _some(chip), mesh)
+    some = _some(chip)
+    method = make_method(config, some, mesh)
     steps_per_epoch = count // config.batch_size
     optimizer, schedule = make_optimizer(
         config.optimizer,
@@ -72,21 +76,12 @@ def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int =
         batch_size=config.batch_size,
     )
     read = {name: chip[name] for name in method.reads}
-
-    def forward(batch):
-        with jax.named_scope("views"):
-            inputs, _ = method.views(augment.sample_keys(0, 0, 2), batch, True)
-        return method.model.init_with_output(jax.random.key(0), *inputs, train=True)
-
-    two = _arrays(read, 2)
-    state = jax.eval_shape(lambda: TrainState.create(forward(_zeros(two))[1], optimizer))
+    state = jax.eval_shape(lambda: pretraining.first_state(method, optimizer, some, 0))
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
     batch = _placed(_arrays(read, config.batch_size), sharding.split(mesh))
     gather, resident = None, 0
     if count * _nbytes(read) / 2**30 <= config.data.resident_gib:
-        rows = {
-            name: jax.eval_shape(batches.Rows.of, a) for name, a in _arrays(read, count).items()
-        }
+        rows = _rows(_arrays(read, count))
         resident = _nbytes(rows)
         plan = jax.ShapeDtypeStruct((steps_per_epoch, config.batch_size), jnp.int32)
         gather = batches.make_gather(mesh).lower(
@@ -94,12 +89,8 @@ def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int =
             _placed(plan, sharding.split(mesh, axis=1)),
             jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh)),
         )
-    compared = [
-        config.batch_size * math.prod(z.shape[:-1]) // 2
-        for name, z in jax.eval_shape(forward, two)[0].items()
-        if name.endswith("embeddings")
-    ]
-    most = max(compared, default=0)
+    of_two = [math.prod(z.shape[:-1]) for z in progress.embeddings(config, method, some)]
+    most = config.batch_size * max(of_two, default=0) // 2
     return Stage(
         name="pre-training",
         step=train_step.lower(_placed(state, sharding.replicated(mesh)), batch, 0),
@@ -108,7 +99,7 @@ def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int =
         devices=mesh.size,
         batch_size=config.batch_size,
         params=_size(state.params),
-        flop=3 * flops.count(forward, two) // 2,
+        flop=progress.flop_of_chip(config, method, some),
         resident=resident,
         similarities=4 * most * min(config.loss.chunk_size or most, most) // mesh.size,
     )
@@ -151,36 +142,32 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     encode = functools.partial(setup.model.apply, train=False, method="encode")
     seen = products("encode", images)
     told = products("decode", jax.eval_shape(encode, variables, images))
-    lowered = {
-        "fine-tuning, frozen encoder": step.frozen_step.lower(
-            setup,
-            *_placed((state(new, setup.frozen_optimizer), encoder, maps, chips, indices), one),
-            0,
-        ),
-        "fine-tuning": step.full_step.lower(
-            setup,
-            *_placed((state(variables["params"], setup.full_optimizer), chips, indices), one),
-            0,
-        ),
-    }
-    epochs = (setup.frozen_epochs, setup.full_epochs)
-    steps = finetuning.steps_per_epoch(count, config.batch_size)
-    flop = (3 * told + (seen if maps is None else 0), 3 * (told + seen))
-    return [
-        Stage(
+
+    def stage(name, program, arrays, epochs, flop):
+        return Stage(
             name=name,
-            step=program,
+            step=program.lower(setup, *_placed(arrays, one), 0),
             gather=None,
-            steps=math.ceil(times * number * steps),
+            steps=math.ceil(times * epochs * finetuning.steps_per_epoch(count, config.batch_size)),
             devices=1,
             batch_size=min(config.batch_size, count),
             params=_size(variables["params"]),
-            flop=products,
+            flop=flop,
             resident=0,
         )
-        for (name, program), number, products in zip(lowered.items(), epochs, flop, strict=True)
-        if number
-    ]
+
+    stages: list[Stage] = []
+    arrays: Any
+    if setup.frozen_epochs:
+        flop = 3 * told + (seen if maps is None else 0)
+        arrays = (state(new, setup.frozen_optimizer), encoder, maps, chips, indices)
+        name = "fine-tuning, frozen encoder"
+        stages.append(stage(name, step.frozen_step, arrays, setup.frozen_epochs, flop))
+    if setup.full_epochs:
+        arrays = state(variables["params"], setup.full_optimizer), chips, indices
+        flop = 3 * (told + seen)
+        stages.append(stage("fine-tuning", step.full_step, arrays, setup.full_epochs, flop))
+    return stages
 
 
 def _of_experiment(config, chip, count, labels, mesh):
@@ -196,14 +183,19 @@ def _of_experiment(config, chip, count, labels, mesh):
             its = methods.pretrain_config(methods.config_of(config, name, shapes))
             stage = of_pretraining(its, chip, count, mesh, times=settings.pretrain_seeds)
             stages.append(stage._replace(name=f"{name}: {stage.name}"))
+    # Methods that differ in their pre-training alone are fine-tuned by one program.
+    alike: dict[str, list[str]] = {}
     for name in members:
         its = methods.finetune_config(methods.config_of(config, name, shapes))
-        # A step is that of the largest number of labels; the others take as many fewer.
-        most = max(settings.labels)
-        steps = sum(finetuning.steps_per_epoch(n, its.batch_size) for n in settings.labels)
-        times = cells * steps / finetuning.steps_per_epoch(most, its.batch_size)
-        for stage in of_finetuning(its, chip, most, mesh, times):
-            stages.append(stage._replace(name=f"{name}: {stage.name}"))
+        alike.setdefault(json.dumps(its.to_dict()), []).append(name)
+    # A step is that of the largest number of labels; of fewer there are as many fewer.
+    most, batch_size = max(settings.labels), config.batch_size
+    steps = sum(finetuning.steps_per_epoch(n, batch_size) for n in settings.labels)
+    cells *= steps / finetuning.steps_per_epoch(most, batch_size)
+    for fields, some in alike.items():
+        its = ml_collections.ConfigDict(json.loads(fields))
+        for stage in of_finetuning(its, chip, most, mesh, len(some) * cells):
+            stages.append(stage._replace(name=f"{', '.join(some)}: {stage.name}"))
     return stages
 
 
@@ -238,10 +230,6 @@ def _arrays(chip, count):
 
 def _rows(tree):
     return jax.tree.map(lambda array: jax.eval_shape(batches.Rows.of, array), tree)
-
-
-def _zeros(arrays):
-    return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), arrays)
 
 
 def _placed(tree, where):

@@ -41,7 +41,8 @@ def _of_stage(stage, most):
     ]
     for kind, traffic in stage["collectives"].items():
         text = f"{traffic['count']} of {traffic['megabytes']:.2f} MB in all"
-        lines.append((kind, text, "a step, counted"))
+        parts = ", ".join(f"{part} {size:.2f}" for part, size in traffic["parts"].items())
+        lines.append((kind, text, f"a step, counted; MB of {parts}"))
     if stage["estimated_step_ms"] is None:
         return [*lines, ("a step", "unknown", "the compiler has no estimate for such devices")]
     bound = f"products alone at the peak: {stage['flop_bound_ms']:.1f} ms"

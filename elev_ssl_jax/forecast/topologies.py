@@ -12,7 +12,8 @@ from elev_ssl_jax.errors import InputError
 LOCAL = "local"
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
-KNOWN = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
+# Not v4: its chips are described as two devices each, and run as one.
+KNOWN = {"v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 
 def prepare() -> None:
@@ -60,7 +61,9 @@ def _devices(name, slices) -> list[Any]:
         ) from error
     from jax.experimental import topologies
 
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if shape == "1x1":
+        more["chips_per_host_bounds"] = (1, 1, 1)  # else a host has four
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from elev_ssl_jax import augment, files, sensors, squares
@@ -80,11 +81,7 @@ def pretrain(
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def init(seed):
-        keys = augment.sample_keys(seed, 0, 2)
-        few = {name: jnp.asarray(sample[name][:2]) for name in method.reads}
-        shown, _ = method.views(keys, few, True)
-        variables = method.model.init(jax.random.key(seed), *shown, train=True)
-        return TrainState.create(variables, optimizer)
+        return first_state(method, optimizer, sample, seed)
 
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
     predict = scores.make_predict(config, method, mesh)
@@ -138,6 +135,16 @@ def pretrain(
     if sharding.is_first():
         _finish(config, workdir, results, batches.length(data.heldout), few, outputs)
     return results
+
+
+def first_state(
+    method: Method, optimizer: optax.GradientTransformation, sample: Arrays, seed: int | jax.Array
+) -> TrainState:
+    """What a pre-training begins with; the first two chips of `sample` say the shapes."""
+    few = {name: jnp.asarray(sample[name][:2]) for name in method.reads}
+    shown, _ = method.views(augment.sample_keys(seed, 0, 2), few, True)
+    variables = method.model.init(jax.random.key(seed), *shown, train=True)
+    return TrainState.create(variables, optimizer)
 
 
 def _assemble(config, workdir, data, make_method, mesh) -> _Parts:

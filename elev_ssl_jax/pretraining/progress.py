@@ -29,10 +29,10 @@ def topology(config: Any, method: Method, mesh: Mesh, params: Any, few: Arrays) 
         + (f", {part // devices} at a time" if (part := config.microbatch_size) else ""),
     ]
     if devices > 1:
-        embeddings = size * _embedding_bytes(config, method, few)
+        of_two = sum(z.size * z.dtype.itemsize for z in embeddings(config, method, few))
         gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         lines.append(
-            f"each step gathers {embeddings / 1e6:,.2f} MB of embeddings, forward and backward, "
+            f"each step gathers {size * of_two / 2e6:,.2f} MB of embeddings, forward and backward, "
             f"and sums {gradient / 1e6:,.1f} MB of gradient over the devices"
         )
     return "\n".join(lines)
@@ -41,14 +41,25 @@ def topology(config: Any, method: Method, mesh: Mesh, params: Any, few: Arrays) 
 def peak_rate(config: Any, method: Method, mesh: Mesh, few: Arrays) -> float | None:
     """Chips that a device could learn from in a second if it did nothing but the model's products.
 
-    Their number is three times the forward pass's: the gradient takes one for each of the two
-    factors. None for a device whose peak isn't known; `few` are some chips.
+    None for a device whose peak isn't known; `few` are some chips.
     """
     accelerator = accelerators.of_kind(mesh.devices.flat[0].device_kind)
-    if accelerator is None:
-        return None
-    flop = 3 * flops.count(partial(_outputs, config, method), _two(method, few)) / 2
-    return accelerator.tflops * 1e12 / flop
+    return accelerator and accelerator.tflops * 1e12 / flop_of_chip(config, method, few)
+
+
+def flop_of_chip(config: Any, method: Method, few: Arrays) -> int:
+    """Of the model's products, for one chip in one step; `few` are some chips.
+
+    Their number is three times the forward pass's: the gradient takes one for each of the two
+    factors.
+    """
+    return 3 * flops.count(partial(_outputs, config, method), _two(method, few)) // 2
+
+
+def embeddings(config: Any, method: Method, few: Arrays) -> list[jax.ShapeDtypeStruct]:
+    """What the loss compares with those of all other chips, of two chips; `few` are some."""
+    shapes = jax.eval_shape(partial(_outputs, config, method), _two(method, few))
+    return [leaf for name, leaf in shapes.items() if name.endswith("embeddings")]
 
 
 def _outputs(config, method, batch):
@@ -60,16 +71,6 @@ def _outputs(config, method, batch):
 
 def _two(method, few):
     return {name: jnp.asarray(few[name][:2]) for name in method.reads}
-
-
-def _embedding_bytes(config, method, few):
-    """Of one chip: what the loss compares with those of all other chips."""
-    shapes = jax.eval_shape(partial(_outputs, config, method), _two(method, few))
-    return sum(
-        leaf.size // 2 * leaf.dtype.itemsize
-        for name, leaf in shapes.items()
-        if name.endswith("embeddings")
-    )
 
 
 def overview(params: Any) -> str:

@@ -21,14 +21,14 @@ def profiled(folder: Path, first: int, count: int) -> Iterator[Callable[[int, An
 
     def tell(step: int, state: Any) -> None:
         nonlocal running
-        if count and step in (start, start + count):
-            jax.block_until_ready(state)
         if count and step == start:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(folder)
             running = True
         elif running and step == start + count:
-            running = False
+            jax.block_until_ready(state)
             jax.profiler.stop_trace()
+            running = False
             print(f"\na trace of steps {start} to {step - 1}: {folder}")
 
     try:

@@ -59,6 +59,8 @@ def test_a_step_is_healthy_on_a_slice_and_on_two(tiny):
     norms = sum("scale" in str(path) for path, _ in leaves(one[0]))
     assert found["collectives"]["all-reduce"]["count"] >= norms
     assert found["collectives"]["all-gather"]["count"] >= 1
+    for traffic in found["collectives"].values():
+        assert sum(traffic["parts"].values()) == pytest.approx(traffic["megabytes"])
     # What is chosen for a CPU would not be there: its max-pool, and float32.
     text = one[0].step.compile().as_text()
     assert "select-and-scatter" in text
@@ -128,8 +130,9 @@ def test_an_experiment_is_its_pretrainings_and_its_cells(tiny):
     assert [s.name for s in stages if "pre-training" in s.name] == ["simclr: pre-training"]
     pretraining = next(s for s in stages if "pre-training" in s.name)
     assert pretraining.steps == 2 * (COUNT // 8)
-    cells = [s for s in stages if s.name == "simclr: fine-tuning"]
-    assert cells[0].steps == math.ceil(2 * 3 * tiny.epochs * 10 / 4)  # ten steps an epoch
+    # Of both methods, which one program serves; ten steps an epoch.
+    (cells,) = (s for s in stages if s.name == "random, simclr: fine-tuning")
+    assert cells.steps == 2 * math.ceil(2 * 3 * tiny.epochs * 10 / 4)
     assert found["fits"]
 
 
@@ -141,6 +144,14 @@ def test_batches_and_groups_that_the_devices_cannot_share_are_refused(tiny):
     tiny.batch_size, tiny.model.batchnorm_groups = 12, 3
     with pytest.raises(InputError, match="batchnorm_groups is 3"):
         of_run(tiny, chip(), COUNT, 80, mesh)
+
+
+def test_a_topology_has_as_many_devices_as_its_name_says():
+    for kind, shapes in topologies.KNOWN.items():
+        for shape in shapes:
+            devices = math.prod(map(int, shape.split("x")))
+            assert topologies.make_mesh(f"{kind}:{shape}").size == devices
+            assert topologies.make_mesh(f"{kind}:{shape}", slices=2).size == 2 * devices
 
 
 def test_topologies_that_are_unknown_are_refused_with_those_that_are_known(monkeypatch):
