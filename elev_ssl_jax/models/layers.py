@@ -1,7 +1,6 @@
 """Convolution, max-pooling and upsampling as in PyTorch's networks."""
 
 from functools import partial, reduce
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,42 +14,6 @@ Conv = partial(
     use_bias=False,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
 )
-
-
-class ConvOfJoined(nn.Module):
-    """A 3 x 3 convolution of maps that are joined along their channels.
-
-    On a TPU they are not: a convolution is linear, so that each map can have its part of the
-    kernel, and joining would cost more than what is lost by that.
-    """
-
-    channels: int
-    padding: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, *maps: jax.Array) -> jax.Array:
-        """[B, H, W, Ci] each to [B, H, W, channels], less what the padding leaves out."""
-        depths = [m.shape[-1] for m in maps]
-        shape = (3, 3, sum(depths), self.channels)
-        kernel = self.param("kernel", Conv.keywords["kernel_init"], shape, jnp.float32)
-
-        def convolve(x, kernel, **more):
-            padding, names = [(self.padding, self.padding)] * 2, ("NHWC", "HWIO", "NHWC")
-            return lax.conv_general_dilated(
-                x, kernel, (1, 1), padding, dimension_numbers=names, **more
-            )
-
-        def summed(kernel, *maps):
-            parts = jnp.split(kernel, np.cumsum(depths)[:-1], axis=2)
-            wide = partial(convolve, preferred_element_type=jnp.float32)
-            return sum(map(wide, maps, parts)).astype(self.dtype)
-
-        def joined(kernel, *maps):
-            return convolve(jnp.concatenate(maps, axis=-1), kernel)
-
-        given = (x.astype(self.dtype) for x in (kernel, *maps))
-        return lax.platform_dependent(*given, tpu=summed, default=joined)
 
 
 def max_pool(images: jax.Array) -> jax.Array:

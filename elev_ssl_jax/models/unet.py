@@ -1,6 +1,7 @@
 """U-Net decoder on a ResNet encoder (Ronneberger et al., arXiv 1505.04597)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from elev_ssl_jax.models.batch_norm import ONE_VIEW, BatchNorm, Layout
-from elev_ssl_jax.models.layers import ConvOfJoined, upsample
+from elev_ssl_jax.models.layers import Conv
 from elev_ssl_jax.models.resnet import ResNet18
+from elev_ssl_jax.models.up_conv import UpConv, padded
 
 CHANNELS = (256, 128, 64, 32, 16)
 
@@ -32,13 +34,12 @@ class UpBlock(nn.Module):
         layout: Layout = ONE_VIEW,
     ) -> jax.Array:
         """[B, h, w, C] to [B, *size, channels]; `skip` is [B, *size, S] or None."""
-        seen = [upsample(x, size)] + ([] if skip is None else [skip])
-        for i in (1, 2):
-            maps, zeros = zip(*(_padded(m, self.padding) for m in seen), strict=True)
-            conv = ConvOfJoined(self.channels, zeros[0], self.dtype, name=f"conv{i}")
-            norm = BatchNorm(dtype=self.dtype, name=f"bn{i}")
-            seen = [nn.relu(norm(conv(*maps), train=train, layout=layout))]
-        return seen[0]
+        norm = partial(BatchNorm, dtype=self.dtype)
+        x = UpConv(self.channels, self.padding, self.dtype, name="conv1")(x, size, skip)
+        x = nn.relu(norm(name="bn1")(x, train=train, layout=layout))
+        x, zeros = padded(x, self.padding)
+        conv2 = Conv(self.channels, (3, 3), padding=zeros, dtype=self.dtype, name="conv2")
+        return nn.relu(norm(name="bn2")(conv2(x), train=train, layout=layout))
 
 
 class Decoder(nn.Module):
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
             x = block(x, size, skip, train=train, layout=layout)
         if self.out_channels is None:
             return x
-        x, zeros = _padded(x, self.padding)
+        x, zeros = padded(x, self.padding)
         bias = nn.initializers.constant(self.start)
         head = nn.Conv(
             self.out_channels,
@@ -96,13 +97,6 @@ class Decoder(nn.Module):
             name="head",
         )
         return head(x)
-
-
-def _padded(x, padding):
-    """What a 3 x 3 convolution sees of a map [B, H, W, C], and the zeros it is to add around it."""
-    if padding == "edge":
-        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), 0
-    return x, 1
 
 
 class UNet(nn.Module):

@@ -70,7 +70,7 @@ def test_upsampling_is_pytorchs_nearest(old, new):
     wanted.backward(torch.from_numpy(gradient).permute(0, 3, 1, 2))
     got, pull_back = jax.vjp(lambda x: layers.upsample(x, (new, new + 2)), images)
     np.testing.assert_array_equal(got, wanted.detach().permute(0, 2, 3, 1))
-    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=4e-5)
     half = layers.upsample(jnp.asarray(images, jnp.bfloat16), (new, new + 2))
     np.testing.assert_array_equal(half, jnp.asarray(got, jnp.bfloat16))
 
@@ -86,7 +86,7 @@ def test_bilinear_upsampling_is_pytorchs_with_aligned_corners(old, new):
     wanted.backward(torch.from_numpy(gradient).permute(0, 3, 1, 2))
     got, pull_back = jax.vjp(lambda x: layers.upsample_bilinear(x, (new, new + 2)), images)
     np.testing.assert_allclose(got, wanted.detach().permute(0, 2, 3, 1), atol=1e-5)
-    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(pull_back(gradient)[0], theirs.grad.permute(0, 2, 3, 1), atol=4e-5)
     half = layers.upsample_bilinear(jnp.asarray(images, jnp.bfloat16), (new, new + 2))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(np.float32), got, atol=0.02 * np.abs(images).max())
@@ -124,38 +124,15 @@ def test_a_number_that_is_none_is_not_lost():
     assert jnp.isnan(layers.max_pool(images)).sum() == 2
 
 
-@pytest.mark.parametrize("padding", [0, 1])
-def test_what_a_tpu_computes_is_what_others_do(monkeypatch, padding):
-    """The forms for a TPU, computed here, against those for others, gradients included."""
-    maps = [rng.normal(size=(2, 6, 7, channels)).astype(np.float32) for channels in (3, 5)]
-    conv = layers.ConvOfJoined(4, padding)
-    params = conv.init(jax.random.key(0), *maps)
+def test_what_a_tpu_computes_is_what_others_do(monkeypatch):
+    """The form for a TPU, computed here, against that for others, gradient included."""
     ties = rng.integers(0, 4, (3, 7, 10, 2)).astype(np.float32)
-    ct = {
-        shape: rng.normal(size=shape).astype(np.float32)
-        for shape in ((2, 4 + 2 * padding, 5 + 2 * padding, 4), (3, 4, 5, 2))
-    }
+    gradient = rng.normal(size=(3, 4, 5, 2)).astype(np.float32)
 
     def both():
-        found = []
-        for function, given in (
-            (lambda p, a, b: conv.apply(p, a, b), (params, *maps)),
-            (layers.max_pool, (ties,)),
-        ):
-            value, back = jax.vjp(function, *given)
-            found.append((value, back(ct[value.shape])))
-        return found
+        value, back = jax.vjp(layers.max_pool, ties)
+        return value, *back(gradient)
 
     others = both()
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, tpu, default: tpu(*given))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both(), others)
-    # As one convolution of what is joined.
-    kernel = params["params"]["kernel"]
-    wanted = jax.lax.conv_general_dilated(
-        np.concatenate(maps, axis=-1),
-        kernel,
-        (1, 1),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    np.testing.assert_allclose(others[0][0], wanted, atol=1e-5)
