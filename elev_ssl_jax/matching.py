@@ -4,6 +4,7 @@ Where a view lies in its image is known, so patches that show the same ground in
 closed form, for a whole batch at once.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -83,9 +84,10 @@ def patch_means(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
       rows: Shares of the patches in rows of pixels, [..., P, H], as in `Patches`.
       columns: In columns, [..., P, W].
     """
-    rows = rows.astype(maps.dtype)
-    over_rows = jnp.einsum("...ph,...hwc->...pwc", rows, maps, preferred_element_type=jnp.float32)
-    return jnp.einsum("...pw,...pwc->...pc", columns, over_rows)
+    wide = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    with jax.named_scope("patch_means"):
+        over_rows = wide("...ph,...hwc->...pwc", rows.astype(maps.dtype), maps)
+        return wide("...pw,...pwc->...pc", columns, over_rows)
 
 
 def _lattice(axis, size, offset):

@@ -20,7 +20,7 @@ _PARTS = {
     "views": ("views",),
     "encoder": ("encoder",),
     "decoder": ("decoder",),
-    "loss": ("loss", "projection", "local_head"),
+    "loss": ("loss", "projection", "local_head", "patch_means"),
     "optimizer": ("optimizer",),
 }
 # What the whole takes that its longest stage says best.
