@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from elev_ssl_jax.config import default
+from elev_ssl_jax.data import source, synthetic
+
 ROOT = Path(__file__).parents[1]
 SMALL = (
     *("--config.model.width=0.125", "--config.batch_size=16", "--config.data.resident_gib=0"),
@@ -50,6 +53,23 @@ def test_the_screen_says_what_each_line_is_an_estimate_of():
     assert "GFLOP a chip" in done.stdout
     assert "allocated by the compiler" in done.stdout
     assert "no estimate for such devices" in done.stdout
+
+
+def test_prepared_chips_are_those_of_the_plan(tmp_path):
+    data = default().data
+    data.synthetic.update({"chips": 40, "size": 32})
+    synthetic.prepare(data, tmp_path)
+    chips = len(source.open_split(data, "unlabeled"))
+    done = plan(
+        *("--config.model.width=0.125", "--config.batch_size=8", "--config.epochs=3"),
+        *(f"--config.data.dir={data.dir}", f"--config.data.name={data.name}"),
+        *("--topology=local", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert stage["steps"] == 3 * (chips // 8)
+    # As rows of a multiple of 128 numbers.
+    assert stage["resident_gib"] * 2**30 == pytest.approx(chips * (2 * 3072 + 4 * 128))
 
 
 @pytest.mark.parametrize(
