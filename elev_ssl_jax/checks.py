@@ -67,6 +67,9 @@ _RULES = {
         whole(0),
         lambda v: len(v) in (0, 3) and different(v),
     ),
+    "data.near_infrared": several(
+        "empty, or a band number from 0", whole(0), lambda v: len(v) <= 1
+    ),
     "data.resident_gib": number(0),
     "data.synthetic.chips": whole(0),
     "data.synthetic.size": whole(1),
@@ -95,11 +98,13 @@ _RULES = {
     "objective.lam": _SHARE,
     "objective.temperature": _POSITIVE,
     "objective.positives": one_of("views", "sensors"),
+    "objective.target": one_of("elevation", "shuffled", "slope", "brightness", "ndvi"),
     "objective.negatives": one_of("all", "across"),
     "objective.global_features": one_of("mean", "style", "map"),
     "objective.local.*": whole(1),
     "loss.chunk_size": whole(0),
     "loss.elevation_reduction": one_of("mean", "sum"),
+    "loss.level_weight": number(0),
     "loss.relief_weight": number(0),
     "*optimizer.learning_rate": _POSITIVE,
     "*optimizer.scaling": one_of("none", "linear", "sqrt"),
@@ -219,8 +224,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     need("data.mean", not config.data.mean or len(config.data.std) > 0, "() without data.std")
     by_maximum = config.data.scaling == "crop_max"
     need("data.std", not (config.data.std and by_maximum), "() with data.scaling=crop_max")
-    shown = not config.data.bands or set(config.data.rgb) <= set(config.data.bands)
-    need("data.rgb", shown, "among data.bands")
+    for name in ("rgb", "near_infrared"):
+        shown = not config.data.bands or set(config.data[name]) <= set(config.data.bands)
+        need(f"data.{name}", shown, "among data.bands")
+    need(
+        "loss.relief_weight",
+        any(config.loss[f"{part}_weight"] for part in ("level", "relief")),
+        "above 0 with loss.level_weight=0",
+    )
     late = config.model.fusion == "late"
     need("data.bands", not (late and config.data.bands), "() with model.fusion=late")
     names = [name for name in config.data.inputs if name != "elevation"]

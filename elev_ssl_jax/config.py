@@ -50,6 +50,7 @@ def default() -> ml_collections.ConfigDict:
     data.elevation_scale = 500.0  # metres that become 1
     # Bands that are red, green, blue, counted likewise; () means those of a three-band image.
     data.rgb = ()
+    data.near_infrared = ()  # the band that is, for objective.target=ndvi; () is not said
     data.resident_gib = 4.0  # data above this size are streamed rather than held on the device
     data.synthetic = ml_collections.ConfigDict()
     data.synthetic.chips = 0  # make this many synthetic chips in the run folder and use them
@@ -102,6 +103,9 @@ def default() -> ml_collections.ConfigDict:
     config.objective = objective = ml_collections.ConfigDict()
     objective.alpha = 0.5  # L = alpha L_E + (1 - alpha) (lam L_G + (1 - lam) L_L)
     objective.lam = 1.0
+    # What the elevation branch learns: "elevation", or, as a control, another chip's ("shuffled"),
+    # its "slope", the "brightness" of the image, or its "ndvi".
+    objective.target = "elevation"
     objective.temperature = 0.5
     # What belongs together: two augmented "views" of a chip, or what two "sensors" see of it.
     objective.positives = "views"
@@ -122,8 +126,9 @@ def default() -> ml_collections.ConfigDict:
     # code computes and what keeps the two terms of one size.
     loss.elevation_reduction = "mean"
     # The squared error on elevation is that of a chip's mean, its level, and that of what is left,
-    # its relief, which is so much the smaller that it is hardly learned. Its weight beside the
-    # level's; 1 is the paper's plain sum.
+    # its relief, which is so much the smaller that it is hardly learned. The weights of the two; 1
+    # and 1 is the paper's plain sum.
+    loss.level_weight = 1.0
     loss.relief_weight = 1.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()

@@ -16,7 +16,15 @@ _OF_ALL = (
     *("task", "seed", "batch_size", "epochs", "optimizer", "checkpoint"),
     *("model.encoder", "model.fusion", "model.width", "model.dtype", "augment.crop_size"),
     *("data.name", "data.dir", "data.eval_split", "data.inputs", "data.value_range"),
-    *("data.mean", "data.std", "data.nodata", "data.rgb", "data.bands", "data.scaling"),
+    *(
+        "data.mean",
+        "data.std",
+        "data.nodata",
+        "data.rgb",
+        "data.near_infrared",
+        "data.bands",
+        "data.scaling",
+    ),
     *("data.elevation_scale",),
     *("data.resident_gib", "data.synthetic"),
 )
@@ -35,7 +43,7 @@ TASKS = {
 _OF_VIEWS = ("augment.contrastive", "augment.elevation")
 _OF_ELEVATION = (
     *("augment.elevation", "model.elevation_padding"),
-    *("loss.elevation_reduction", "loss.relief_weight"),
+    *("loss.elevation_reduction", "loss.level_weight", "loss.relief_weight", "objective.target"),
 )
 _OF_CONTRAST = (
     *("augment.contrastive", "objective.temperature", "objective.lam", "objective.negatives"),

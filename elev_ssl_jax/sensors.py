@@ -56,8 +56,12 @@ def of(config: Any) -> Inputs:
 
 def colors(config: Any) -> tuple[int, ...]:
     """Which bands of the images that `join` makes are red, green and blue; () if none is."""
-    bands, rgb = tuple(config.data.bands), tuple(config.data.rgb)
-    return tuple(bands.index(band) for band in rgb) if bands else rgb
+    return _places(config, config.data.rgb)
+
+
+def near_infrared(config: Any) -> int:
+    """Which band of the images that `join` makes is `data.near_infrared`, which must be set."""
+    return _places(config, config.data.near_infrared)[0]
 
 
 def pairs(value_range: Sequence[Any]) -> tuple[tuple[float, float], ...]:
@@ -85,7 +89,7 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
             check_count(config, field, values, bands)
     if len(inputs.nodata) not in (0, 1, len(_sensors(inputs))):
         raise InputError(f"config.data.nodata has {len(inputs.nodata)} values; one a sensor is it")
-    for field in ("rgb", "bands"):
+    for field in ("rgb", "near_infrared", "bands"):
         if any(not 0 <= band < bands for band in data[field]):
             raise InputError(
                 f"config.data.{field} is {data[field]}, but {', '.join(data.inputs)} of "
@@ -246,6 +250,12 @@ def standardize(inputs: Inputs, images: jax.Array) -> jax.Array:
     return images * factor.astype(np.float32) + shift.astype(np.float32)
 
 
+def in_units(inputs: Inputs, images: jax.Array) -> jax.Array:
+    """Sensors' bands [..., C] of `join`, in 0..1, in the sensors' units."""
+    low, high = _limits_shown(inputs, images.shape[-1])
+    return images * (high - low).astype(np.float32) + low.astype(np.float32)
+
+
 def affine(inputs: Inputs, bands: int) -> tuple[np.ndarray, ...]:
     """`shown` as numbers for each of `bands`: clip to low and high, times a factor, plus a shift.
 
@@ -303,9 +313,16 @@ def of_inputs(
         every = [name for name in data.inputs if name != ELEVATION]
         fields["nodata"] = tuple(data.nodata[every.index(n)] for n in names if n != ELEVATION)
     fields["bands"] = tuple(kept.index(band) for band in data.bands if band in kept)
-    there = set(data.rgb) <= set(kept)
-    fields["rgb"] = tuple(kept.index(band) for band in data.rgb) if there else ()
+    for field in ("rgb", "near_infrared"):
+        there = set(data[field]) <= set(kept)
+        fields[field] = tuple(kept.index(band) for band in data[field]) if there else ()
     return fields
+
+
+def _places(config, wanted):
+    """Bands, counted over all sensors, as they are counted among those that are shown."""
+    bands = tuple(config.data.bands)
+    return tuple(bands.index(band) for band in wanted) if bands else tuple(wanted)
 
 
 def _sensors(inputs):

@@ -92,7 +92,10 @@ class Model:
     @property
     def elevation_shape(self) -> tuple[int, int] | None:
         """Of the elevation that it tells, if it has learned that."""
-        if self.config.task == "finetune" or self.config.objective.alpha == 0:
+        objective = self.config.objective
+        if self.config.task == "finetune" or objective.alpha == 0:
+            return None
+        if objective.target != "elevation":  # but a control in its place
             return None
         shape = self.shapes.get(sensors.ELEVATION)
         return None if shape is None else (shape[0], shape[1])

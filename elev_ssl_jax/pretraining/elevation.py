@@ -22,6 +22,7 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.models import encoders
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import PretrainModel
+from elev_ssl_jax.pretraining import controls
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
 from elev_ssl_jax.runtime import sharding
 
@@ -55,7 +56,7 @@ def make(config: Any, sample: Mapping[str, np.ndarray], mesh: Mesh) -> Method:
     check(config, shapes)
     return Method(
         reads=reads(config),
-        views=partial(make_views, config),
+        views=partial(make_views, config, target=controls.make(config, sample)),
         model=make_model(
             config,
             shapes,
@@ -114,11 +115,7 @@ def check(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
       InputError: Inputs are missing, or the images too small.
     """
     sensors.check(config, shapes)
-    if config.objective.alpha > 0 and sensors.ELEVATION not in shapes:
-        raise InputError(
-            f"config.objective.alpha is {config.objective.alpha}, but {config.data.name} has no "
-            "elevation to learn; set it to 0, or cut chips with a DEM"
-        )
+    controls.check(config, shapes)
     seen = squares.cut_shapes(shapes, config.augment.crop_size)
     check_image_size(config, *sensors.image_size(sensors.of(config), seen))
 
@@ -185,7 +182,14 @@ def elevation_size(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     return height, width
 
 
-def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -> Views:
+def make_views(
+    config: Any,
+    keys: jax.Array,
+    batch: Batch,
+    train: bool = True,
+    *,
+    target: controls.Target | None = None,
+) -> Views:
     """Views of a batch, the elevation that belongs to the last of them, and matching patches.
 
     Args:
@@ -194,6 +198,7 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
       batch: The inputs in their units, and `elevation` [B, h, w] in metres, NaN where missing, if
         that is learned.
       train: False gives the image itself, for evaluation, in place of the elevation view.
+      target: Makes what stands in the elevation's place, if something does.
 
     Returns:
       Three views, or fewer where a branch is absent.
@@ -225,7 +230,7 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
                 size=config.objective.local.patch_size,
             )
     if weight["elevation"]:
-        elevation = batch[sensors.ELEVATION] / config.data.elevation_scale
+        elevation = (target or controls.elevation(config))(batch)
     if not train:
         views.append(images)
     elif elevation is not None:
@@ -279,14 +284,15 @@ def contrast(config: Any) -> Callable[..., jax.Array]:
 def elevation_loss(
     config: Any, predicted: jax.Array, elevation: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L_E of normalised elevation [B, h, w], relief weighed as asked for, and its parts by name."""
+    """L_E of normalised elevation [B, h, w], its parts weighed as asked for, and these by name."""
     reduction = config.loss.elevation_reduction
     loss = losses.elevation_mse(predicted, elevation, reduction=reduction)
     terms = {"elevation_loss": loss}
-    if reduction == "mean":
+    if reduction == "mean" and controls.is_elevation(config):
         terms["elevation_rmse_m"] = config.data.elevation_scale * jnp.sqrt(loss)
-    if config.loss.relief_weight != 1:
-        terms["relief_loss"] = losses.relief_mse(predicted, elevation, reduction=reduction)
-        more = config.loss.relief_weight - 1  # the elevation loss has it once
-        loss += more * terms["relief_loss"]
-    return loss, terms
+    level, relief = config.loss.level_weight, config.loss.relief_weight
+    if level == relief:
+        return level * loss, terms
+    terms["relief_loss"] = losses.relief_mse(predicted, elevation, reduction=reduction)
+    # The whole is the sum of the two.
+    return level * loss + (relief - level) * terms["relief_loss"], terms

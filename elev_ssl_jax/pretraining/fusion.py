@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from elev_ssl_jax import sensors
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.pretrain import SensorsModel
-from elev_ssl_jax.pretraining import elevation
+from elev_ssl_jax.pretraining import controls, elevation
 from elev_ssl_jax.pretraining.method import Batch, Method, Views
 from elev_ssl_jax.runtime import sharding
 
@@ -44,7 +44,7 @@ def make(config: Any, sample: Mapping[str, np.ndarray], mesh: Mesh) -> Method:
     start = elevation.first_elevation(config, sample)
     return Method(
         reads=elevation.reads(config),
-        views=partial(make_views, config),
+        views=partial(make_views, config, target=controls.make(config, sample)),
         model=make_model(config, shapes, sharding.platform(mesh), elevation_start=start, mesh=mesh),
         loss=partial(weighted_loss, config),
     )
@@ -74,7 +74,14 @@ def make_model(
     )
 
 
-def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -> Views:
+def make_views(
+    config: Any,
+    keys: jax.Array,
+    batch: Batch,
+    train: bool = True,
+    *,
+    target: controls.Target | None = None,
+) -> Views:
     """A square of each chip, at a random place, the same of both sensors and of the elevation.
 
     Args:
@@ -83,12 +90,12 @@ def make_views(config: Any, keys: jax.Array, batch: Batch, train: bool = True) -
       batch: The sensors in their units, and `elevation` [B, h, w] in metres, NaN where missing, if
         that is learned.
       train: False gives the square at the centre.
+      target: As of `elevation.make_views`.
     """
     batch = elevation.cut(config, keys, batch, train)
-    target = None
-    if config.objective.alpha:
-        target = batch[sensors.ELEVATION] / config.data.elevation_scale
-    return Views(Shown(sensors.shown(sensors.of(config), batch)[:, None]), Targets(target))
+    target = target or controls.elevation(config)
+    learned = target(batch) if config.objective.alpha else None
+    return Views(Shown(sensors.shown(sensors.of(config), batch)[:, None]), Targets(learned))
 
 
 def weighted_loss(

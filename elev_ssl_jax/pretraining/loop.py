@@ -69,6 +69,8 @@ def pretrain(
       InputError: Data and configuration don't fit each other, or the loss is no longer finite.
     """
     mesh = sharding.make_mesh()
+    if config.objective.alpha and config.objective.target == "shuffled":
+        data = data._replace(train=batches.shuffled(data.train, sensors.ELEVATION, config.seed))
     parts = _assemble(config, workdir, data, make_method, mesh)
     method, _, steps_per_epoch, sample, _ = parts
     total_steps = config.epochs * steps_per_epoch

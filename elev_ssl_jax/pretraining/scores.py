@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elev_ssl_jax import augment, squares
-from elev_ssl_jax.pretraining import measures
+from elev_ssl_jax.pretraining import controls, measures
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.runtime import batches, sharding
 from elev_ssl_jax.sensors import ELEVATION
@@ -40,6 +40,8 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
         outputs: Any = method.model.apply(variables, *inputs, train=False)
         if ELEVATION in outputs:
             outputs[ELEVATION] *= config.data.elevation_scale
+            if not controls.is_elevation(config):
+                del outputs[ELEVATION]  # what is learned in its place is not judged
         return outputs, {name: batch[name] for name in batch if name in (ELEVATION, *LABELS)}
 
     def predict(variables, chips):

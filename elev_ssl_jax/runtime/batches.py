@@ -84,6 +84,39 @@ def take(chips: Chips, positions: Sequence[int] | np.ndarray, names: Sequence[st
     return {name: np.stack([record[name] for record in records]) for name in names}
 
 
+def shuffled(chips: Chips, name: str, seed: int) -> Chips:
+    """The same chips, of which each has another one's feature `name`, always the same other's."""
+    order = np.random.default_rng(seed).permutation(length(chips))
+    other = np.empty_like(order)
+    other[order] = np.roll(order, 1)
+    if isinstance(chips, dict):
+        return {**chips, name: chips[name][other]}
+    return _Shuffled(chips, name, other)
+
+
+class _Shuffled(Sequence):
+    """Records at random access, as `shuffled` says."""
+
+    def __init__(self, records: Any, name: str, other: np.ndarray):
+        self._records, self._name, self._other = records, name, other
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        theirs = self._records[int(self._other[index])]
+        return {**self._records[index], self._name: theirs[self._name]}
+
+    def nbytes(self, *names: str) -> int:
+        """Bytes that the named features take in memory."""
+        return self._records.nbytes(*names)
+
+    def arrays(self, *names: str) -> Arrays:
+        """The named features in memory, each stacked to [N, ...]."""
+        arrays = self._records.arrays(*names)
+        return {n: a[self._other] if n == self._name else a for n, a in arrays.items()}
+
+
 def epoch_order(seed: int, epoch: int, num_chips: int) -> np.ndarray:
     """Chip indices in the order of an epoch, int32 [num_chips]: a fresh permutation each time."""
     return np.random.default_rng([seed, epoch]).permutation(num_chips).astype(np.int32)
