@@ -30,7 +30,9 @@ def default() -> ml_collections.ConfigDict:
     data.dir = ""  # TFDS' data_dir; "" is ~/tensorflow_datasets
     data.split = "unlabeled+labeled[80:]"
     data.eval_split = "test"
-    data.probe_split = "labeled[:80]"  # trains the linear probe; "" for none
+    data.probe_split = "labeled[:80]"  # trains the probes; "" for none
+    # The linear probe's C is chosen on it; "" chooses by cross-validation where the probe learns.
+    data.validation_split = ""
     # The features that are joined to the network's image: sensors, and "elevation", if that is to
     # be seen, as the last.
     data.inputs = ("image",)

@@ -31,7 +31,13 @@ _OF_ALL = (
 _OF_PRETRAINING = (
     *("augment.contrastive", "augment.elevation", "loss", "log"),
     *("model.projection", "model.elevation_padding", "model.batchnorm_groups"),
-    *("objective.temperature", "objective.local", "objective.negatives", "data.probe_split"),
+    *(
+        "objective.temperature",
+        "objective.local",
+        "objective.negatives",
+        "data.probe_split",
+        "data.validation_split",
+    ),
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
 TASKS = {
@@ -52,7 +58,14 @@ _OF_CONTRAST = (
 _OF_GLOBAL = ("objective.global_features", "model.projection")
 _OF_LOCAL = ("objective.local",)
 _OF_ANY_PRETRAINING = (
-    *("experiment.pretrain", "data.probe_split", "checkpoint", "log", "model.batchnorm_groups"),
+    *(
+        "experiment.pretrain",
+        "data.probe_split",
+        "data.validation_split",
+        "checkpoint",
+        "log",
+        "model.batchnorm_groups",
+    ),
 )
 _OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm")
 

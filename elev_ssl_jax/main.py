@@ -159,10 +159,11 @@ def _pretrain(config, workdir: Path) -> None:
         _measure(config, train)
         elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
-        labelled = None
-        if config.data.probe_split:
-            labelled = source.open_split(config.data, config.data.probe_split)
-    data, profile = loop.Data(train, heldout, labelled), int(_PROFILE.value)
+        learned, validated = (
+            source.open_split(config.data, name) if name else None
+            for name in (config.data.probe_split, config.data.validation_split)
+        )
+    data, profile = loop.Data(train, heldout, learned, validated), int(_PROFILE.value)
     profile *= sharding.is_first()
     loop.pretrain(config, workdir, data, _Writer(workdir), profile=profile)
     if config is not _CONFIG.value:  # one of an experiment's

@@ -212,7 +212,11 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
 
 def _remedy(data, split, within):
     """What to do about a split that asks for too much."""
-    fields = [f for f in ("split", "eval_split", "probe_split") if getattr(data, f, None) == split]
+    fields = [
+        f
+        for f in ("split", "eval_split", "probe_split", "validation_split")
+        if getattr(data, f, None) == split
+    ]
     smaller = f"--config.data.{fields[0]}={within!r}" if fields else repr(within)
     needed = {"labeled": 0, "test": 0}  # chips, for the slices to be full
     for name, *ends in re.findall(r"(\w+)\[(-?\d+)?:(-?\d+)?\]", split):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, files, sensors, squares
+from elev_ssl_jax import augment, files, probes, sensors, squares
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, scores
 from elev_ssl_jax.pretraining.method import Method
@@ -31,7 +31,8 @@ class Data(NamedTuple):
 
     train: batches.Chips
     heldout: batches.Chips
-    labelled: batches.Chips | None = None  # for the linear probe
+    labelled: batches.Chips | None = None  # for the probes
+    validation: batches.Chips | None = None  # to choose the linear probe's C on
 
 
 class _Parts(NamedTuple):
@@ -89,7 +90,13 @@ def pretrain(
     predict = scores.make_predict(config, method, mesh)
     mean = elevation.mean_elevation(sample)
     judge = functools.partial(
-        scores.measure, predict, heldout=data.heldout, labelled=data.labelled, train_mean=mean
+        scores.measure,
+        predict,
+        heldout=data.heldout,
+        labelled=data.labelled,
+        train_mean=mean,
+        validation=data.validation,
+        blocks=scores.blocks_of(data.heldout),
     )
     # Closing waits for a save under way, also when the loop ends in an error.
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
@@ -128,7 +135,7 @@ def pretrain(
                     log.restart_clock()
 
     results, untrained = judge(state.variables), judge(init(config.seed).variables)
-    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith("probe_")}
+    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith(probes.PROBES)}
     writer.write_scalars(total_steps, results)
     writer.flush()
     few = sample_of(data.heldout, pictured.COUNT, spread=False)
@@ -163,9 +170,10 @@ def _assemble(config, workdir, data, make_method, mesh) -> _Parts:
             "train": fingerprint(config, sample, count),
             "heldout": run_folder.fingerprint(some, batches.length(data.heldout)),
         }
-        if data.labelled is not None:
-            few = sample_of(data.labelled, 4096)
-            prints["labelled"] = run_folder.fingerprint(few, batches.length(data.labelled))
+        for role in ("labelled", "validation"):
+            if (chips := getattr(data, role)) is not None:
+                few = sample_of(chips, 4096)
+                prints[role] = run_folder.fingerprint(few, batches.length(chips))
     where = f"{config.data.name} in {config.data.dir or 'the default data.dir'}"
     sharding.check_same(f"the data ({where})", prints)
     with sharding.together():

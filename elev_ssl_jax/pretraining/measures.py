@@ -1,17 +1,13 @@
-"""Measures of a pre-trained encoder: elevation error, contrastive accuracy, linear probe.
+"""Measures of a pre-trained encoder: elevation error, contrastive accuracy, scores of probes.
 
 What is over all chips is summed up batch by batch, in float64, so that the chips need not be held
 at once.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from elev_ssl_jax import metrics
+from elev_ssl_jax.reporting import evidence
 
 Arrays = dict[str, np.ndarray]
 
@@ -137,30 +133,28 @@ def chip_labels(chips: Arrays) -> np.ndarray:
     return metrics.commonest_class(chips["mask"])
 
 
-def fit_probe(
-    features: np.ndarray, labels: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Logistic regression on frozen features: a function from features [M, C] to classes [M].
+def probe_scores(
+    labels: np.ndarray, predictions: np.ndarray, blocks: np.ndarray | None = None
+) -> dict[str, float]:
+    """Accuracy and macro F1 of classes [N] against labels [N], -1 unlabelled; {} without any.
 
-    Args:
-      features: float [N, C] of the chips to learn from.
-      labels: int [N], -1 unlabelled.
-
-    Returns:
-      None if there are fewer than two classes.
+    With the block of ground that each lies in, str [N], and enough of these, `accuracy_low` and so
+    on: the ends of 95 % intervals over blocks that are drawn again, see `evidence.resample`.
     """
-    features, labels = features[labels >= 0], labels[labels >= 0]
-    if len(np.unique(labels)) < 2:
-        return None
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    return probe.fit(features, labels).predict
-
-
-def probe_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro F1 of classes [N] against labels [N], -1 unlabelled; {} without any."""
-    predictions, labels = predictions[labels >= 0], labels[labels >= 0]
+    known = labels >= 0
+    predictions, labels = predictions[known], labels[known]
     if not len(labels):
         return {}
-    classes = 1 + max(labels.max(), predictions.max())
-    matrix = metrics.confusion_matrix(labels, predictions, int(classes))
-    return {"accuracy": metrics.accuracy(matrix), "macro_f1": metrics.macro_f1(matrix)}
+    classes = 1 + int(max(labels.max(), predictions.max()))
+    matrix = metrics.confusion_matrix(labels, predictions, classes)
+    scores = {"accuracy": metrics.accuracy(matrix), "macro_f1": metrics.macro_f1(matrix)}
+    if blocks is None:
+        return scores
+    matrices, _ = metrics.confusion_matrices(labels, predictions, classes, blocks[known])
+    ground = evidence.resample(matrices[None, None, None], tuple(scores))
+    if ground.scores is None:
+        return scores
+    for name, values in zip(tuple(scores), ground.scores[0, 0, 0], strict=True):
+        ends, _ = evidence.block_interval(values, ground.blocks)
+        scores |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return scores

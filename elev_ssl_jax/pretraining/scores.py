@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, squares
+from elev_ssl_jax import augment, probes, squares
 from elev_ssl_jax.pretraining import controls, measures
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.runtime import batches, sharding
@@ -18,6 +18,7 @@ Arrays = dict[str, np.ndarray]
 TOP1_POOL = 2048  # chips, the first of the held-out ones, among whose views a partner is sought
 _AT_A_TIME = 1024  # chips, at most, or one for each device
 LABELS = ("label", "mask")  # features that give a chip a class; the first that is there counts
+_GROUND = ("block", "tile")  # likewise those that say in which block of ground it lies
 
 # Of the model's variables and chips: batches of outputs, elevation in metres, each beside what is
 # true of its chips.
@@ -57,12 +58,24 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
     return predict
 
 
+def blocks_of(chips: batches.Chips) -> np.ndarray | None:
+    """The block of ground that each chip lies in, str [N], if that is known."""
+    features = chips if isinstance(chips, dict) else getattr(chips, "features", {})
+    for name in _GROUND:
+        if name in features:
+            return chips[name] if isinstance(chips, dict) else chips.arrays(name)[name]
+    return None
+
+
 def measure(
     predict: Predict,
     variables: Any,
     heldout: batches.Chips,
     labelled: batches.Chips | None,
     train_mean: float,
+    *,
+    validation: batches.Chips | None = None,
+    blocks: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Scores on the held-out chips, by name: of those outputs that the model has.
 
@@ -70,15 +83,27 @@ def measure(
       predict: From `make_predict`.
       variables: The model's.
       heldout: What to judge by.
-      labelled: Chips for the linear probe to learn from; None does without.
+      labelled: Chips for the probes to learn from; None does without.
       train_mean: Mean elevation in metres of the training chips.
+      validation: Chips that the linear probe's C is chosen on; None chooses within `labelled`.
+      blocks: Of the held-out chips, see `blocks_of`.
     """
-    probe = None
-    if labelled is not None:
-        seen = [(o["features"], _labels(o, true)) for o, true in predict(variables, labelled)]
-        probe = measures.fit_probe(*(np.concatenate(part) for part in zip(*seen, strict=True)))
+
+    def seen(chips):
+        if chips is None:
+            return None
+        parts = [(o["features"], _labels(o, true)) for o, true in predict(variables, chips)]
+        return probes.Examples(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    fitted: dict[str, probes.Classify] = {}
+    if (train := seen(labelled)) is not None:
+        validated = seen(validation)
+        for kind in probes.PROBES:
+            if (classify := probes.fit(kind, train, validated)) is not None:
+                fitted[kind] = classify
     errors, spread = measures.ElevationErrors(), measures.FeatureSpread()
-    embeddings, labels, guesses = [], [], []
+    embeddings, labels = [], []
+    guesses: dict[str, list[np.ndarray]] = {kind: [] for kind in fitted}
     with_elevation, count = False, 0
     for outputs, true in predict(variables, heldout):
         spread.add(outputs["features"])
@@ -87,9 +112,9 @@ def measure(
             errors.add(outputs[ELEVATION], true[ELEVATION])
         if "embeddings" in outputs and count < TOP1_POOL:
             embeddings.append(outputs["embeddings"][: TOP1_POOL - count])
-        if probe is not None:
-            labels.append(_labels(outputs, true))
-            guesses.append(probe(outputs["features"]))
+        labels.append(_labels(outputs, true))
+        for kind, classify in fitted.items():
+            guesses[kind].append(classify(outputs["features"]))
         count += len(outputs["features"])
 
     scores = {"feature_std": spread.score()}
@@ -97,9 +122,9 @@ def measure(
         scores |= errors.scores(train_mean)
     if embeddings:
         scores["contrastive_top1"] = measures.top1(np.concatenate(embeddings))
-    if probe is not None:
-        found = measures.probe_scores(np.concatenate(labels), np.concatenate(guesses))
-        scores |= {f"probe_{name}": value for name, value in found.items()}
+    for kind, parts in guesses.items():
+        found = measures.probe_scores(np.concatenate(labels), np.concatenate(parts), blocks)
+        scores |= {f"{kind}_{name}": value for name, value in found.items()}
     return scores
 
 
@@ -135,11 +160,15 @@ def table(scores: dict[str, float], heldout: int, split: str) -> str:
                 lines.append((what, value, rival, whose))
         value = f"{scores['elevation_relief_correlation']:.3f}"
         lines.append(("  its correlation", value, "0", "no relief"))
-    for name, what in (("probe_accuracy", "accuracy"), ("probe_macro_f1", "macro F1")):
-        if name in scores:
-            rival = f"{scores[f'random_{name}']:.3f}"
-            text = f"{scores[name]:.3f}"
-            lines.append((f"linear probe, {what}", text, rival, "the same encoder, untrained"))
+    for kind, of in (("probe", "linear probe"), ("knn", f"{probes.NEIGHBOURS} nearest")):
+        for score, what in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
+            if (name := f"{kind}_{score}") in scores:
+                rival, text = f"{scores[f'random_{name}']:.3f}", f"{scores[name]:.3f}"
+                note = "the same encoder, untrained"
+                if f"{name}_low" in scores:
+                    ends = (f"{scores[f'{name}_{end}']:.3f}" for end in ("low", "high"))
+                    note += f"; over test blocks {' to '.join(ends)}"
+                lines.append((f"{of}, {what}", text, rival, note))
     if "contrastive_top1" in scores:
         text, rival = f"{scores['contrastive_top1']:.3f}", f"{1 / pool:.3f}"
         lines.append(("contrastive top-1", text, rival, f"chance among {pool} views"))

@@ -124,7 +124,7 @@ def compare(
             blocks, p = None, math.nan
             error, freedom = 0.0, count - 1
             if ground is not None and resampled is not None:
-                blocks, block_error = _block_interval(moved[metric], ground.blocks)
+                blocks, block_error = block_interval(moved[metric], ground.blocks)
                 error, freedom = block_error**2, min(freedom, ground.blocks - 1)
             if count > 1:
                 # A difference of two scores, each rounded: twice a step's square over 12.
@@ -198,11 +198,15 @@ def _two_sided(mean, error, freedom):
     return float(2 * special.stdtr(freedom, -abs(mean) / error))
 
 
-def _block_interval(values, blocks):
+def block_interval(values: Floats, blocks: int) -> tuple[tuple[float, float], float]:
     """The expanded percentile interval (Hesterberg 2015), and the standard error.
 
     A bootstrap of G blocks is too narrow, by sqrt(1 - 1 / G), and knows nothing of Student's t.
     Percentiles further out make up for both.
+
+    Args:
+      values: A score, or a difference of two, on each draw of the blocks, [B].
+      blocks: How many there are, G.
     """
     widening = math.sqrt(blocks / (blocks - 1))
     tail = special.ndtr(-widening * _quantile(blocks - 1))

@@ -99,13 +99,20 @@ def test_chip_labels_come_from_labels_or_masks():
     np.testing.assert_array_equal(measures.chip_labels({"mask": mask, "label": labels}), labels)
 
 
-def test_linear_probe_learns_what_is_linear_and_needs_two_classes(rng):
-    features = rng.normal(size=(600, 6))
-    labels = np.digitize(features[:, 0], (-0.5, 0.5))  # three classes
+def test_probe_scores_are_of_labelled_chips_with_intervals_over_blocks(rng):
+    labels = rng.integers(0, 3, 600)
+    said = np.where(rng.random(600) < 0.8, labels, (labels + 1) % 3)
     labels[::50] = -1
-    probe = measures.fit_probe(features[:300], labels[:300])
-    scores = measures.probe_scores(labels[300:], probe(features[300:]))
-    assert scores["accuracy"] > 0.85
-    assert scores["macro_f1"] > 0.85
-    assert measures.fit_probe(features, np.where(labels == 1, 1, -1)) is None
+    blocks = np.array([f"b{i // 30}" for i in range(600)])
+    known = labels >= 0
+    scores = measures.probe_scores(labels, said, blocks)
+    assert scores["accuracy"] == pytest.approx(np.mean(said[known] == labels[known]))
+    assert scores["accuracy_low"] < scores["accuracy"] < scores["accuracy_high"]
+    # Of independent chips, about as wide as a binomial's.
+    width = scores["accuracy_high"] - scores["accuracy_low"]
+    assert width == pytest.approx(2 * 2.09 * np.sqrt(0.8 * 0.2 / known.sum()), rel=0.5)
+    assert scores["macro_f1_low"] < scores["macro_f1"] < scores["macro_f1_high"]
+    # Four blocks say next to nothing about their spread.
+    few = measures.probe_scores(labels, said, np.array([f"b{i % 4}" for i in range(600)]))
+    assert few == {name: scores[name] for name in ("accuracy", "macro_f1")}
     assert measures.probe_scores(np.full(600, -1), labels) == {}

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from elev_ssl_jax import probes
+from elev_ssl_jax.probes import Examples
+
+
+@pytest.fixture
+def examples(rng):
+    """Three classes, told by the first of many features, whose scales differ."""
+    features = rng.normal(size=(900, 24)) * np.geomspace(0.01, 100, 24)
+    noisy = features[:, 0] / 0.01 + 0.3 * rng.normal(size=900)
+    labels = np.digitize(noisy, (-0.5, 0.5))
+    labels[::50] = -1
+    return [Examples(features[i : i + 300], labels[i : i + 300]) for i in (0, 300, 600)]
+
+
+def test_the_strength_is_that_which_is_best_on_the_validation_chips(examples):
+    train, validation, test = (e.known() for e in examples)
+    mean, std = train.features.mean(axis=0), train.features.std(axis=0)
+
+    def fresh(strength):
+        model = LogisticRegression(C=strength, max_iter=5000, tol=1e-6)
+        return model.fit((train.features - mean) / std, train.labels)
+
+    def right(model, of):
+        return np.mean(model.predict((of.features - mean) / std) == of.labels)
+
+    best = max(right(fresh(c), validation) for c in probes.STRENGTHS)
+    chosen = probes.fit("probe", *examples[:2])
+    assert np.mean(chosen(validation.features) == validation.labels) == pytest.approx(
+        best, abs=0.015
+    )
+    assert np.mean(chosen(test.features) == test.labels) > 0.7
+    assert len(probes.STRENGTHS) == 40
+
+
+def test_without_validation_chips_it_is_chosen_within_those_it_learns_from(rng):
+    """Twenty chips in thirty directions can be learned by heart, whatever the strength."""
+    labels = np.arange(20) % 2
+    features = rng.normal(size=(20, 30))
+    features[:, 0] = 30 * labels
+    classify = probes.fit("probe", Examples(features, labels))
+    assert (classify(features) == labels).all()
+    more = rng.normal(size=(500, 30))
+    more[:, 0] = 30 * (np.arange(500) % 2)
+    assert np.mean(classify(more) == np.arange(500) % 2) > 0.6
+
+
+def test_neighbours_are_the_nearest_five_by_angle(examples):
+    train, _, test = (e.known() for e in examples)
+
+    def unit(features):
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    nearest = np.argsort(-unit(test.features) @ unit(train.features).T, axis=1)[:, :5]
+    votes = np.stack([np.bincount(v, minlength=3) for v in train.labels[nearest]])
+    clear = np.sort(votes)[:, -1] > np.sort(votes)[:, -2]
+    got = probes.fit("knn", examples[0])(test.features)
+    np.testing.assert_array_equal(got[clear], votes.argmax(axis=1)[clear])
+    few = probes.fit("knn", Examples(train.features[:3], np.array([0, 1, 1])))
+    assert set(few(test.features)) == {1}
+
+
+@pytest.mark.parametrize("kind", probes.PROBES)
+def test_one_class_can_not_be_told_from_another(kind, rng):
+    features = rng.normal(size=(6, 3))
+    assert probes.fit(kind, Examples(features, np.array([2, 2, 2, -1, -1, 2]))) is None
+    # A class with a single chip leaves nothing to validate by.
+    assert probes.fit(kind, Examples(features, np.array([0, 0, 0, 1, -1, 0]))) is not None
