@@ -9,11 +9,16 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.fields import TASKS, belongs, flatten, same
 from elev_ssl_jax.recipes import (
     FROZEN,
+    GIVEN,
     METHODS,
     METRICS,
     METRICS_OF_CLASSES,
     METRICS_OF_PRESENCE,
+    OF_CHIPS,
+    PROBES,
+    goes_with,
     made_of,
+    recipe,
 )
 from elev_ssl_jax.rules import (
     ANY,
@@ -35,6 +40,13 @@ _SHARE = number(0, 1)
 _POSITIVE = number(0, above=True)
 _TWO_SIZES = several("two whole numbers above 0", whole(1), lambda v: len(v) == 2)
 _METHODS = (*METHODS, *(name + FROZEN for name in METHODS if not METHODS[name].members))
+_GIVEN = Rule("", lambda v: isinstance(v, str) and v.startswith(GIVEN) and v.isidentifier())
+_ENCODER = Rule(
+    "",
+    lambda v: (
+        isinstance(v, str) and v.partition("=")[0].isidentifier() and v.partition("=")[2] != ""
+    ),
+)
 
 # The first pattern that a field's name matches is its rule. A text that names data or folders is
 # looked at where these are opened.
@@ -113,7 +125,7 @@ _RULES = {
     "*optimizer.weight_decay": number(0),
     "*optimizer.name": one_of("adamw", "adam", "lars"),
     "*optimizer.drop_epoch": whole(0),
-    "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet"),
+    "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", *PROBES),
     "finetune.target": one_of("", "label", "mask", "commonest", "present"),
     "finetune.present_share": number(0, 1, above=True),
     "finetune.drop_sensor": number(0, 1),
@@ -127,10 +139,11 @@ _RULES = {
     "finetune.frozen_learning_rate": _POSITIVE,
     "finetune.frozen_batchnorm": one_of("inference", "training"),
     "experiment.methods": several(
-        f"different ones of {', '.join(_METHODS)}",
-        one_of(*_METHODS),
+        f"different ones of {', '.join(_METHODS)}, and {GIVEN}NAME of experiment.encoders",
+        Rule("", lambda v: v in _METHODS or _GIVEN.holds(v)),
         lambda v: len(v) > 0 and different(v),
     ),
+    "experiment.encoders": several("NAME=FOLDER, each of another run", _ENCODER, different),
     "experiment.labels": several(
         "different whole numbers above 0, or shares in (0, 1]",
         Rule("", lambda v: whole(1).holds(v) or (isinstance(v, float) and 0 < v <= 1)),
@@ -150,8 +163,12 @@ _RULES = {
 }
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> None:
     """Refuses values that can't work, before any data are read.
+
+    Args:
+      config: A run's.
+      of_experiment: Whether it is one of an experiment's fine-tunings.
 
     Raises:
       InputError: Names the field, its value and what is allowed.
@@ -204,7 +221,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     frozen = config.task != "pretrain" and config.finetune.frozen_epochs > 0
     need("epochs", config.epochs > 0 or frozen, "1 or more")
     if config.task == "experiment":
-        methods = [m for m in config.experiment.methods if METHODS[m.removesuffix(FROZEN)].members]
+        for method in config.experiment.methods:
+            fits = goes_with(method, config.finetune.head)
+            need("finetune.head", fits, f"another with {method} among experiment.methods")
+        methods = [m for m in config.experiment.methods if recipe(m).members]
         allowed = f"one class a chip or pixel with {', '.join(methods)}"
         need("finetune.target", not methods or config.finetune.target != "present", allowed)
         present = config.finetune.target == "present"
@@ -212,10 +232,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         suit = set(config.experiment.metrics) <= set(metrics)
         aim = f" with finetune.target={config.finetune.target}" * bool(config.finetune.target)
         need("experiment.metrics", suit, f"of {', '.join(metrics)}{aim}")
-        for recipe in made_of(config.experiment.methods):
-            wanted = recipe.fields.get("data.inputs", ())
+        for its in made_of(config.experiment.methods):
+            wanted = its.fields.get("data.inputs", ())
             given = set(wanted) <= set(config.data.inputs)
-            need("data.inputs", given, f"with {', '.join(wanted)}, which {recipe.title} sees")
+            need("data.inputs", given, f"with {', '.join(wanted)}, which {its.title} sees")
         most = 2**31 - SEEDS_APART * config.experiment.pretrain_seeds
         need("seed", config.seed < most, f"below {most}: each repetition has its own")
     if config.finetune.classes:
@@ -248,9 +268,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         need("objective.global_features", features != "map", "mean or style of two views")
         need("model.projection", len(config.model.projection) == 2, _TWO_SIZES.allowed)
     head, target = config.finetune.head, config.finetune.target
+    compared = of_experiment or config.task == "experiment"
+    need("finetune.head", compared or head not in PROBES, "trained, but in an experiment")
     swin = config.model.encoder == "swin_t" or config.task == "experiment"
     need("model.encoder", swin or head != "swin_unet", "swin_t with finetune.head=swin_unet")
-    fitting = ("", "label", "commonest", "present") if head == "linear" else ("", "mask")
+    fitting: tuple[str, ...] = ("", "label", "commonest") if head in OF_CHIPS else ("", "mask")
+    fitting += ("present",) * (head == "linear")
     allowed = " or ".join(repr(name) for name in fitting)
     need("finetune.target", target in fitting, f"{allowed} with finetune.head={head}")
     several = len(names) > 1 or not config.finetune.drop_sensor

@@ -151,7 +151,8 @@ def default() -> ml_collections.ConfigDict:
     # it, has the fields above: batch_size, epochs, optimizer.
     config.finetune = finetune = ml_collections.ConfigDict()
     # One layer on the pooled features, or a class per pixel: "unet" (the decoder of arXiv
-    # 2304.06857), "plain_unet", or "swin_unet" for Swin encoders.
+    # 2304.06857), "plain_unet", or "swin_unet" for Swin encoders. An experiment may compare what
+    # frozen features tell, too: by logistic regression ("probe"), or the five nearest ("knn").
     finetune.head = "linear"
     # What is learned: the data's "label" of a chip or "mask" of its pixels, or of the mask within
     # the crop that is seen the "commonest" class or each that is "present". "" is label, or mask
@@ -177,6 +178,7 @@ def default() -> ml_collections.ConfigDict:
     # repetitions are what intervals and verdicts are drawn from.
     config.experiment = experiment = ml_collections.ConfigDict()
     experiment.methods = ("random", "simclr", "elevation", "simclr_elev")
+    experiment.encoders = ()  # NAME=FOLDER of runs, or of what convert makes, for from_NAME
     experiment.labels = (80,)  # labelled chips; a fraction is that share of all
     experiment.split = "labeled"  # that they are taken from
     # The first so many, or drawn, are of each class as many as in the split's first (False), or

@@ -72,7 +72,7 @@ _OF_FROZEN_STAGE = ("finetune.frozen_learning_rate", "finetune.frozen_batchnorm"
 # Fields that say where things lie and how often to report; a run may go on with others.
 FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
-    *("experiment.methods", "experiment.labels", "experiment.seeds"),
+    *("experiment.methods", "experiment.encoders", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "experiment.metrics", "finetune.classes"),
 )
 # Fields that may be left to the data, with a value that says so.

@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from elev_ssl_jax import checks, command_line, fields, files, sensor_scale
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import labelled, methods
-from elev_ssl_jax.recipes import made_of
+from elev_ssl_jax.recipes import PROBES, made_of, recipe
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -125,7 +125,7 @@ def _check_synthetic(config) -> None:
         )
     runs: list[tuple[bool, dict]] = [(config.task == "pretrain", {})]
     if config.task == "experiment":
-        runs = [(recipe.pretrained, recipe.fields) for recipe in made_of(config.experiment.methods)]
+        runs = [(its.pretrained, its.fields) for its in made_of(config.experiment.methods)]
     for pretrained, its in runs:
         settings = config.copy_and_resolve_references()
         settings.update_from_flattened_dict(its)
@@ -202,25 +202,36 @@ def _compare(config, workdir: Path) -> None:
 
     names, unlabelled = config.experiment.methods, None
     members = dict.fromkeys(m for name in names for m in methods.members_of(name))
-    if any(methods.recipe(name).pretrained for name in members):
+    if any(recipe(name).pretrained for name in members):
         data = config.data.copy_and_resolve_references()
         data.name = config.experiment.pretrain.name or data.name
         split = source.open_split(data, config.experiment.pretrain.split)
         _measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
-    train = _labelled(config, config.experiment.split)  # whatever the counts: the same data
-    test = _labelled(config, config.data.eval_split)
+    more = tuple(dict.fromkeys(n for name in members for n in recipe(name).also_sees))
+    train = _labelled(config, config.experiment.split, more)  # whatever the counts: the same data
+    test = _labelled(config, config.data.eval_split, more)
+    validation = None
+    if config.data.validation_split and config.finetune.head in PROBES:
+        validation = _labelled(config, config.data.validation_split, more)
     for name in members:
         settings = methods.config_of(config, name, labelled.shapes_of(train))
-        checks.check(methods.finetune_config(settings))
-        if methods.recipe(name).pretrained:
+        checks.check(methods.finetune_config(settings), of_experiment=True)
+        if recipe(name).pretrained:
             settings = methods.pretrain_config(settings)
             checks.check(settings)
             loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
             elevation.check(settings, split.shapes)
     splits = source.open_split(config.data, config.data.eval_split).counts
     failed = experiment.run(
-        config, workdir, train, test, _pretrain, unlabelled=unlabelled, splits=splits
+        config,
+        workdir,
+        train,
+        test,
+        _pretrain,
+        validation=validation,
+        unlabelled=unlabelled,
+        splits=splits,
     )
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -240,8 +251,8 @@ def _measure(config, split) -> None:
         config.data.update(sensor_scale.measure(config, loop.sample_of(split)))
 
 
-def _labelled(config, split):
-    """Chips of a split with their classes."""
+def _labelled(config, split, more=()):
+    """Chips of a split with their classes, and features beside the inputs."""
     from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
 
@@ -254,15 +265,22 @@ def _labelled(config, split):
             "--config segmentation for a class a pixel"
         )
     sensors.check_names(config, opened.shapes)
+    for name in more:
+        if name not in opened.shapes:
+            raise InputError(
+                f"{split} of {config.data.name} has no {name}, which a method of "
+                "config.experiment.methods sees"
+            )
     _name_classes(config, opened.classes)
     if config.init_from:
         _measure_alike(config)
     _measure(config, opened)
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
-    arrays = opened.arrays(*config.data.inputs, target, *ground)
+    names = dict.fromkeys((*config.data.inputs, *more))
+    arrays = opened.arrays(*names, target, *ground)
     return labelled.Labelled(
-        {name: arrays[name] for name in config.data.inputs},
+        {name: arrays[name] for name in names},
         labelled.as_targets(arrays[target]),
         *(arrays[name] for name in ground),
     )

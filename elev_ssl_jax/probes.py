@@ -17,7 +17,6 @@ from sklearn.preprocessing import StandardScaler
 
 STRENGTHS = np.logspace(-6, 2, 40)  # C of the linear probe, of features of variance 1
 NEIGHBOURS = 5
-PROBES = ("probe", "knn")
 _FOLDS = 5
 
 Classify = Callable[[np.ndarray], np.ndarray]

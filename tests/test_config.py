@@ -9,6 +9,7 @@ from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import default
 from elev_ssl_jax.fields import without_effect
 from elev_ssl_jax.finetuning import experiment, labelled, methods
+from elev_ssl_jax.recipes import recipe
 
 SHAPES = {"s1": (8, 8, 2), "s2": (8, 8, 13), "image": (8, 8, 3)}
 CHIP = {name: np.zeros((1, *shape)) for name, shape in SHAPES.items()}
@@ -34,7 +35,7 @@ def test_every_config_and_its_demo_are_valid(path):
             for member in members:
                 settings = methods.config_of(config, member, SHAPES)
                 check(methods.finetune_config(settings))
-                if methods.recipe(member).pretrained:
+                if recipe(member).pretrained:
                     check(methods.pretrain_config(settings))
     with pytest.raises(ValueError, match="nope"):
         get_config("nope")

@@ -24,10 +24,11 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax import files, metrics, pictures, probes, sensors
 from elev_ssl_jax.config import SEEDS_APART, class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop, methods, step
+from elev_ssl_jax.recipes import PROBES, recipe
 from elev_ssl_jax.runtime import checkpoint, run_folder
 
 
@@ -58,7 +59,9 @@ def cells(config: Any) -> list[Cell]:
         repetitions, settings.methods, draws, settings.labels
     ):
         first = config.seed + r * SEEDS_APART
-        found += [Cell(method, labels, r, draw, first + s) for s in range(settings.seeds)]
+        # Nothing of a probe is left to chance.
+        seeds = 1 if config.finetune.head in PROBES else settings.seeds
+        found += [Cell(method, labels, r, draw, first + s) for s in range(seeds)]
     return found
 
 
@@ -69,6 +72,7 @@ def run(
     test: labelled.Labelled,
     pretrain: Callable[[Any, Path], None],
     *,
+    validation: labelled.Labelled | None = None,
     unlabelled: str | None = None,
     splits: dict[str, int] | None = None,
 ) -> list[str]:
@@ -83,6 +87,7 @@ def run(
       train: Labelled chips; n labels are the first n, or drawn from all.
       test: Chips to judge by.
       pretrain: Pre-trains by a configuration into a folder, or goes on there.
+      validation: Chips that a linear probe's C is chosen on; None chooses within the labelled.
       unlabelled: Fingerprint of the chips that methods are pre-trained on, if any is.
       splits: How many chips each split of the data has, where that is known.
 
@@ -97,7 +102,7 @@ def run(
     config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
     wanted, names = cells(config), class_names(config)
     _check_labels(config, train, test, wanted)
-    data = labelled.fingerprints(train, test)
+    data = labelled.fingerprints(*(_with_inputs(config, chips) for chips in (train, test)))
     if unlabelled is not None:
         data["pretrain"] = unlabelled
     run_folder.claim(workdir, config, data)
@@ -128,9 +133,12 @@ def run(
             bar.update()
 
     # A cell is too small for two devices, but there are many cells.
-    runners = [
-        _make_run(config, runs, train, test, shared, device) for device in jax.local_devices()
-    ]
+    if config.finetune.head in PROBES:
+        runners = [_make_probe(config, runs, train, test, validation)]
+    else:
+        runners = [
+            _make_run(config, runs, train, test, shared, device) for device in jax.local_devices()
+        ]
     for repetition, some in itertools.groupby(todo, lambda cell: cell.repetition):
         its = list(some)
         needed = (
@@ -207,8 +215,8 @@ def _order(config, train, repetition, draw):
 
 def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
     """The folder of a method's pre-training, run now if it is not complete."""
-    if not methods.recipe(method).pretrained:
-        return None
+    if not recipe(method).pretrained:
+        return methods.given_encoder(config, method)
     folder = workdir / "pretrain" / f"{method}-{repetition}"
     if not (folder / "results.json").exists():
         print(f"\npre-training: {folder.name}")
@@ -268,11 +276,9 @@ def _make_run(config, runs, train, test, shared, device) -> Callable[[Cell], Any
 
     @functools.lru_cache(maxsize=1)
     def encoder_of(method, repetition):
-        # The random encoder is the one that a pre-training of this repetition starts from.
         image_shape = labelled.image_shape_of(config_for(method), train)
-        variables = loop.init(setup_of(method), config.seed + repetition, image_shape)
         run = runs[methods.pretraining_of(method), repetition]
-        return variables if run is None else checkpoint.load_encoder(run, variables)
+        return _encoder(setup_of(method), config.seed + repetition, image_shape, run)
 
     @functools.lru_cache(maxsize=1)
     def maps_of(method, repetition, draw, labels):
@@ -310,12 +316,59 @@ def _make_run(config, runs, train, test, shared, device) -> Callable[[Cell], Any
 
     def run_cell(cell):
         found = [shared.get(part, fitted) for part in _parts(cell)]
-        if methods.recipe(cell.method).members:
+        if recipe(cell.method).members:
             return step.judge_together(found, test)
         ((setup, variables),) = found
         return loop.judge(setup, variables, test)
 
     return run_cell
+
+
+def _encoder(setup, seed, image_shape, run):
+    """A model's variables, of which the encoder is a run's.
+
+    Without one it is random: the one that a pre-training with this seed starts from.
+    """
+    variables = loop.init(setup, seed, image_shape)
+    return variables if run is None else checkpoint.load_encoder(run, variables)
+
+
+def _make_probe(config, runs, train, test, validation) -> Callable[[Cell], Any]:
+    """Likewise, for the heads that tell classes from frozen features."""
+    shapes = labelled.shapes_of(train)
+
+    @functools.lru_cache(maxsize=1)
+    def features_of(method, repetition):
+        its = methods.config_of(config, method, shapes)
+        setup = loop.make_setup(its, shapes, len(train.targets))
+        chips = train, test, validation
+        if method == "statistics":
+            return [c and step.statistics(setup, c) for c in chips]
+        image_shape = labelled.image_shape_of(its, train)
+        run = runs[methods.pretraining_of(method), repetition]
+        variables = _encoder(setup, config.seed + repetition, image_shape, run)
+        return [c and step.features(setup, variables, c) for c in chips]
+
+    def run_cell(cell):
+        learned, judged, validated = features_of(cell.method, cell.repetition)
+        first = _order(config, train, cell.repetition, cell.draw)[: cell.labels]
+        classify = probes.fit(
+            config.finetune.head,
+            probes.Examples(learned[first], metrics.commonest_class(train.targets[first])),
+            validation and probes.Examples(validated, metrics.commonest_class(validation.targets)),
+        )
+        if classify is None:
+            raise InputError(f"the {cell.labels} labelled chips are of one class")
+        classes = classify(judged).astype(np.uint8)
+        count = config.finetune.num_classes
+        return metrics.confusion_matrix(test.targets, classes, count), classes
+
+    return run_cell
+
+
+def _with_inputs(config, chips):
+    """Chips with the experiment's inputs alone, not those that single methods see beside them."""
+    return chips._replace(inputs={name: chips.inputs[name] for name in config.data.inputs})
 
 
 def _result_path(workdir, cell) -> Path:

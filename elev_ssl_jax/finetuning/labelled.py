@@ -12,6 +12,7 @@ from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.models import encoders
+from elev_ssl_jax.recipes import OF_CHIPS
 from elev_ssl_jax.runtime import run_folder
 
 
@@ -31,8 +32,8 @@ class Labelled(NamedTuple):
 
 def target_of(config: Any) -> str:
     """`config.finetune.target`, where "" is what suits the head."""
-    linear = config.finetune.head == "linear"
-    return config.finetune.target or ("label" if linear else "mask")
+    of_chips = config.finetune.head in OF_CHIPS
+    return config.finetune.target or ("label" if of_chips else "mask")
 
 
 def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:

@@ -33,7 +33,7 @@ from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
-from elev_ssl_jax.recipes import METRICS
+from elev_ssl_jax.recipes import METRICS, OF_CHIPS
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -67,7 +67,7 @@ def make_model(
     encoder, classes = encoder_type(config, shapes), config.finetune.num_classes
     size = size or sensors.image_size(sensors.of(config), shapes)
     common = {"width": config.model.width, "dtype": compute_dtype(config, platform)}
-    if config.finetune.head == "linear":
+    if config.finetune.head in OF_CHIPS:
         return Classifier(classes, encoder, **common)
     if config.finetune.head == "swin_unet":
         branches = len(config.data.inputs) if config.model.fusion == "late" else 1

@@ -1,6 +1,8 @@
 """The methods of an experiment: what each is configured by, and which labels it is given."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.recipes import FROZEN, METHODS, Recipe
+from elev_ssl_jax.recipes import FROZEN, GIVEN, recipe
 
 
 def draw_labels(
@@ -46,11 +48,6 @@ def draw_labels(
     return order
 
 
-def recipe(method: str) -> Recipe:
-    """What makes a method, whether or not its encoder is to stay as it is."""
-    return METHODS[method.removesuffix(FROZEN)]
-
-
 def pretraining_of(method: str) -> str:
     """The name of the pre-training that a method starts from: with others, it may share it."""
     return method.removesuffix(FROZEN)
@@ -75,6 +72,9 @@ def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -
     inputs = fields.get("data.inputs", tuple(config.data.inputs))
     result.data.update(sensors.of_inputs(config, inputs, shapes))
     result.update_from_flattened_dict(fields)
+    result.data.inputs = (*inputs, *(n for n in recipe(method).also_sees if n not in inputs))
+    if (folder := given_encoder(config, method)) is not None:
+        result.update_from_flattened_dict(_as_it_was(folder))
     if method.endswith(FROZEN):
         if result.optimizer.drop_epoch:
             result.optimizer.drop_epoch += result.finetune.frozen_epochs
@@ -83,13 +83,47 @@ def config_of(config: Any, method: str, shapes: Mapping[str, tuple[int, ...]]) -
     return result
 
 
+def given_encoder(config: Any, method: str) -> Path | None:
+    """The folder of the run that `experiment.encoders` has for a method, if it is one of those.
+
+    Raises:
+      InputError: It has none of that name.
+    """
+    name = pretraining_of(method)
+    if not name.startswith(GIVEN):
+        return None
+    folders = dict(entry.split("=", 1) for entry in config.experiment.encoders)
+    try:
+        return Path(folders[name.removeprefix(GIVEN)])
+    except KeyError:
+        raise InputError(
+            f"config.experiment.methods has {method}, but config.experiment.encoders names "
+            f"{', '.join(folders) or 'nothing'}; give it {name.removeprefix(GIVEN)}=FOLDER, a run "
+            "or what convert --to run makes"
+        ) from None
+
+
+def _as_it_was(folder):
+    """The fields that an encoder needs to see what it was trained to see."""
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        data = {f"data.{n}": saved["data"][n] for n in ("value_range", "mean", "std", "scaling")}
+        model = {f"model.{n}": saved["model"][n] for n in ("encoder", "width")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"config.experiment.encoders names {folder}, which is not a run's folder ({error})"
+        ) from error
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in {**data, **model}.items()}
+
+
 def finetune_config(config: Any) -> Any:
     """The configuration of a fine-tuning, of one that `config_of` gives for its method."""
     result = default()
     result.task, result.batch_size, result.epochs = "finetune", config.batch_size, config.epochs
     for name in ("data", "finetune", "optimizer", "checkpoint"):
         result[name].update(config[name])
-    result.data.probe_split = default().data.probe_split
+    for name in ("probe_split", "validation_split"):
+        result.data[name] = default().data[name]
     result.data.split = config.experiment.split
     for name in ("encoder", "fusion", "width", "dtype"):
         result.model[name] = config.model[name]

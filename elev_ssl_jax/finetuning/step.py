@@ -192,6 +192,29 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(known, losses, 0)) / jnp.maximum(jnp.sum(known), 1)
 
 
+def features(setup: Setup, variables: Any, chips: Labelled) -> np.ndarray:
+    """What the encoder says of each chip as it is, float32 [N, C], BatchNorm in inference mode.
+
+    `setup` is of a head that sees a chip's features.
+    """
+    count, parts = len(chips.targets), []
+    for i in range(0, count, _EVAL_BATCH):
+        rows = np.arange(i, i + _EVAL_BATCH) % count
+        some = {name: array[rows] for name, array in chips.inputs.items()}
+        parts.append(_features(setup, variables, some))
+    return np.concatenate(parts)[:count]
+
+
+def statistics(setup: Setup, chips: Labelled) -> np.ndarray:
+    """Mean and standard deviation of each band of each chip, as it is shown: float32 [N, 2 C]."""
+    count, parts = len(chips.targets), []
+    for i in range(0, count, _EVAL_BATCH):
+        some = {name: array[i : i + _EVAL_BATCH] for name, array in chips.inputs.items()}
+        images = sensors.shown(setup.inputs, some)
+        parts.append(jnp.concatenate([f(images, axis=(1, 2)) for f in (jnp.mean, jnp.std)], -1))
+    return np.concatenate(parts)
+
+
 def judge(
     setup: Setup, variables: Any, chips: Labelled, without: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +260,12 @@ def judge_together(
 def _probabilities(setup, variables, chips):
     images = sensors.shown(setup.inputs, chips)
     return jax.nn.softmax(setup.model.apply(variables, images, train=False))
+
+
+@functools.partial(jax.jit, static_argnames="setup")
+def _features(setup, variables, chips):
+    images = sensors.shown(setup.inputs, chips)
+    return setup.model.apply(variables, images, train=False, method="encode")[0]
 
 
 @functools.partial(jax.jit, static_argnames="setup")

@@ -13,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elev_ssl_jax import sensor_scale, sensors
+from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, methods, step
 from elev_ssl_jax.finetuning import loop as finetuning
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.pretraining import progress
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
+from elev_ssl_jax.recipes import PROBES, recipe
 from elev_ssl_jax.runtime import batches, flops, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -179,10 +181,14 @@ def _of_experiment(config, chip, count, labels, mesh):
     members = dict.fromkeys(m for name in settings.methods for m in methods.members_of(name))
     names = dict.fromkeys(methods.pretraining_of(name) for name in members)
     for name in names:
-        if methods.recipe(name).pretrained:
+        if recipe(name).pretrained:
             its = methods.pretrain_config(methods.config_of(config, name, shapes))
             stage = of_pretraining(its, chip, count, mesh, times=settings.pretrain_seeds)
             stages.append(stage._replace(name=f"{name}: {stage.name}"))
+    if config.finetune.head in PROBES:
+        if not stages:
+            raise InputError("nothing is trained in this experiment: there is nothing to plan")
+        return stages
     # Methods that differ in their pre-training alone are fine-tuned by one program.
     alike: dict[str, list[str]] = {}
     for name in members:

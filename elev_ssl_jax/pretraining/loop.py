@@ -12,11 +12,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, files, probes, sensors, squares
+from elev_ssl_jax import augment, files, sensors, squares
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, scores
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.pretraining.step import make_train_step
+from elev_ssl_jax.recipes import PROBES
 from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.profile import profiled
@@ -135,7 +136,7 @@ def pretrain(
                     log.restart_clock()
 
     results, untrained = judge(state.variables), judge(init(config.seed).variables)
-    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith(probes.PROBES)}
+    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith(PROBES)}
     writer.write_scalars(total_steps, results)
     writer.flush()
     few = sample_of(data.heldout, pictured.COUNT, spread=False)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from elev_ssl_jax import augment, probes, squares
 from elev_ssl_jax.pretraining import controls, measures
 from elev_ssl_jax.pretraining.method import Method
+from elev_ssl_jax.recipes import PROBES
 from elev_ssl_jax.runtime import batches, sharding
 from elev_ssl_jax.sensors import ELEVATION
 
@@ -98,7 +99,7 @@ def measure(
     fitted: dict[str, probes.Classify] = {}
     if (train := seen(labelled)) is not None:
         validated = seen(validation)
-        for kind in probes.PROBES:
+        for kind in PROBES:
             if (classify := probes.fit(kind, train, validated)) is not None:
                 fitted[kind] = classify
     errors, spread = measures.ElevationErrors(), measures.FeatureSpread()

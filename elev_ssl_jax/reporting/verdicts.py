@@ -10,28 +10,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax.recipes import FROZEN, METHODS, METRICS, made_of
+from elev_ssl_jax.recipes import FROZEN, METRICS, OF_CHIPS, PROBES, made_of, recipe
 from elev_ssl_jax.reporting import evidence
 
-_DEFAULT = {"linear": ("accuracy", "macro_f1"), "unet": ("macro_f1", "mean_iou")}
+_DEFAULT = {"label": ("accuracy", "macro_f1"), "mask": ("macro_f1", "mean_iou")}
 
 
 def name_of(method: str) -> str:
     """As a reader knows it."""
-    title = METHODS[method.removesuffix(FROZEN)].title
+    title = recipe(method).title
     return f"{title}, frozen" if method.endswith(FROZEN) else title
 
 
 def target_of(config: dict[str, Any]) -> str:
     """What an experiment's fine-tunings learn, as `config.finetune.target`."""
     settings = config["finetune"]
-    return settings.get("target") or ("label" if settings["head"] == "linear" else "mask")
+    of_chips = settings["head"] in OF_CHIPS
+    return settings.get("target") or ("label" if of_chips else "mask")
 
 
 def metrics_of(config: dict[str, Any]) -> dict[str, str]:
     """The metrics that an experiment compares: their titles, by name."""
     target = target_of(config)
-    default = _DEFAULT["unet" if target == "mask" else "linear"]
+    default = _DEFAULT["mask" if target == "mask" else "label"]
     if target == "present":
         default = ("macro_f1", "micro_f1")
     return {name: METRICS[name] for name in config["experiment"].get("metrics") or default}
@@ -58,9 +59,22 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     side = config["augment"].get("crop_size", 0)
     chips = f"squares of {side} x {side} pixels" if side else "chips"
     judged = {"mask": "pixels", "present": f"classes of {chips}"}.get(target_of(config), chips)
+    if (head := config["finetune"]["head"]) in PROBES:
+        validated = config["data"].get("validation_split")
+        chosen = f"on {validated}" if validated else "by cross-validation within these"
+        learned = f"Classes are told from frozen features of labelled chips of {settings['split']} "
+        learned += {
+            "probe": f"by logistic regression (C out of 40 values, chosen {chosen})",
+            "knn": "by the five nearest of them",
+        }[head]
+    else:
+        learned = (
+            f"Fine-tuning is on labelled chips of {settings['split']} ({frozen} epochs with a "
+            f"frozen encoder, {full} of everything"
+            f"{alone * any(m.endswith(FROZEN) for m in methods)})"
+        )
     sentences.append(
-        f"Fine-tuning is on labelled chips of {settings['split']} ({frozen} epochs with a frozen "
-        f"encoder, {full} of everything{alone * any(m.endswith(FROZEN) for m in methods)}), and "
+        f"{learned}, and "
         f"judged by {matrix.sum():,} labelled {judged} of {config['data']['eval_split']}. "
         f"{'Encoder' if len(encoders) == 1 else 'Encoders'}: {', '.join(encoders)}, width "
         f"{config['model']['width']:g}. Numbers are per cent."
@@ -71,10 +85,12 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     chosen = f", on {_count(draws, 'random choice')} of the labelled chips for each" * bool(draws)
     noun = "pre-training" if any(trained) else "initial encoder"
     others = " (of those that have none, initial encoders)" * (any(trained) and not all(trained))
+    tunings = (
+        f", and for each of those {_count(most, 'fine-tuning')} (the new layers' initial weights, "
+        "order and augmentation of the chips)"
+    ) * (head not in PROBES)
     sentences.append(
-        f"Repeated: {_count(repetitions, noun)} of each method{others}{chosen}, and for each of "
-        f"those {_count(most, 'fine-tuning')} (the new layers' initial weights, order and "
-        "augmentation of the chips)."
+        f"Repeated: {_count(repetitions, noun)} of each method{others}{chosen}{tunings}."
         + ("" if draws else " Not repeated: the labelled chips, which are always the first.")
     )
     if repetitions > 1:
