@@ -143,6 +143,12 @@ _RULES = {
         Rule("", lambda v: v in _METHODS or _GIVEN.holds(v)),
         lambda v: len(v) > 0 and different(v),
     ),
+    "experiment.tasks": several(
+        "different ones of linear, unet, probe, knn",
+        one_of("linear", "unet", *PROBES),
+        different,
+    ),
+    "experiment.budget_hours": number(0),
     "experiment.encoders": several("NAME=FOLDER, each of another run", _ENCODER, different),
     "experiment.labels": several(
         "different whole numbers above 0, or shares in (0, 1]",
@@ -222,8 +228,17 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
     need("epochs", config.epochs > 0 or frozen, "1 or more")
     if config.task == "experiment":
         for method in config.experiment.methods:
-            fits = goes_with(method, config.finetune.head)
-            need("finetune.head", fits, f"another with {method} among experiment.methods")
+            tasks = config.experiment.tasks
+            fits = any(goes_with(method, head) for head in tasks or (config.finetune.head,))
+            field = "experiment.tasks" if tasks else "finetune.head"
+            need(field, fits, f"another with {method} among experiment.methods")
+        own = not config.experiment.tasks or (not config.finetune.target)
+        need("finetune.target", own, "empty with experiment.tasks, which say what is learned")
+        need(
+            "experiment.budget_hours",
+            bool(config.experiment.tasks) or not config.experiment.budget_hours,
+            "0 without experiment.tasks",
+        )
         methods = [m for m in config.experiment.methods if recipe(m).members]
         allowed = f"one class a chip or pixel with {', '.join(methods)}"
         need("finetune.target", not methods or config.finetune.target != "present", allowed)

@@ -184,6 +184,10 @@ def default() -> ml_collections.ConfigDict:
     # The first so many, or drawn, are of each class as many as in the split's first (False), or
     # such that every class is there, and has its share in the whole split (True).
     experiment.stratified = False
+    # What the encoders are judged by, as `finetune.head`, if it is more than that: a study. And how
+    # long it may take, in hours; it then stops after as many whole repetitions as fit. 0 is no end.
+    experiment.tasks = ()
+    experiment.budget_hours = 0.0
     experiment.metrics = ()  # that are compared, of `metrics.scores`; () is two that suit the head
     experiment.pretrain_seeds = 3  # repetitions
     # Sets of labelled chips drawn from all of `split`, for each repetition; 0: always the first.

@@ -74,6 +74,7 @@ FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.encoders", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "experiment.metrics", "finetune.classes"),
+    *("experiment.tasks", "experiment.budget_hours"),
 )
 # Fields that may be left to the data, with a value that says so.
 _OF_DATA = (

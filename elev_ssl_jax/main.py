@@ -14,6 +14,7 @@ import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from elev_ssl_jax.runtime.huge_pages import use_huge_pages
 
@@ -26,7 +27,7 @@ from ml_collections import config_flags
 from elev_ssl_jax import checks, command_line, fields, files, sensor_scale
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import labelled, methods
-from elev_ssl_jax.recipes import PROBES, made_of, recipe
+from elev_ssl_jax.recipes import PROBES, goes_with, made_of, recipe
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -196,11 +197,11 @@ def _experiment(config, workdir: Path) -> None:
 
 def _compare(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
-    from elev_ssl_jax.finetuning import experiment
+    from elev_ssl_jax.finetuning import experiment, study
     from elev_ssl_jax.pretraining import elevation, loop
-    from elev_ssl_jax.reporting import compose
+    from elev_ssl_jax.reporting import compose, summary
 
-    names, unlabelled = config.experiment.methods, None
+    names, unlabelled, split = config.experiment.methods, None, None
     members = dict.fromkeys(m for name in names for m in methods.members_of(name))
     if any(recipe(name).pretrained for name in members):
         data = config.data.copy_and_resolve_references()
@@ -208,37 +209,55 @@ def _compare(config, workdir: Path) -> None:
         split = source.open_split(data, config.experiment.pretrain.split)
         _measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
-    more = tuple(dict.fromkeys(n for name in members for n in recipe(name).also_sees))
+    tasks = {name: _task(its) for name, its in study.configs_of(config).items()}
+    for name in members:
+        for its, train, *_ in tasks.values():
+            settings = methods.config_of(its, name, labelled.shapes_of(train))
+            if goes_with(name, its.finetune.head):
+                checks.check(methods.finetune_config(settings), of_experiment=True)
+        if split is not None and recipe(name).pretrained:
+            settings = methods.pretrain_config(settings)
+            checks.check(settings)
+            loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
+            elevation.check(settings, split.shapes)
+    counts = source.open_split(config.data, config.data.eval_split).counts
+    facts: dict[str, Any] = {"unlabelled": unlabelled, "splits": counts}
+    if config.experiment.tasks:
+        run_folder.claim(workdir, config, {})
+        failed = study.run(config, workdir, tasks, _pretrain, split, **facts)
+        write = summary.write
+    else:
+        (task,) = tasks.values()
+        failed = experiment.run(
+            task.config,
+            workdir,
+            task.train,
+            task.test,
+            _pretrain,
+            validation=task.validation,
+            **facts,
+        )
+        write = compose.write
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if any(workdir.glob("**/cells/*.json")):
+        print(write(workdir))
+    if failed:
+        raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
+
+
+def _task(config):
+    """What an experiment learns from and is judged by."""
+    from elev_ssl_jax.finetuning import study
+
+    members = {m for name in config.experiment.methods for m in methods.members_of(name)}
+    more = tuple(sorted({n for name in members for n in recipe(name).also_sees}))
     train = _labelled(config, config.experiment.split, more)  # whatever the counts: the same data
     test = _labelled(config, config.data.eval_split, more)
     validation = None
     if config.data.validation_split and config.finetune.head in PROBES:
         validation = _labelled(config, config.data.validation_split, more)
-    for name in members:
-        settings = methods.config_of(config, name, labelled.shapes_of(train))
-        checks.check(methods.finetune_config(settings), of_experiment=True)
-        if recipe(name).pretrained:
-            settings = methods.pretrain_config(settings)
-            checks.check(settings)
-            loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
-            elevation.check(settings, split.shapes)
-    splits = source.open_split(config.data, config.data.eval_split).counts
-    failed = experiment.run(
-        config,
-        workdir,
-        train,
-        test,
-        _pretrain,
-        validation=validation,
-        unlabelled=unlabelled,
-        splits=splits,
-    )
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
-    if any((workdir / "cells").glob("*.json")):
-        print(compose.write(workdir))
-    if failed:
-        raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
+    return study.Task(config, train, test, validation)
 
 
 def _measure(config, split) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -129,6 +130,38 @@ def draw_curves(
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
     np.atleast_1d(axes)[0].legend()
+    _save(figure, path)
+
+
+class ForestRow(NamedTuple):
+    """A difference in `draw_forest`."""
+
+    title: str
+    mean: float
+    ends: tuple[float, float]  # of its interval; NaN for none
+    each: Sequence[float]  # repetition's own
+    stands_out: bool | None  # from noise, if that is known
+
+
+def draw_forest(path: Path, rows: Sequence[ForestRow], across: str) -> None:
+    """Differences one below the other, beside zero.
+
+    Args:
+      path: The PNG to write.
+      rows: From the top.
+      across: What the axis is.
+    """
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.34 * len(rows)), layout="constrained")
+    for i, row in enumerate(rows):
+        color = {True: "tab:blue", False: "0.55", None: "0.75"}[row.stands_out]
+        axis.plot(row.each, [i] * len(row.each), "o", color=color, alpha=0.35, markersize=4)
+        axis.plot(row.ends, (i, i), color=color, linewidth=2)
+        axis.plot(row.mean, i, "D", color=color, markersize=6)
+    axis.axvline(0, color="0.2", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), [row.title for row in rows])
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=across)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
     _save(figure, path)
 
 

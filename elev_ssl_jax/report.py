@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from elev_ssl_jax.errors import reported
-from elev_ssl_jax.reporting import compose
+from elev_ssl_jax.reporting import compose, summary
 
 
 def main() -> None:
@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="an experiment's --workdir")
     with reported():
-        print(compose.write(parser.parse_args().run))
+        run = parser.parse_args().run
+        # An experiment has cells; a study has tasks, which have them.
+        print((compose if (run / "cells").is_dir() else summary).write(run))
 
 
 if __name__ == "__main__":

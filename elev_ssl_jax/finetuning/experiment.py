@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +73,8 @@ def run(
     pretrain: Callable[[Any, Path], None],
     *,
     validation: labelled.Labelled | None = None,
+    repetitions: Sequence[int] | None = None,
+    pretrained_in: Path | None = None,
     unlabelled: str | None = None,
     splits: dict[str, int] | None = None,
 ) -> list[str]:
@@ -88,6 +90,8 @@ def run(
       test: Chips to judge by.
       pretrain: Pre-trains by a configuration into a folder, or goes on there.
       validation: Chips that a linear probe's C is chosen on; None chooses within the labelled.
+      repetitions: Those to run; None is all.
+      pretrained_in: The folder that has `pretrain/`, if it isn't `workdir`.
       unlabelled: Fingerprint of the chips that methods are pre-trained on, if any is.
       splits: How many chips each split of the data has, where that is known.
 
@@ -113,6 +117,8 @@ def run(
 
     todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
     print(f"{len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done already")
+    if repetitions is not None:
+        todo = [cell for cell in todo if cell.repetition in repetitions]
     pictured = {(c.method, c.labels): c for c in reversed(wanted)}.values()  # the first of each
     failed: list[str] = []
     runs: dict[tuple[str, int], Path | None] = {}  # the pre-trainings, by method and repetition
@@ -148,7 +154,7 @@ def run(
             try:
                 settings = methods.config_of(config, method, labelled.shapes_of(train))
                 runs[method, repetition] = _pretrained(
-                    settings, workdir, method, repetition, pretrain
+                    settings, pretrained_in or workdir, method, repetition, pretrain
                 )
             except Exception as error:  # the others go on
                 failed.append(f"pre-training {method}-{repetition}: {_reason(error)}")

@@ -25,7 +25,7 @@ def write(run: Path) -> str:
     Raises:
       InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
     """
-    config, results, splits = _read(run)
+    config, results, splits = read(run)
     titles, target = verdicts.metrics_of(config), verdicts.target_of(config)
     scalars = [name for name in METRICS if name in results]
     files.write_text(run / "results.csv", results[[*_CELL, *scalars]].to_csv(index=False))
@@ -41,7 +41,7 @@ def write(run: Path) -> str:
         some = results[results["labels"] == labels]
         paper = published.beside(config, target, labels, splits)
         table = _summary(some, methods, titles, paper)
-        differences = _compare(run, some, methods, titles, presence=target == "present")
+        differences = compare(run, some, methods, titles, presence=target == "present")
         verdict = verdicts.verdict(some, methods, titles, differences)
         if main_table.empty:
             main_table, main_verdict = table, verdict
@@ -49,6 +49,11 @@ def write(run: Path) -> str:
         if config["experiment"]["label_draws"] and labels == _labelled_chips(config):
             blocks.append(("text", "These are all labelled chips there are, in every draw."))
         if any(d.repetitions > 1 for d in differences):
+            path = run / f"differences-{labels}.png"
+            pictures.draw_forest(
+                path, verdicts.forest(differences, methods), "points, with 95 % intervals"
+            )
+            blocks.append(("image", path))
             blocks.append(("table", verdicts.differences_table(differences, methods, titles)))
             blocks.append(("text", verdicts.reading(differences)))
     if results["labels"].nunique() > 1:
@@ -74,7 +79,7 @@ def write(run: Path) -> str:
     return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {run / 'report.html'}"
 
 
-def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None]:
+def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None]:
     """Configuration, a row for each cell, and the chips in each split, if that is known."""
     paths = sorted((run / "cells").glob("*.json"))
     if not paths:
@@ -106,7 +111,7 @@ def _labelled_chips(config) -> int | None:
     return known and run_folder.count_of(known)
 
 
-def _scores(some, methods, titles):
+def scores_of(some, methods, titles):
     """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
     repetitions = sorted(some["repetition"].unique())
     places: dict[int, dict[tuple[int, int], int]] = {}
@@ -122,16 +127,16 @@ def _scores(some, methods, titles):
     return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
 
 
-def _compare(run, some, methods, titles, *, presence):
+def compare(run, some, methods, titles, *, presence, pairs=None):
     """All differences, in per cent, with the test ground's luck where its blocks are known."""
-    scores, rows = _scores(some, methods, titles)
+    scores, rows = scores_of(some, methods, titles)
     chips = int(np.sum(some["confusion_matrix"].iloc[0]))
     counts, ground = _block_counts(run, some, rows), None
     if counts is not None:
         ground = evidence.resample(counts, tuple(titles), presence=presence)
         if ground.scores is not None:
             ground = ground._replace(scores=100 * ground.scores)
-    return evidence.compare(scores, ground, resolution=100 / max(chips, 1))
+    return evidence.compare(scores, ground, resolution=100 / max(chips, 1), pairs=pairs)
 
 
 def _block_counts(run, some, rows):

@@ -13,11 +13,12 @@ are judged by the same G blocks of test chips, whose own luck is seen by drawing
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from elev_ssl_jax import metrics
 
@@ -47,6 +48,8 @@ class Difference(NamedTuple):
     ground: Ground | None  # of the test, if it is known
     blocks: tuple[float, float] | None  # the 95 % interval over test blocks
     p: float  # adjusted for all comparisons of the table; NaN with a single repetition
+    gaps: tuple[float, ...] = ()  # of each repetition
+    p_alone: float = math.nan  # of this comparison by itself
 
     @property
     def more_than_noise(self) -> bool | None:
@@ -91,9 +94,13 @@ def repetition_means(scores: Floats) -> Floats:
 
 
 def compare(
-    scores: Floats, ground: Ground | None = None, *, resolution: float = 0.0
+    scores: Floats,
+    ground: Ground | None = None,
+    *,
+    resolution: float = 0.0,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> list[Difference]:
-    """Every pair of methods in every metric, by the fine-tunings that both have.
+    """Pairs of methods in every metric, by the fine-tunings that both have.
 
     P-values are of Student's t over the repetitions' mean differences. With `ground`, what the
     test blocks add to the variance is added, and the degrees of freedom are the fewer of the two:
@@ -107,11 +114,14 @@ def compare(
       ground: From `resample`, for the same fine-tunings; None if the blocks are not known.
       resolution: A score's smallest step, one test chip. Repetitions that agree to the last chip
         are not taken for free of noise: the variance is at least that of rounding to a step.
+      pairs: Of methods, one and the other; None is all there are.
     """
-    found, p_values = [], []
+    if pairs is None:
+        pairs = [(one, other) for other, one in itertools.combinations(range(len(scores)), 2)]
+    found = []
     resampled = None if ground is None else ground.scores
     there = np.asarray(np.isfinite(scores).all(axis=-1))  # [M, R, C]
-    for other, one in itertools.combinations(range(len(scores)), 2):
+    for one, other in pairs:
         shared = there[one] & there[other]
         if not shared.any():
             continue
@@ -130,10 +140,67 @@ def compare(
                 # A difference of two scores, each rounded: twice a step's square over 12.
                 error += max(values.var(ddof=1), resolution**2 / 6) / count
                 p = _two_sided(mean, math.sqrt(error), freedom)
-            p_values.append(p)
-            found.append(Difference(one, other, metric, count, mean, half, ground, blocks, p))
-    adjusted = holm(np.array(p_values))
-    return [d._replace(p=float(p)) for d, p in zip(found, adjusted, strict=True)]
+            of_each = tuple(values.tolist())
+            found.append(
+                Difference(one, other, metric, count, mean, half, ground, blocks, p, of_each, p)
+            )
+    return adjusted(found)
+
+
+def adjusted(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with p-values that are adjusted for all of them, see `holm`."""
+    p_values = holm(np.array([d.p_alone for d in differences]))
+    return [d._replace(p=float(p)) for d, p in zip(differences, p_values, strict=True)]
+
+
+class Summary(NamedTuple):
+    """Several strata in one number for each method, each [M]."""
+
+    mean: Floats  # interquartile
+    low: Floats  # ends of its 95 % interval
+    high: Floats
+
+
+def summarise(strata: Sequence[Floats], *, draws: int = 1000, seed: int = 0) -> Summary:
+    """Scores over several tasks as GEO-Bench has them (arXiv 2306.03831).
+
+    In each stratum, a task with a number of labels, the lowest method's mean becomes 0 and the
+    highest one's 1. A method's number is the mean of the middle half of all its scores. The
+    interval is a stratified bootstrap's: repetitions are drawn again, the same in all strata since
+    they share their pre-trainings, and in each of them its fine-tunings. With few repetitions it is
+    too narrow; `compare` is what verdicts are made by.
+
+    Args:
+      strata: Of each its scores [M, R, C]; repetitions that lack one are left out.
+      draws: Of the bootstrap.
+      seed: The same seed draws the same.
+    """
+    whole = [np.isfinite(scores).all(axis=(0, 2)) for scores in strata]
+    kept = np.logical_and.reduce(whole)
+    strata = [_normalised(scores[:, kept]) for scores in strata]
+    if not kept.any():
+        nothing = np.full(len(strata[0]), math.nan)
+        return Summary(nothing, nothing, nothing)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((draws, len(strata[0])))
+    for i in range(draws):
+        rows = rng.integers(kept.sum(), size=kept.sum())[:, None]
+        some = [s[:, rows, rng.integers(s.shape[2], size=(len(rows), s.shape[2]))] for s in strata]
+        drawn[i] = _interquartile_mean(some)
+    low, high = np.quantile(drawn, (_LEVEL / 2, 1 - _LEVEL / 2), axis=0)
+    return Summary(_interquartile_mean(strata), low, high)
+
+
+def _normalised(scores):
+    """[M, R, C]: 0 is the lowest of the methods' means, 1 the highest."""
+    means = scores.mean(axis=(1, 2))
+    return (scores - means.min()) / max(means.max() - means.min(), 1e-12)
+
+
+def _interquartile_mean(strata):
+    """Of each method over all strata [M, R, C]: [M]."""
+    together = np.concatenate([s.reshape(len(s), -1) for s in strata], axis=1)
+    return stats.trim_mean(together, 0.25, axis=1)
 
 
 def resample(

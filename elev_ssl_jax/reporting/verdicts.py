@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from elev_ssl_jax import pictures
 from elev_ssl_jax.recipes import FROZEN, METRICS, OF_CHIPS, PROBES, made_of, recipe
 from elev_ssl_jax.reporting import evidence
 
@@ -146,21 +147,47 @@ def differences_table(
     differences: list[evidence.Difference], methods: list[str], titles: dict[str, str]
 ) -> pd.DataFrame:
     """A row for each pair of methods and metric."""
-    with_blocks = any(d.blocks for d in differences)
+    return pd.DataFrame(
+        [
+            {
+                "difference": f"{name_of(methods[d.one])} - {name_of(methods[d.other])}",
+                "in": list(titles.values())[d.metric],
+                **difference_row(d, with_blocks=any(d.blocks for d in differences)),
+            }
+            for d in differences
+        ]
+    )
+
+
+def difference_row(difference: evidence.Difference, *, with_blocks: bool) -> dict[str, str]:
+    """What a table says of a difference."""
+    mean, half, p = difference.mean, difference.half, difference.p
+    row = {"points": f"{mean:+.2f}", "over pre-trainings": _between(mean - half, mean + half)}
+    if with_blocks:
+        row["over test blocks"] = _between(*difference.blocks) if difference.blocks else ""
+    return row | {
+        "p, adjusted": "" if math.isnan(p) else _p_value(p),
+        "noise?": _judged(difference),
+    }
+
+
+def forest(
+    differences: list[evidence.Difference], methods: list[str], titles: list[str] | None = None
+) -> list[pictures.ForestRow]:
+    """Rows of `pictures.draw_forest`, with the wider of the intervals.
+
+    Of the first metric, unless titles are given, one for each difference.
+    """
+    if titles is None:
+        differences = [d for d in differences if d.metric == 0]
+        titles = [f"{name_of(methods[d.one])} - {name_of(methods[d.other])}" for d in differences]
     rows = []
-    for d in differences:
-        row: dict[str, Any] = {
-            "difference": f"{name_of(methods[d.one])} - {name_of(methods[d.other])}",
-            "in": list(titles.values())[d.metric],
-            "points": f"{d.mean:+.2f}",
-            "over pre-trainings": _between(d.mean - d.half, d.mean + d.half),
-        }
-        if with_blocks:
-            row["over test blocks"] = _between(*d.blocks) if d.blocks else ""
-        row["p, adjusted"] = "" if math.isnan(d.p) else _p_value(d.p)
-        row["noise?"] = _judged(d)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for title, d in zip(titles, differences, strict=True):
+        ends = d.mean - d.half, d.mean + d.half
+        if d.blocks:
+            ends = min(ends[0], d.blocks[0]), max(ends[1], d.blocks[1])
+        rows.append(pictures.ForestRow(title, d.mean, ends, d.gaps, d.more_than_noise))
+    return rows
 
 
 def reading(differences: list[evidence.Difference]) -> str:

@@ -1,0 +1,176 @@
+"""One page for a study: what helps, by how much, over what it was repeated, what is noise."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from elev_ssl_jax import files, pictures
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.reporting import compose, documents, evidence, verdicts
+
+# Questions that a study is made for: a method, what it is held against, and what that tells.
+QUESTIONS = (
+    ("simclr", "random", "SimCLR against no pre-training"),
+    ("simclr_elev", "simclr", "elevation beside SimCLR"),
+    ("glcnet_elev", "glcnet", "elevation beside GLCNet"),
+    ("simclr_elev", "simclr_shuffled", "the image's own elevation against another's"),
+    ("simclr_elev", "simclr_slope", "elevation against its slope alone"),
+    ("simclr_elev", "simclr_brightness", "elevation against brightness as the target"),
+    ("simclr_elev", "simclr_ndvi", "elevation against NDVI as the target"),
+    ("simclr_elev", "simclr_sees_elev", "elevation as a target against elevation as an input"),
+    ("simclr_elev", "statistics", "SimCLR+Elevation against band statistics"),
+    ("simclr_elev", "supervised", "SimCLR+Elevation against training on the labels alone"),
+)
+_TASKS = {
+    "linear": "chip class, fine-tuned",
+    "unet": "pixel class, fine-tuned",
+    "probe": "chip class, linear probe",
+    "knn": "chip class, 5 nearest",
+}
+
+
+def write(run: Path) -> str:
+    """Writes the reports of a study's folder and of its tasks; returns what the page says first.
+
+    Raises:
+      InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} can't be read ({error}); run the study again") from error
+    tasks = [t for t in config["experiment"]["tasks"] if any((run / t / "cells").glob("*.json"))]
+    if not tasks:
+        raise InputError(f"{run} holds no finished fine-tuning; is it a study's --workdir?")
+    means: dict[str, dict[str, str]] = {}
+    answers: list[tuple[str, str, evidence.Difference]] = []
+    strata: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for task in tasks:
+        compose.write(run / task)
+        its, results, _ = compose.read(run / task)
+        name, title = next(iter(verdicts.metrics_of(its).items()))
+        methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
+        for labels in sorted(results["labels"].unique().tolist()):
+            some = results[results["labels"] == labels]
+            column = f"{_TASKS[task]}, {labels} labels: {title} (%)"
+            scores, _ = compose.scores_of(some, methods, {name: title})
+            strata[task, labels] = dict(zip(methods, scores[..., 0], strict=True))
+            for method in methods:
+                mine = 100 * verdicts.repetition_means(some[some["method"] == method], name)
+                mean, half = evidence.interval(mine)
+                cell = f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+                means.setdefault(method, {})[column] = cell
+            asked = [q for q in QUESTIONS if {*q[:2]} <= {*methods}]
+            pairs = [(methods.index(one), methods.index(other)) for one, other, _ in asked]
+            found = compose.compare(
+                run / task, some, methods, {name: title}, presence=False, pairs=pairs
+            )
+            for difference in found:
+                pair = methods[difference.one], methods[difference.other]
+                words = next(q[2] for q in asked if q[:2] == pair)
+                answers.append((words, f"{_TASKS[task]}, {labels} labels", difference))
+    differences = evidence.adjusted([d for *_, d in answers])
+    answers = [(*a[:2], d) for a, d in zip(answers, differences, strict=True)]
+    answers.sort(key=lambda answer: [q[2] for q in QUESTIONS].index(answer[0]))
+
+    title = f"{config['data']['name']}: a study of {len(tasks)} tasks"
+    said = _say(answers)
+    blocks: list[tuple[str, Any]] = [("title", title), ("text", said)]
+    if answers:
+        titles = [f"{words}\n{where}" for words, where, _ in answers]
+        rows = verdicts.forest([d for *_, d in answers], [], titles)
+        pictures.draw_forest(run / "answers.png", rows, "points, with 95 % intervals")
+        blocks += [("image", run / "answers.png"), ("text", _HOW)]
+        with_blocks = any(d.blocks for d in differences)
+        answered = [
+            {"question": q, "in": where, **verdicts.difference_row(d, with_blocks=with_blocks)}
+            for q, where, d in answers
+        ]
+        blocks.append(("table", pd.DataFrame(answered)))
+    table = pd.DataFrame(
+        [{"method": verdicts.name_of(m), **row} for m, row in means.items()]
+    ).fillna("")
+    blocks += [("heading", "Every method"), ("table", table)]
+    whole = [m for m in means if all(m in scores for scores in strata.values())]
+    if len(whole) > 1 and len(strata) > 1:
+        summary = evidence.summarise([np.stack([s[m] for m in whole]) for s in strata.values()])
+        blocks += [
+            ("heading", "All tasks in one number"),
+            ("text", _SUMMARY),
+            ("table", _summary_table(whole, summary)),
+        ]
+    for task in tasks:
+        its, results, _ = compose.read(run / task)
+        blocks += [
+            ("heading", f"Task {task}: {_TASKS[task]}"),
+            ("text", verdicts.setting(its, results) + f" All of it: {task}/report.html."),
+        ]
+        if (run / task / "curves.png").exists():
+            blocks.append(("image", run / task / "curves.png"))
+    files.write_text(run / "report.md", documents.markdown(blocks))
+    files.write_text(run / "report.html", documents.page(title, blocks))
+    return f"{table.to_string(index=False)}\n{said}\nreport: {run / 'report.html'}"
+
+
+_HOW = (
+    "Dots are single pre-trainings (repetitions), each the mean of its fine-tunings; diamonds are "
+    "their mean. The line is the wider of two 95 % intervals: over pre-trainings (Student's t) and "
+    "over blocks of test ground. Blue is more than noise, grey could be noise."
+)
+_SUMMARY = (
+    "Within each task and number of labels the lowest method's mean is 0 and the highest one's 1; "
+    "the number is the mean of the middle half of all scores (GEO-Bench). Intervals are of a "
+    "bootstrap over pre-trainings and the fine-tunings within; with few pre-trainings it is too "
+    "narrow, and no verdict is drawn from it."
+)
+
+
+def _say(answers) -> str:
+    """The answers in words."""
+    if not answers:
+        return "No two methods of the study's questions are finished."
+    sentences = []
+    for words in dict.fromkeys(answer[0] for answer in answers):
+        mine = [d for w, _, d in answers if w == words]
+        means = [d.mean for d in mine]
+        shown = (
+            f"{means[0]:+.1f} points"
+            if len(means) == 1
+            else f"{min(means):+.1f} to {max(means):+.1f} points over {len(means)} tables"
+        )
+        judged = [d.more_than_noise for d in mine]
+        up = sum(j is True and d.mean > 0 for j, d in zip(judged, mine, strict=True))
+        down = sum(j is True and d.mean < 0 for j, d in zip(judged, mine, strict=True))
+        if judged.count(None) == len(judged):
+            said = "whether that is noise is not known"
+        elif not up and not down:
+            said = "none of it is more than noise" if len(mine) > 1 else "which could be noise"
+        else:
+            parts = [f"better beyond noise in {up}"] * (up > 0)
+            parts += [f"worse beyond noise in {down}"] * (down > 0)
+            said = f"{', '.join(parts)} of {len(mine)}"
+        sentences.append(f"{words[0].upper()}{words[1:]}: {shown}; {said}.")
+    repetitions = min(d.repetitions for *_, d in answers)
+    sentences.append(
+        f"Repeated over {repetitions} pre-training{'s' * (repetitions != 1)} of each method. "
+        f"P-values are adjusted (Holm) for all {len(answers)} comparisons of this page."
+    )
+    return " ".join(sentences)
+
+
+def _summary_table(methods, summary) -> pd.DataFrame:
+    order = np.argsort(-summary.mean)
+    return pd.DataFrame(
+        [
+            {
+                "method": verdicts.name_of(methods[i]),
+                "normalised, interquartile mean": f"{summary.mean[i]:.3f}",
+                "95 % interval": f"{summary.low[i]:.3f} to {summary.high[i]:.3f}",
+            }
+            for i in order
+        ]
+    )
