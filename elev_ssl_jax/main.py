@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import types
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,8 @@ def _compare(config, workdir: Path) -> None:
         split = source.open_split(data, config.experiment.pretrain.split)
         _measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
-    tasks = {name: _task(its) for name, its in study.configs_of(config).items()}
+    read = functools.cache(_read)  # tasks have chips in common
+    tasks = {name: _task(its, read) for name, its in study.configs_of(config).items()}
     for name in members:
         for its, train, *_ in tasks.values():
             settings = methods.config_of(its, name, labelled.shapes_of(train))
@@ -246,17 +248,18 @@ def _compare(config, workdir: Path) -> None:
         raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
 
 
-def _task(config):
+def _task(config, read):
     """What an experiment learns from and is judged by."""
     from elev_ssl_jax.finetuning import study
 
     members = {m for name in config.experiment.methods for m in methods.members_of(name)}
     more = tuple(sorted({n for name in members for n in recipe(name).also_sees}))
-    train = _labelled(config, config.experiment.split, more)  # whatever the counts: the same data
-    test = _labelled(config, config.data.eval_split, more)
+    labelled_by = functools.partial(_labelled, config, more=more, read=read)
+    train = labelled_by(config.experiment.split)  # whatever the counts: the same data
+    test = labelled_by(config.data.eval_split)
     validation = None
     if config.data.validation_split and config.finetune.head in PROBES:
-        validation = _labelled(config, config.data.validation_split, more)
+        validation = labelled_by(config.data.validation_split)
     return study.Task(config, train, test, validation)
 
 
@@ -270,7 +273,15 @@ def _measure(config, split) -> None:
         config.data.update(sensor_scale.measure(config, loop.sample_of(split)))
 
 
-def _labelled(config, split, more=()):
+def _read(name: str, folder: str, split: str, features: tuple[str, ...]):
+    """Features of the chips of a split, in memory."""
+    from elev_ssl_jax.data import source
+
+    data = types.SimpleNamespace(name=name, dir=folder)
+    return source.open_split(data, split, exact=True).arrays(*features)
+
+
+def _labelled(config, split, more=(), read=_read):
     """Chips of a split with their classes, and features beside the inputs."""
     from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
@@ -297,7 +308,7 @@ def _labelled(config, split, more=()):
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
     names = dict.fromkeys((*config.data.inputs, *more))
-    arrays = opened.arrays(*names, target, *ground)
+    arrays = read(config.data.name, config.data.dir, split, (*names, target, *ground))
     return labelled.Labelled(
         {name: arrays[name] for name in names},
         labelled.as_targets(arrays[target]),

@@ -154,9 +154,9 @@ def draw_forest(path: Path, rows: Sequence[ForestRow], across: str) -> None:
     figure, axis = plt.subplots(figsize=(8, 1 + 0.34 * len(rows)), layout="constrained")
     for i, row in enumerate(rows):
         color = {True: "tab:blue", False: "0.55", None: "0.75"}[row.stands_out]
-        axis.plot(row.each, [i] * len(row.each), "o", color=color, alpha=0.35, markersize=4)
         axis.plot(row.ends, (i, i), color=color, linewidth=2)
-        axis.plot(row.mean, i, "D", color=color, markersize=6)
+        axis.plot(row.mean, i, "D", color=color, markersize=8)
+        axis.plot(row.each, [i] * len(row.each), "o", color="black", alpha=0.6, markersize=3)
     axis.axvline(0, color="0.2", linewidth=0.8)
     axis.set_yticks(range(len(rows)), [row.title for row in rows])
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=across)

@@ -177,10 +177,10 @@ def summarise(strata: Sequence[Floats], *, draws: int = 1000, seed: int = 0) -> 
     """
     whole = [np.isfinite(scores).all(axis=(0, 2)) for scores in strata]
     kept = np.logical_and.reduce(whole)
-    strata = [_normalised(scores[:, kept]) for scores in strata]
     if not kept.any():
         nothing = np.full(len(strata[0]), math.nan)
         return Summary(nothing, nothing, nothing)
+    strata = [_normalised(scores[:, kept]) for scores in strata]
     rng = np.random.default_rng(seed)
     drawn = np.empty((draws, len(strata[0])))
     for i in range(draws):

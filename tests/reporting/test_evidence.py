@@ -167,3 +167,49 @@ def test_the_interval_over_blocks_holds_the_truth_as_often_as_it_says(blocks):
         low, high = evidence.compare(scores_of(matrices), ground)[0].blocks
         held += low <= 0 <= high
     assert 0.92 <= held / 300 <= 0.99
+
+
+def test_pairs_that_are_asked_for_are_the_same_and_adjusted_for_their_own_number(rng):
+    scores = make_scores(rng, 4, pretraining=1)
+    every = {(d.one, d.other, d.metric): d for d in evidence.compare(scores)}
+    some = evidence.compare(scores, pairs=[(2, 0), (1, 3)])
+    assert [(d.one, d.other) for d in some] == [(2, 0)] * 2 + [(1, 3)] * 2
+    for d in some:
+        known = (d.one, d.other, d.metric) in every
+        other = every[(*((d.one, d.other) if known else (d.other, d.one)), d.metric)]
+        assert d.mean == pytest.approx(other.mean if known else -other.mean)
+        assert d.p_alone == pytest.approx(other.p_alone)
+        np.testing.assert_allclose(np.mean(d.gaps), d.mean)
+    wanted = evidence.holm(np.array([d.p_alone for d in some]))
+    np.testing.assert_allclose([d.p for d in some], wanted)
+
+
+def test_tasks_are_summarised_by_the_middle_half_of_normalised_scores(rng):
+    scores = [rng.normal(60, 5, (3, 4, 6)), rng.normal(30, 20, (3, 4, 2))]
+    summary = evidence.summarise(scores)
+    together = []
+    for task in scores:
+        means = task.mean(axis=(1, 2))
+        low, high = means.min(), means.max()
+        together.append(((task - low) / (high - low)).reshape(3, -1))
+    ordered = np.sort(np.concatenate(together, axis=1))
+    np.testing.assert_allclose(summary.mean, ordered[:, 8:24].mean(axis=1))
+    assert (summary.low < summary.mean).all()
+    assert (summary.mean < summary.high).all()
+    # A repetition that a method or a task lacks is left out of all.
+    scores[1][2, 3, 0] = np.nan
+    less = evidence.summarise(scores)
+    whole = evidence.summarise([task[:, :3] for task in scores])
+    np.testing.assert_array_equal(less.mean, whole.mean)
+    nothing = evidence.summarise([np.full((2, 1, 1), np.nan)])
+    assert np.isnan(nothing.mean).all()
+
+
+def test_the_summarys_interval_counts_what_a_pretraining_shares_once(rng):
+    """All fine-tunings of a repetition say the same: as many as one likes are no evidence."""
+    shared = rng.normal(0, 1, (2, 6, 1))
+    few, many = (
+        evidence.summarise([shared + 0.01 * rng.normal(size=(2, 6, count))]) for count in (2, 40)
+    )
+    widths = [summary.high - summary.low for summary in (few, many)]
+    np.testing.assert_allclose(widths[0], widths[1], rtol=0.5)

@@ -1,0 +1,187 @@
+"""Several tasks on the same pre-trainings."""
+
+import itertools
+import json
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from elev_ssl_jax.checks import check
+from elev_ssl_jax.config import comparison
+from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning import cost, loop, study
+from elev_ssl_jax.finetuning.labelled import Labelled
+from elev_ssl_jax.pretraining import loop as pretraining
+from elev_ssl_jax.reporting import summary
+from elev_ssl_jax.runtime import run_folder
+from tests.pretraining.test_loop import Writer
+
+
+@pytest.fixture
+def config():
+    config = comparison("linear")
+    config.model.width, config.model.projection = 0.125, (16, 8)
+    config.finetune.num_classes = 2
+    config.finetune.frozen_epochs = config.epochs = 2
+    settings = config.experiment
+    settings.methods, settings.tasks = ("statistics", "random", "supervised"), ("probe", "linear")
+    settings.labels, settings.pretrain_seeds, settings.label_draws = (16,), 3, 2
+    settings.seeds = 1
+    settings.pretrain.batch_size, settings.pretrain.epochs = 8, 3
+    return config
+
+
+def make_chips(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = rng.integers(0, 3000, (count, 32, 32, 3)) + 900 * labels[:, None, None, None]
+    groups = np.array([f"b{i // 4}" for i in range(count)])
+    return Labelled({"image": images.astype(np.uint16)}, labels.astype(np.uint8), groups)
+
+
+@pytest.fixture
+def tasks(config, monkeypatch):
+    check(config)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    train, test = make_chips(32, 0), make_chips(40, 1)
+    return {
+        name: study.Task(its, train, test, None) for name, its in study.configs_of(config).items()
+    }
+
+
+def cells(folder):
+    return {path.stem for path in (folder / "cells").glob("*.json")}
+
+
+def test_repetitions_are_whole_and_the_budget_ends_after_one(
+    config, tasks, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cost, "of_cells", lambda *_: 300)
+    monkeypatch.setattr(cost, "of_pretrainings", lambda *_: 1200)
+    for name, task in tasks.items():
+        assert (
+            set(task.config.experiment.methods)
+            == {
+                "probe": {"statistics", "random"},
+                "linear": {"random", "supervised"},
+            }[name]
+        )
+    config.experiment.budget_hours = 0.3
+    with pytest.raises(InputError, match=r"budget_hours is 0.3, but one repetition .* 0\.\d\d h"):
+        study.run(config, tmp_path, tasks, None, None)
+    assert not any(tmp_path.iterdir())
+
+    config.experiment.budget_hours = 0.7
+    clock = iter([0, 0, 1800])  # when it begins, and before each repetition
+    monkeypatch.setattr(study, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    run_folder.claim(tmp_path, config, {})
+    assert study.run(config, tmp_path, tasks, None, None) == []
+    assert "all 3 of them" in capsys.readouterr().out
+    for name, method in itertools.product(tasks, ("random",)):
+        assert cells(tmp_path / name) >= {f"{method}-16-0-{draw}-0" for draw in (0, 1)}
+        assert not any("-16-1-" in cell for cell in cells(tmp_path / name))
+
+    # The same command goes on, and what there was stays.
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/cells/*")}
+    config.experiment.budget_hours = 0.0
+    monkeypatch.setattr(study, "time", time)
+    study.run(config, tmp_path, tasks, None, None)
+    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+    for name in tasks:
+        assert len(cells(tmp_path / name)) == 2 * 2 * 3
+    said = summary.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Repeated over 3" not in said  # no question of the study is among these methods
+    assert "No two methods of the study" in said
+    assert "band statistics" in page
+    assert "supervised" in page
+    assert "interquartile" not in page  # a single method is in both tasks
+
+
+def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_path, monkeypatch):
+    config.experiment.methods, config.experiment.tasks = ("random", "simclr"), ("probe", "knn")
+    config.experiment.pretrain_seeds = 2
+    check(config)
+    train, test = make_chips(32, 0), make_chips(40, 1)
+    tasks = {n: study.Task(c, train, test, None) for n, c in study.configs_of(config).items()}
+    made = []
+
+    def pretrain(settings, folder):
+        made.append(folder.name)
+        data = pretraining.Data(train.inputs, test.inputs)
+        pretraining.pretrain(settings, folder, data, Writer())
+
+    run_folder.claim(tmp_path, config, {})
+    assert study.run(config, tmp_path, tasks, pretrain, None) == []
+    assert made == ["simclr-0", "simclr-1"]
+    said = summary.write(tmp_path)
+    assert "SimCLR against no pre-training" in said
+    assert "over 2 tables" in said
+    assert "Repeated over 2 pre-trainings" in said
+    assert (tmp_path / "answers.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    for part in ("interquartile", "linear probe", "5 nearest", "over test blocks"):
+        assert part in page
+    # The gap of the page is that of the cells.
+    means = {
+        method: np.mean(
+            [
+                100 * json.loads(path.read_text())["accuracy"]
+                for path in (tmp_path / "knn" / "cells").glob(f"{method}-*.json")
+            ]
+        )
+        for method in ("simclr", "random")
+    }
+    assert f"{means['simclr'] - means['random']:+.2f}" in page
+
+
+def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(cost, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    config.experiment.methods = ("random", "simclr")
+    chips = tasks["probe"].train.inputs
+    # A second for the first step, and one for the five after it; 3 epochs of 4 steps.
+    assert cost.of_pretrainings(config, tasks, chips) == pytest.approx(1 + 12 / 5)
+
+    def fit(setup, variables, chips, seed, **kwargs):
+        for number in range(5):
+            yield types.SimpleNamespace(loss=np.float32(number))
+
+    monkeypatch.setattr(loop, "fit", fit)
+    its = tasks["linear"]
+    # A second an epoch: of random 2 + 2 of them, supervised 2, both twice.
+    assert cost.of_cells(its.config, its.train, its.test) == pytest.approx(2 * (4 + 2))
+    assert cost.of_cells(tasks["probe"].config, its.train, its.test) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"experiment.tasks": ("probe", "nearest")}, "different ones of linear, unet, probe, knn"),
+        (
+            {
+                "experiment.tasks": (),
+                "experiment.methods": ("random",),
+                "experiment.budget_hours": 1.0,
+            },
+            "0 without experiment.tasks",
+        ),
+        ({"experiment.tasks": ("linear",)}, "another with statistics"),
+        ({"finetune.target": "commonest"}, "empty with experiment.tasks"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(config, changes, said):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=said):
+        check(config)
+
+
+def test_where_pixels_are_told_chips_have_the_masks_commonest_class(config):
+    config.experiment.methods, config.experiment.tasks = ("random",), ("unet", "knn")
+    check(config)
+    made = study.configs_of(config)
+    assert made["unet"].finetune.target == ""
+    assert made["knn"].finetune.target == "commonest"
