@@ -48,6 +48,16 @@ _ENCODER = Rule(
     ),
 )
 
+_RANGES = Rule(
+    "two numbers, the first below the second, such a pair for each band, a name and such a "
+    "pair for each sensor, or auto",
+    lambda v: (
+        is_range(v)
+        or is_auto(v)
+        or (len(v) > 0 and (all(map(is_range, v)) or all(map(is_named_range, v))))
+    ),
+)
+
 # The first pattern that a field's name matches is its rule. A text that names data or folders is
 # looked at where these are opened.
 _RULES = {
@@ -59,15 +69,7 @@ _RULES = {
         _NAME,
         lambda v: len(v) > 0 and different(v) and "elevation" not in (*v[:-1], v[0]),
     ),
-    "data.value_range": Rule(
-        "two numbers, the first below the second, such a pair for each band, a name and such a "
-        "pair for each sensor, or auto",
-        lambda v: (
-            is_range(v)
-            or is_auto(v)
-            or (len(v) > 0 and (all(map(is_range, v)) or all(map(is_named_range, v))))
-        ),
-    ),
+    "data.value_range": _RANGES,
     "data.scaling": one_of("range", "crop_max"),
     "data.bands": several("different band numbers from 0", whole(0), different),
     "data.mean": numbers_or_auto(ANY),
@@ -82,6 +84,9 @@ _RULES = {
     "data.near_infrared": several(
         "empty, or a band number from 0", whole(0), lambda v: len(v) <= 1
     ),
+    "data.transfer.inputs": several("names of features, each once", _NAME, different),
+    "data.transfer.value_range": _RANGES,
+    "data.transfer.bands": several("different band numbers from 0", whole(0), different),
     "data.resident_gib": number(0),
     "data.synthetic.chips": whole(0),
     "data.synthetic.size": whole(1),
@@ -232,6 +237,8 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
             fits = any(goes_with(method, head) for head in tasks or (config.finetune.head,))
             field = "experiment.tasks" if tasks else "finetune.head"
             need(field, fits, f"another with {method} among experiment.methods")
+        aside = not config.data.transfer.name or bool(config.experiment.tasks)
+        need("data.transfer.name", aside, "empty without experiment.tasks")
         own = not config.experiment.tasks or (not config.finetune.target)
         need("finetune.target", own, "empty with experiment.tasks, which say what is learned")
         need(

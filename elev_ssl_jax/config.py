@@ -53,6 +53,16 @@ def default() -> ml_collections.ConfigDict:
     # Bands that are red, green, blue, counted likewise; () means those of a three-band image.
     data.rgb = ()
     data.near_infrared = ()  # the band that is, for objective.target=ndvi; () is not said
+    # Other ground, of a study: its tasks are done there too, with encoders that have never seen it.
+    # It has as many bands; its values may be of another sensor.
+    data.transfer = transfer = ml_collections.ConfigDict()
+    transfer.name = ""  # TFDS name and builder config; "" is none
+    transfer.dir = ""  # "" is data.dir
+    transfer.split = "labeled"  # that labels are taken from
+    transfer.eval_split = "test"
+    transfer.inputs = ()  # as data.inputs, and so on; () is the same
+    transfer.bands = ()
+    transfer.value_range = ("auto",)
     data.resident_gib = 4.0  # data above this size are streamed rather than held on the device
     data.synthetic = ml_collections.ConfigDict()
     data.synthetic.chips = 0  # make this many synthetic chips in the run folder and use them

@@ -43,7 +43,7 @@ _OF_FINETUNING = ("finetune", "augment.finetune")
 TASKS = {
     "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
     "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
-    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment"),
+    "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment", "data.transfer"),
 }
 # What only one part of the objective reads.
 _OF_VIEWS = ("augment.contrastive", "augment.elevation")
@@ -74,7 +74,7 @@ FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.encoders", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "experiment.metrics", "finetune.classes"),
-    *("experiment.tasks", "experiment.budget_hours"),
+    *("experiment.tasks", "experiment.budget_hours", "data.transfer"),
 )
 # Fields that may be left to the data, with a value that says so.
 _OF_DATA = (

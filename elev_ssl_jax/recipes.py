@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 FROZEN = "_frozen"  # behind a method's name: its encoder stays as it is in fine-tuning
 GIVEN = "from_"  # before the name of one of `experiment.encoders`: starts from that
+ELSEWHERE = "-transfer"  # behind a task's name: on `data.transfer`
 # Heads that are not trained step by step: they tell classes from frozen features.
 PROBES = ("probe", "knn")
 OF_CHIPS = ("linear", *PROBES)  # heads that tell something of a whole chip

@@ -141,8 +141,8 @@ def test_impossible_experiments_are_named(field, value):
 
 
 def test_every_field_has_a_rule_or_names_data_or_folders():
-    patterns = (*checks._RULES, "model.encoder", "init_from", "data.dir", "*split")
-    patterns = (*patterns, "data.name", "experiment.pretrain.name")
+    patterns = (*checks._RULES, "model.encoder", "init_from", "data*.dir", "*split")
+    patterns = (*patterns, "data*.name", "experiment.pretrain.name")
     for field in flatten(default()):
         assert any(fnmatch(field, pattern) for pattern in patterns), field
 

@@ -122,7 +122,7 @@ def finetune_config(config: Any) -> Any:
     result.task, result.batch_size, result.epochs = "finetune", config.batch_size, config.epochs
     for name in ("data", "finetune", "optimizer", "checkpoint"):
         result[name].update(config[name])
-    for name in ("probe_split", "validation_split"):
+    for name in ("probe_split", "validation_split", "transfer"):
         result.data[name] = default().data[name]
     result.data.split = config.experiment.split
     for name in ("encoder", "fusion", "width", "dtype"):
@@ -138,6 +138,7 @@ def pretrain_config(config: Any, repetition: int = 0) -> Any:
     result = default()
     for name in ("data", "augment", "model", "objective", "loss", "checkpoint", "log"):
         result[name].update(config[name])
+    result.data.transfer = default().data.transfer
     result.augment.finetune.update(default().augment.finetune)
     result.data.name, result.data.split = settings.name or config.data.name, settings.split
     result.data.eval_split = settings.eval_split or config.data.eval_split

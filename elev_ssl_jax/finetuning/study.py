@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cost, experiment, labelled
-from elev_ssl_jax.recipes import OF_CHIPS, goes_with
+from elev_ssl_jax.recipes import ELSEWHERE, OF_CHIPS, goes_with
 
 
 class Task(NamedTuple):
@@ -25,7 +25,9 @@ class Task(NamedTuple):
 
 
 def configs_of(config: Any) -> dict[str, Any]:
-    """The experiment of each of `config.experiment.tasks`, by its name, or the only one.
+    """The experiment of each of `config.experiment.tasks`, by its folder, or the only one.
+
+    With `config.data.transfer`, each is done again on that ground, by encoders of the study's own.
 
     Methods that don't go with a task are left out of it. Where one task tells pixels, the data have
     masks, and tasks that tell chips learn the masks' commonest class.
@@ -42,7 +44,23 @@ def configs_of(config: Any) -> dict[str, Any]:
         its.finetune.head = task
         its.finetune.target = "commonest" if masks and task in OF_CHIPS else ""
         found[task] = its
+    if config.data.transfer.name:
+        found |= {task + ELSEWHERE: _elsewhere(its) for task, its in found.items()}
     return found
+
+
+def _elsewhere(config):
+    """The same experiment on `config.data.transfer`."""
+    config = config.copy_and_resolve_references()
+    data, other = config.data, config.data.transfer
+    data.name, data.dir = other.name, other.dir or data.dir
+    data.inputs, data.bands = other.inputs or data.inputs, other.bands
+    data.value_range, data.eval_split = other.value_range, other.eval_split
+    data.mean, data.std, data.nodata, data.rgb, data.near_infrared = (), (), (), (), ()
+    data.validation_split = ""
+    config.experiment.split = other.split
+    config.finetune.num_classes, config.finetune.classes = 0, ()
+    return config
 
 
 def run(
@@ -88,6 +106,10 @@ def run(
                 f"repetition of all methods takes about {estimate / 3600:.2f} h; raise it, or take "
                 "fewer methods, tasks or epochs"
             )
+
+    def never(settings, folder):
+        raise InputError(f"{folder.name} is not pre-trained")
+
     failed: list[str] = []
     for repetition in range(count):
         spent = time.monotonic() - begun
@@ -100,7 +122,7 @@ def run(
                 workdir / name,
                 task.train,
                 task.test,
-                pretrain,
+                never if name.endswith(ELSEWHERE) else pretrain,
                 validation=task.validation,
                 repetitions=(repetition,),
                 pretrained_in=workdir,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from elev_ssl_jax import files, pictures
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.recipes import ELSEWHERE
 from elev_ssl_jax.reporting import compose, documents, evidence, verdicts
 
 # Questions that a study is made for: a method, what it is held against, and what that tells.
@@ -43,7 +44,8 @@ def write(run: Path) -> str:
         config = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{run} can't be read ({error}); run the study again") from error
-    tasks = [t for t in config["experiment"]["tasks"] if any((run / t / "cells").glob("*.json"))]
+    names = [t + where for where in ("", ELSEWHERE) for t in config["experiment"]["tasks"]]
+    tasks = [name for name in names if any((run / name / "cells").glob("*.json"))]
     if not tasks:
         raise InputError(f"{run} holds no finished fine-tuning; is it a study's --workdir?")
     means: dict[str, dict[str, str]] = {}
@@ -56,7 +58,7 @@ def write(run: Path) -> str:
         methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
         for labels in sorted(results["labels"].unique().tolist()):
             some = results[results["labels"] == labels]
-            column = f"{_TASKS[task]}, {labels} labels: {title} (%)"
+            column = f"{_title(task, config)}, {labels} labels: {title} (%)"
             scores, _ = compose.scores_of(some, methods, {name: title})
             strata[task, labels] = dict(zip(methods, scores[..., 0], strict=True))
             for method in methods:
@@ -72,7 +74,7 @@ def write(run: Path) -> str:
             for difference in found:
                 pair = methods[difference.one], methods[difference.other]
                 words = next(q[2] for q in asked if q[:2] == pair)
-                answers.append((words, f"{_TASKS[task]}, {labels} labels", difference))
+                answers.append((words, f"{_title(task, config)}, {labels} labels", difference))
     differences = evidence.adjusted([d for *_, d in answers])
     answers = [(*a[:2], d) for a, d in zip(answers, differences, strict=True)]
     answers.sort(key=lambda answer: [q[2] for q in QUESTIONS].index(answer[0]))
@@ -106,7 +108,7 @@ def write(run: Path) -> str:
     for task in tasks:
         its, results, _ = compose.read(run / task)
         blocks += [
-            ("heading", f"Task {task}: {_TASKS[task]}"),
+            ("heading", f"Task {task}: {_title(task, config)}"),
             ("text", verdicts.setting(its, results) + f" All of it: {task}/report.html."),
         ]
         if (run / task / "curves.png").exists():
@@ -127,6 +129,11 @@ _SUMMARY = (
     "bootstrap over pre-trainings and the fine-tunings within; with few pre-trainings it is too "
     "narrow, and no verdict is drawn from it."
 )
+
+
+def _title(task, config) -> str:
+    where = f" on {config['data']['transfer']['name']}" * task.endswith(ELSEWHERE)
+    return _TASKS[task.removesuffix(ELSEWHERE)] + where
 
 
 def _say(answers) -> str:

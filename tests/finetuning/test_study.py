@@ -12,12 +12,14 @@ import pytest
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import comparison
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import cost, loop, study
+from elev_ssl_jax.finetuning import cost, loop, methods, study
 from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.reporting import summary
 from elev_ssl_jax.runtime import run_folder
 from tests.pretraining.test_loop import Writer
+
+SHAPES = {"image": (32, 32, 3)}
 
 
 @pytest.fixture
@@ -104,10 +106,22 @@ def test_repetitions_are_whole_and_the_budget_ends_after_one(
 def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_path, monkeypatch):
     config.experiment.methods, config.experiment.tasks = ("random", "simclr"), ("probe", "knn")
     config.experiment.pretrain_seeds = 2
+    config.data.transfer.update(name="chips/other", split="all", value_range=(0.0, 4000.0))
     check(config)
     train, test = make_chips(32, 0), make_chips(40, 1)
-    tasks = {n: study.Task(c, train, test, None) for n, c in study.configs_of(config).items()}
-    made = []
+    other, made = make_chips(24, 2), []
+    tasks = {
+        name: study.Task(its, other if "transfer" in name else train, test, None)
+        for name, its in study.configs_of(config).items()
+    }
+    assert [*tasks] == ["probe", "knn", "probe-transfer", "knn-transfer"]
+    its = tasks["knn-transfer"].config
+    its.finetune.num_classes = 2  # as the data say
+    assert (its.data.name, its.experiment.split) == ("chips/other", "all")
+    tasks["probe-transfer"].config.finetune.num_classes = 2
+    for name in ("random", "simclr"):
+        check(methods.finetune_config(methods.config_of(its, name, SHAPES)), of_experiment=True)
+        check(methods.pretrain_config(methods.config_of(config, name, SHAPES)))
 
     def pretrain(settings, folder):
         made.append(folder.name)
@@ -117,13 +131,17 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
     run_folder.claim(tmp_path, config, {})
     assert study.run(config, tmp_path, tasks, pretrain, None) == []
     assert made == ["simclr-0", "simclr-1"]
+    seen = json.loads((tmp_path / "pretrain" / "simclr-0" / "config.json").read_text())["data"]
+    assert seen["value_range"] == [0.0, 6000.0]
+    found = json.loads(next((tmp_path / "knn-transfer" / "cells").glob("simclr-*")).read_text())
+    assert found["data"]["train"].startswith("24 chips")
     said = summary.write(tmp_path)
     assert "SimCLR against no pre-training" in said
-    assert "over 2 tables" in said
+    assert "over 4 tables" in said
     assert "Repeated over 2 pre-trainings" in said
     assert (tmp_path / "answers.png").exists()
     page = (tmp_path / "report.html").read_text()
-    for part in ("interquartile", "linear probe", "5 nearest", "over test blocks"):
+    for part in ("interquartile", "linear probe", "5 nearest on chips/other", "over test blocks"):
         assert part in page
     # The gap of the page is that of the cells.
     means = {
