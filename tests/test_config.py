@@ -97,8 +97,9 @@ def test_a_variant_sets_only_what_its_task_uses(path):
         assert config.experiment.to_dict() == plain.experiment.to_dict()
     else:
         assert config.data.split == plain.data.split
-        assert config.experiment.pretrain_seeds == (5 if path.stem == "fusion_table" else 1)
-        assert load(path)().experiment.pretrain_seeds == 3
+        demos, whole = {"fusion_table": (5, 3), "study": (2, 5)}.get(path.stem, (1, 3))
+        assert config.experiment.pretrain_seeds == demos
+        assert load(path)().experiment.pretrain_seeds == whole
 
 
 @pytest.mark.parametrize("variant", ["multi", "multi_demo", "pixels", "pixels_demo"])
