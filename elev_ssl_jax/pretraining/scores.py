@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 TOP1_POOL = 2048  # chips, the first of the held-out ones, among whose views a partner is sought
 _AT_A_TIME = 1024  # chips, at most, or one for each device
 LABELS = ("label", "mask")  # features that give a chip a class; the first that is there counts
-_GROUND = ("block", "tile")  # likewise those that say in which block of ground it lies
+GROUND = ("block", "tile")  # likewise those that say in which block of ground it lies
 
 # Of the model's variables and chips: batches of outputs, elevation in metres, each beside what is
 # true of its chips.
@@ -62,7 +62,7 @@ def make_predict(config: Any, method: Method, mesh: Mesh) -> Predict:
 def blocks_of(chips: batches.Chips) -> np.ndarray | None:
     """The block of ground that each chip lies in, str [N], if that is known."""
     features = chips if isinstance(chips, dict) else getattr(chips, "features", {})
-    for name in _GROUND:
+    for name in GROUND:
         if name in features:
             return chips[name] if isinstance(chips, dict) else chips.arrays(name)[name]
     return None
