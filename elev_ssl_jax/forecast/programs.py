@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from elev_ssl_jax import sensor_scale, sensors
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, methods, step
+from elev_ssl_jax.finetuning import labelled, methods, step, study
 from elev_ssl_jax.finetuning import loop as finetuning
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.pretraining import progress
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
-from elev_ssl_jax.recipes import PROBES, recipe
+from elev_ssl_jax.recipes import PROBES, goes_with, recipe
 from elev_ssl_jax.runtime import batches, flops, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -185,15 +185,15 @@ def _of_experiment(config, chip, count, labels, mesh):
             its = methods.pretrain_config(methods.config_of(config, name, shapes))
             stage = of_pretraining(its, chip, count, mesh, times=settings.pretrain_seeds)
             stages.append(stage._replace(name=f"{name}: {stage.name}"))
-    if config.finetune.head in PROBES:
-        if not stages:
-            raise InputError("nothing is trained in this experiment: there is nothing to plan")
-        return stages
-    # Methods that differ in their pre-training alone are fine-tuned by one program.
+    # Methods that differ in their pre-training alone are fine-tuned by one program, and probes are
+    # not trained.
     alike: dict[str, list[str]] = {}
-    for name in members:
-        its = methods.finetune_config(methods.config_of(config, name, shapes))
-        alike.setdefault(json.dumps(its.to_dict()), []).append(name)
+    for task in study.configs_of(config).values():
+        trained = task.finetune.head not in PROBES
+        for name in members if trained else ():
+            if goes_with(name, task.finetune.head):
+                its = methods.finetune_config(methods.config_of(task, name, shapes))
+                alike.setdefault(json.dumps(its.to_dict()), []).append(name)
     # A step is that of the largest number of labels; of fewer there are as many fewer.
     most, batch_size = max(settings.labels), config.batch_size
     steps = sum(finetuning.steps_per_epoch(n, batch_size) for n in settings.labels)
@@ -202,6 +202,8 @@ def _of_experiment(config, chip, count, labels, mesh):
         its = ml_collections.ConfigDict(json.loads(fields))
         for stage in of_finetuning(its, chip, most, mesh, len(some) * cells):
             stages.append(stage._replace(name=f"{', '.join(some)}: {stage.name}"))
+    if not stages:
+        raise InputError("nothing is trained in this experiment: there is nothing to plan")
     return stages
 
 

@@ -136,6 +136,23 @@ def test_an_experiment_is_its_pretrainings_and_its_cells(tiny):
     assert found["fits"]
 
 
+def test_of_a_studys_tasks_those_are_planned_that_train_something(tiny):
+    tiny.task = "experiment"
+    tiny.experiment.methods = ("random", "simclr", "statistics")
+    tiny.experiment.tasks = ("probe", "linear", "knn")
+    tiny.experiment.pretrain.batch_size = 8
+    mesh = topologies.make_mesh("v5e:2x2")
+    names = {stage.name for stage in of_run(tiny, chip(), COUNT, 80, mesh)}
+    assert names == {
+        "simclr: pre-training",
+        "random, simclr: fine-tuning, frozen encoder",
+        "random, simclr: fine-tuning",
+    }
+    tiny.experiment.methods, tiny.experiment.tasks = ("random",), ("probe",)
+    with pytest.raises(InputError, match="nothing is trained"):
+        of_run(tiny, chip(), COUNT, 80, mesh)
+
+
 def test_batches_and_groups_that_the_devices_cannot_share_are_refused(tiny):
     mesh = topologies.make_mesh("v5e:2x2")
     tiny.batch_size = 6
