@@ -94,7 +94,7 @@ def draw_classes(
     Args:
       path: The PNG to write.
       images: float [B, H, W, 3] in 0..1.
-      true: uint8, a class for each pixel [B, H, W], 255 where unlabelled, or for each chip [B].
+      true: uint8, a class for each pixel [B, H, W], 255 where unlabelled.
       predicted: The same by model.
       names: Of the classes.
     """
@@ -104,9 +104,55 @@ def draw_classes(
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
         for axis, classes in zip(row[1:], (true, *predicted.values()), strict=True):
-            shown = np.ma.masked_equal(np.broadcast_to(classes[i], images.shape[1:3]), 255)
+            shown = np.ma.masked_equal(classes[i], 255)
             axis.imshow(shown, interpolation="nearest", **scale)
     _add_legend(figure, names)
+    _save(figure, path)
+
+
+def draw_chip_classes(
+    path: Path,
+    images: np.ndarray,
+    true: np.ndarray,
+    predicted: dict[str, np.ndarray],
+    names: Sequence[str],
+) -> None:
+    """Chips side by side; below each its class, and in red what models say that is another.
+
+    Args:
+      path: The PNG to write.
+      images: float [B, H, W, 3] in 0..1.
+      true: uint8, a class for each chip [B], or whether each class is there [B, K].
+      predicted: The same by model.
+      names: Of the classes.
+    """
+
+    def words(classes):
+        there = map(int, np.flatnonzero(classes) if np.ndim(classes) else [classes])
+        return " + ".join(names[i] if i < len(names) else "unlabelled" for i in there) or "none"
+
+    lines = 1 + len(predicted)
+    figure, axes = plt.subplots(
+        1, len(images), figsize=(2.6 * len(images), 2.8 + 0.2 * lines), squeeze=False
+    )
+    figure.subplots_adjust(0.01, 0.2 * lines / (2.8 + 0.2 * lines), 0.99, 0.97, 0.06)
+    for i, axis in enumerate(axes[0]):
+        axis.imshow(images[i])
+        axis.set_axis_off()
+        right = words(true[i])
+        said = {"true": right, **{model: words(classes[i]) for model, classes in predicted.items()}}
+        for line, (model, text) in enumerate(said.items()):
+            axis.annotate(
+                f"{model}: {text}",
+                (0, 0),
+                (0, -6 - 13 * line),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+                fontweight="bold" if line == 0 else "normal",
+                color="black" if text == right else "tab:red",
+            )
     _save(figure, path)
 
 

@@ -132,8 +132,10 @@ _SUMMARY = (
 
 
 def _title(task, config) -> str:
-    where = f" on {config['data']['transfer']['name']}" * task.endswith(ELSEWHERE)
-    return _TASKS[task.removesuffix(ELSEWHERE)] + where
+    title = _TASKS[task.removesuffix(ELSEWHERE)]
+    if task.endswith(ELSEWHERE):
+        title += f" on {config['data']['transfer']['name']}"
+    return title
 
 
 def _say(answers) -> str:

@@ -148,8 +148,9 @@ def test_a_cell_is_the_fine_tuning_that_runs_alone(config, data, tmp_path):
 def test_pre_training_takes_the_experiments_data_and_the_methods_objective(config):
     config.data.value_range = (0.0, 9000.0)
     config.data.synthetic.chips = 100
-    for method, (_, fields, pretrained, _) in METHODS.items():
-        if not pretrained or "data.inputs" in fields:
+    for method, recipe in METHODS.items():
+        fields = recipe.fields
+        if not recipe.pretrained or "data.inputs" in fields:
             continue
         settings = methods.config_of(config, method, {"image": (SIZE, SIZE, 3)})
         settings = methods.pretrain_config(settings)
@@ -277,7 +278,7 @@ def test_other_chips_to_pre_train_on_are_refused_where_there_are_results(
 def test_the_command_tells_chips_to_pre_train_on_by_their_elevation(config, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(
-        experiment, "run", lambda *_, unlabelled, splits: given.append(unlabelled) or []
+        experiment, "run", lambda *_, unlabelled, **more: given.append(unlabelled) or []
     )
     config.data.synthetic.chips, config.data.synthetic.size = 40, SIZE
     config.experiment.labels, config.batch_size = (4,), 4
