@@ -78,7 +78,8 @@ def length(chips: Chips) -> int:
 def take(chips: Chips, positions: Sequence[int] | np.ndarray, names: Sequence[str] = ()) -> Arrays:
     """The chips at some positions, by feature: those named, or all that are numbers."""
     if isinstance(chips, dict):
-        return {name: chips[name][positions] for name in names or chips}
+        names = names or [n for n, array in chips.items() if array.dtype.kind not in "OSU"]
+        return {name: chips[name][positions] for name in names}
     records = [chips[int(i)] for i in positions]
     names = names or [n for n, v in records[0].items() if not isinstance(v, bytes | str)]
     return {name: np.stack([record[name] for record in records]) for name in names}

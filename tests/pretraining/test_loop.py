@@ -33,7 +33,9 @@ def final_state(workdir):
 @pytest.fixture
 def data(chips, batch_mesh, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda: batch_mesh(2))
-    return loop.Data(chips, {k: v[:10] for k, v in chips.items()}, chips)
+    heldout = {k: v[:10] for k, v in chips.items()}
+    heldout["block"] = np.array([f"b{i // 2}" for i in range(10)])
+    return loop.Data(chips, heldout, chips, {k: v[5:] for k, v in chips.items()})
 
 
 def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path, capsys):
@@ -47,7 +49,11 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     assert writer.scalars[6]["images_per_second_per_device"] > 0
     assert json.loads((whole / "results.json").read_text()) == pytest.approx(scores)
     assert {"elevation_rmse_m", "contrastive_top1", "feature_std", "probe_accuracy"} <= set(scores)
-    assert "random_probe_accuracy" in scores
+    # Of probes that learn and choose on other chips, with intervals over five blocks.
+    for kind in ("probe", "knn"):
+        ends = [scores[f"{kind}_accuracy{end}"] for end in ("_low", "", "_high")]
+        assert sorted(ends) == ends
+        assert f"random_{kind}_accuracy" in scores
     for picture in ("views.png", "elevation.png"):
         assert (whole / picture).stat().st_size > 10_000
     model = inference.load(whole)
