@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,43 +48,14 @@ def write(run: Path) -> str:
     tasks = [name for name in names if any((run / name / "cells").glob("*.json"))]
     if not tasks:
         raise InputError(f"{run} holds no finished fine-tuning; is it a study's --workdir?")
-    means: dict[str, dict[str, str]] = {}
-    answers: list[tuple[str, str, evidence.Difference]] = []
-    strata: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for task in tasks:
-        compose.write(run / task)
-        its, results, _ = compose.read(run / task)
-        name, title = next(iter(verdicts.metrics_of(its).items()))
-        methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
-        for labels in sorted(results["labels"].unique().tolist()):
-            some = results[results["labels"] == labels]
-            column = f"{_title(task, config)}, {labels} labels: {title} (%)"
-            scores, _ = compose.scores_of(some, methods, {name: title})
-            strata[task, labels] = dict(zip(methods, scores[..., 0], strict=True))
-            for method in methods:
-                mine = 100 * verdicts.repetition_means(some[some["method"] == method], name)
-                mean, half = evidence.interval(mine)
-                cell = f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-                means.setdefault(method, {})[column] = cell
-            asked = [q for q in QUESTIONS if {*q[:2]} <= {*methods}]
-            pairs = [(methods.index(one), methods.index(other)) for one, other, _ in asked]
-            found = compose.compare(
-                run / task, some, methods, {name: title}, presence=False, pairs=pairs
-            )
-            for difference in found:
-                pair = methods[difference.one], methods[difference.other]
-                words = next(q[2] for q in asked if q[:2] == pair)
-                answers.append((words, f"{_title(task, config)}, {labels} labels", difference))
-    differences = evidence.adjusted([d for *_, d in answers])
-    answers = [(*a[:2], d) for a, d in zip(answers, differences, strict=True)]
-    answers.sort(key=lambda answer: [q[2] for q in QUESTIONS].index(answer[0]))
-
+    found = _collect(run, tasks, config)
     title = f"{config['data']['name']}: a study of {len(tasks)} tasks"
-    said = _say(answers)
+    answers, said = found.answers, _say(found.answers)
     blocks: list[tuple[str, Any]] = [("title", title), ("text", said)]
     if answers:
         titles = [f"{words}\n{where}" for words, where, _ in answers]
-        rows = verdicts.forest([d for *_, d in answers], [], titles)
+        differences = [d for *_, d in answers]
+        rows = verdicts.forest(differences, [], titles)
         pictures.draw_forest(run / "answers.png", rows, "points, with 95 % intervals")
         blocks += [("image", run / "answers.png"), ("text", _HOW)]
         with_blocks = any(d.blocks for d in differences)
@@ -94,12 +65,12 @@ def write(run: Path) -> str:
         ]
         blocks.append(("table", pd.DataFrame(answered)))
     table = pd.DataFrame(
-        [{"method": verdicts.name_of(m), **row} for m, row in means.items()]
+        [{"method": verdicts.name_of(m), **row} for m, row in found.means.items()]
     ).fillna("")
     blocks += [("heading", "Every method"), ("table", table)]
-    whole = [m for m in means if all(m in scores for scores in strata.values())]
-    if len(whole) > 1 and len(strata) > 1:
-        summary = evidence.summarise([np.stack([s[m] for m in whole]) for s in strata.values()])
+    whole = [m for m in found.means if all(m in scores for scores in found.strata)]
+    if len(whole) > 1 and len(found.strata) > 1:
+        summary = evidence.summarise([np.stack([s[m] for m in whole]) for s in found.strata])
         blocks += [
             ("heading", "All tasks in one number"),
             ("text", _SUMMARY),
@@ -116,6 +87,53 @@ def write(run: Path) -> str:
     files.write_text(run / "report.md", documents.markdown(blocks))
     files.write_text(run / "report.html", documents.page(title, blocks))
     return f"{table.to_string(index=False)}\n{said}\nreport: {run / 'report.html'}"
+
+
+class _Found(NamedTuple):
+    """What the tasks say."""
+
+    means: dict[str, dict[str, str]]  # of each method, by table
+    # A question, the table that it is asked of, and the difference.
+    answers: list[tuple[str, str, evidence.Difference]]
+    strata: list[dict[str, np.ndarray]]  # of each table, each method's scores [R, C]
+
+
+def _collect(run, tasks, config) -> _Found:
+    found, at = _Found({}, [], []), []
+    for task in tasks:
+        compose.write(run / task)
+        its, results, _ = compose.read(run / task)
+        name, title = next(iter(verdicts.metrics_of(its).items()))
+        methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
+        asked = [q for q in QUESTIONS if {*q[:2]} <= {*methods}]
+        pairs = [(methods.index(one), methods.index(other)) for one, other, _ in asked]
+        for labels in sorted(results["labels"].unique().tolist()):
+            some = results[results["labels"] == labels]
+            where = f"{_title(task, config)}, {labels} labels"
+            scores, _ = compose.scores_of(some, methods, {name: title})
+            found.strata.append(dict(zip(methods, scores[..., 0], strict=True)))
+            at.append(sorted(some["repetition"].unique()))
+            for method in methods:
+                mine = 100 * verdicts.repetition_means(some[some["method"] == method], name)
+                mean, half = evidence.interval(mine)
+                cell = f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+                found.means.setdefault(method, {})[f"{where}: {title} (%)"] = cell
+            said = {pair: question for pair, (*_, question) in zip(pairs, asked, strict=True)}
+            found.answers.extend(
+                (said[d.one, d.other], where, d)
+                for d in compose.compare(
+                    run / task, some, methods, {name: title}, presence=False, pairs=pairs
+                )
+            )
+    # A study that was stopped has repetitions that not all of its tasks have.
+    common = sorted(set.intersection(*map(set, at)))
+    for stratum, there in zip(found.strata, at, strict=True):
+        rows = [there.index(repetition) for repetition in common]
+        stratum.update({method: scores[rows] for method, scores in stratum.items()})
+    order = [question for *_, question in QUESTIONS]
+    differences = evidence.adjusted([d for *_, d in found.answers])
+    answers = [(*a[:2], d) for a, d in zip(found.answers, differences, strict=True)]
+    return found._replace(answers=sorted(answers, key=lambda answer: order.index(answer[0])))
 
 
 _HOW = (

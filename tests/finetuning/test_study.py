@@ -154,6 +154,10 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
         for method in ("simclr", "random")
     }
     assert f"{means['simclr'] - means['random']:+.2f}" in page
+    # Stopped in the middle of a repetition, it is summed up by those that are whole.
+    for path in (tmp_path / "knn" / "cells").glob("*-16-1-*"):
+        path.unlink()
+    assert "Repeated over 1 pre-training of" in summary.write(tmp_path)
 
 
 def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
