@@ -90,7 +90,8 @@ def test_a_report_says_who_wins_and_whether_that_is_noise(tmp_path):
     assert "71.00" in printed
     assert "which is more than noise" in printed
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2  # curves, confusion
+    # Differences for each number of labels, curves, confusion.
+    assert page.count("data:image/png;base64,") == 4
     assert "<table" in page
     table = pd.read_csv(run / "results.csv")
     assert list(table)[:5] == ["method", "labels", "repetition", "draw", "seed"]
