@@ -29,8 +29,9 @@ step() { # NAME SECONDS COMMAND...: what it prints goes to NAME.log, a failure e
   git rev-parse HEAD 2>/dev/null
 } >"$out/machine.txt" 2>&1
 
-step tests 120 python -m pytest -q -x tests/models/test_layers.py tests/models/test_up_conv.py tests/models/test_batch_norm.py \
-  tests/test_losses.py tests/test_augment.py tests/test_matching.py
+step tests 120 python -m pytest -q -x tests/test_losses.py tests/test_augment.py \
+  tests/test_matching.py tests/models/test_layers.py tests/models/test_up_conv.py \
+  tests/models/test_batch_norm.py
 step pretrain_step 150 python benchmarks/pretrain_step.py --batch 256 --repeats 3 \
   --csv "$out/pretrain_step.csv"
 step nt_xent 60 python benchmarks/nt_xent.py

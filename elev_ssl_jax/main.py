@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import sys
-import types
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -210,15 +209,15 @@ def _compare(config, workdir: Path) -> None:
         split = source.open_split(data, config.experiment.pretrain.split)
         _measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
-    read = functools.cache(_read)  # tasks have chips in common
-    tasks = {name: _task(its, read) for name, its in study.configs_of(config).items()}
+    kept: dict[Any, Any] = {}  # tasks have chips in common
+    tasks = {name: _task(its, kept) for name, its in study.configs_of(config).items()}
     for name in members:
         for its, train, *_ in tasks.values():
-            settings = methods.config_of(its, name, labelled.shapes_of(train))
             if goes_with(name, its.finetune.head):
+                settings = methods.config_of(its, name, labelled.shapes_of(train))
                 checks.check(methods.finetune_config(settings), of_experiment=True)
         if split is not None and recipe(name).pretrained:
-            settings = methods.pretrain_config(settings)
+            settings = methods.pretrain_config(methods.config_of(config, name, split.shapes))
             checks.check(settings)
             loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
             elevation.check(settings, split.shapes)
@@ -248,13 +247,13 @@ def _compare(config, workdir: Path) -> None:
         raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
 
 
-def _task(config, read):
+def _task(config, kept):
     """What an experiment learns from and is judged by."""
     from elev_ssl_jax.finetuning import study
 
     members = {m for name in config.experiment.methods for m in methods.members_of(name)}
     more = tuple(sorted({n for name in members for n in recipe(name).also_sees}))
-    labelled_by = functools.partial(_labelled, config, more=more, read=read)
+    labelled_by = functools.partial(_labelled, config, more=more, kept=kept)
     train = labelled_by(config.experiment.split)  # whatever the counts: the same data
     test = labelled_by(config.data.eval_split)
     validation = None
@@ -273,16 +272,11 @@ def _measure(config, split) -> None:
         config.data.update(sensor_scale.measure(config, loop.sample_of(split)))
 
 
-def _read(name: str, folder: str, split: str, features: tuple[str, ...]):
-    """Features of the chips of a split, in memory."""
-    from elev_ssl_jax.data import source
+def _labelled(config, split, more=(), kept=None):
+    """Chips of a split with their classes, and features beside the inputs.
 
-    data = types.SimpleNamespace(name=name, dir=folder)
-    return source.open_split(data, split, exact=True).arrays(*features)
-
-
-def _labelled(config, split, more=(), read=_read):
-    """Chips of a split with their classes, and features beside the inputs."""
+    What is read is kept in `kept`, and taken from there another time.
+    """
     from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
 
@@ -308,7 +302,10 @@ def _labelled(config, split, more=(), read=_read):
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
     names = dict.fromkeys((*config.data.inputs, *more))
-    arrays = read(config.data.name, config.data.dir, split, (*names, target, *ground))
+    features = *names, target, *ground
+    key = config.data.name, config.data.dir, split, features
+    kept = {} if kept is None else kept
+    arrays = kept[key] = kept.get(key) or opened.arrays(*features)
     return labelled.Labelled(
         {name: arrays[name] for name in names},
         labelled.as_targets(arrays[target]),

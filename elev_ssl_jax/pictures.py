@@ -89,15 +89,19 @@ def draw_classes(
     predicted: dict[str, np.ndarray],
     names: Sequence[str],
 ) -> None:
-    """A row for each chip: image, true classes, and the classes that each model predicts.
+    """Chips, each with its image, its true classes, and those that each model predicts.
 
     Args:
       path: The PNG to write.
       images: float [B, H, W, 3] in 0..1.
-      true: uint8, a class for each pixel [B, H, W], 255 where unlabelled.
+      true: uint8, a class for each pixel [B, H, W], 255 where unlabelled; or for each chip [B], or
+        whether each class is there [B, K], which are told in words, in red where models err.
       predicted: The same by model.
       names: Of the classes.
     """
+    if np.ndim(true) < 3:
+        _draw_words(path, images, true, predicted, names)
+        return
     columns = ["image", "true", *predicted]
     figure, axes = _grid(len(images), columns)
     scale = _class_scale(len(names))
@@ -110,22 +114,8 @@ def draw_classes(
     _save(figure, path)
 
 
-def draw_chip_classes(
-    path: Path,
-    images: np.ndarray,
-    true: np.ndarray,
-    predicted: dict[str, np.ndarray],
-    names: Sequence[str],
-) -> None:
-    """Chips side by side; below each its class, and in red what models say that is another.
-
-    Args:
-      path: The PNG to write.
-      images: float [B, H, W, 3] in 0..1.
-      true: uint8, a class for each chip [B], or whether each class is there [B, K].
-      predicted: The same by model.
-      names: Of the classes.
-    """
+def _draw_words(path, images, true, predicted, names):
+    """Chips side by side, and below each what is said of it."""
 
     def words(classes):
         there = map(int, np.flatnonzero(classes) if np.ndim(classes) else [classes])

@@ -18,7 +18,7 @@ def drawn(monkeypatch, draw, *arguments):
 def test_what_models_say_of_chips_is_told_in_words_and_errors_in_red(monkeypatch, rng):
     images = rng.random((3, 8, 8, 3))
     true, said = np.array([0, 1, 1], np.uint8), {"one": np.array([0, 1, 0], np.uint8)}
-    figure = drawn(monkeypatch, pictures.draw_chip_classes, images, true, said, ("forest", "water"))
+    figure = drawn(monkeypatch, pictures.draw_classes, images, true, said, ("forest", "water"))
     texts = [
         [(t.get_text(), t.get_color()) for t in axis.findobj(Annotation)] for axis in figure.axes
     ]
@@ -33,7 +33,7 @@ def test_of_classes_that_are_there_together_all_are_told(monkeypatch, rng):
     true = np.array([[1, 0, 1], [0, 0, 0]], np.uint8)
     figure = drawn(
         monkeypatch,
-        *(pictures.draw_chip_classes, rng.random((2, 8, 8, 3)), true, {}, ("a", "b", "c")),
+        *(pictures.draw_classes, rng.random((2, 8, 8, 3)), true, {}, ("a", "b", "c")),
     )
     assert [axis.findobj(Annotation)[0].get_text() for axis in figure.axes] == [
         "true: a + c",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from elev_ssl_jax.finetuning import experiment, labelled, loop, methods
+from elev_ssl_jax.finetuning import cells, labelled, loop, methods
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
@@ -82,7 +82,7 @@ def of_cells(config: Any, train: labelled.Labelled, test: labelled.Labelled) -> 
     shapes, settings = labelled.shapes_of(train), config.experiment
     seconds = 0.0
     known: dict[str, tuple[float, float]] = {}
-    first = [cell for cell in experiment.cells(config) if cell.repetition == 0]
+    first = [cell for cell in cells.every(config) if cell.repetition == 0]
     for cell, method in ((c, m) for c in first for m in methods.members_of(c.method)):
         its = methods.finetune_config(methods.config_of(config, method, shapes))
         key = its.to_json()

@@ -107,7 +107,9 @@ def _as_it_was(folder):
     """The fields that an encoder needs to see what it was trained to see."""
     try:
         saved = json.loads((folder / "config.json").read_text())
-        data = {f"data.{n}": saved["data"][n] for n in ("value_range", "mean", "std", "scaling")}
+        # A run of an earlier version hasn't every field, and was as the defaults are.
+        theirs = {**default().data, **saved["data"]}
+        data = {f"data.{n}": theirs[n] for n in ("value_range", "mean", "std", "scaling")}
         model = {f"model.{n}": saved["model"][n] for n in ("encoder", "width")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

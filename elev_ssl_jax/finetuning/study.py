@@ -56,7 +56,8 @@ def _elsewhere(config):
     data.name, data.dir = other.name, other.dir or data.dir
     data.inputs, data.bands = other.inputs or data.inputs, other.bands
     data.value_range, data.eval_split = other.value_range, other.eval_split
-    data.mean, data.std, data.nodata, data.rgb, data.near_infrared = (), (), (), (), ()
+    data.mean = data.std = ("auto",) if data.std else ()
+    data.nodata, data.rgb, data.near_infrared = (), (), ()
     data.validation_split = ""
     config.experiment.split = other.split
     config.finetune.num_classes, config.finetune.classes = 0, ()

@@ -20,7 +20,7 @@ from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.pretraining import progress
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
-from elev_ssl_jax.recipes import PROBES, goes_with, recipe
+from elev_ssl_jax.recipes import ELSEWHERE, PROBES, goes_with, recipe
 from elev_ssl_jax.runtime import batches, flops, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -188,7 +188,9 @@ def _of_experiment(config, chip, count, labels, mesh):
     # Methods that differ in their pre-training alone are fine-tuned by one program, and probes are
     # not trained.
     alike: dict[str, list[str]] = {}
-    for task in study.configs_of(config).values():
+    tasks = study.configs_of(config)
+    for key in tasks:
+        task = tasks[key.removesuffix(ELSEWHERE)]  # on other ground: the same programs once more
         trained = task.finetune.head not in PROBES
         for name in members if trained else ():
             if goes_with(name, task.finetune.head):
@@ -201,7 +203,8 @@ def _of_experiment(config, chip, count, labels, mesh):
     for fields, some in alike.items():
         its = ml_collections.ConfigDict(json.loads(fields))
         for stage in of_finetuning(its, chip, most, mesh, len(some) * cells):
-            stages.append(stage._replace(name=f"{', '.join(some)}: {stage.name}"))
+            title = ", ".join(dict.fromkeys(some))
+            stages.append(stage._replace(name=f"{title}: {stage.name}"))
     if not stages:
         raise InputError("nothing is trained in this experiment: there is nothing to plan")
     return stages

@@ -237,8 +237,7 @@ def _draw_panel(run, methods, some, names) -> bool:
         if classes:
             panel = np.load(run / "panel.npz")
             images, targets = panel["images"], panel["targets"]
-            draw = pictures.draw_classes if targets.ndim > 2 else pictures.draw_chip_classes
-            draw(run / "panel.png", images, targets, classes, names)
+            pictures.draw_classes(run / "panel.png", images, targets, classes, names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"the examples in {run} can't be read ({error}); run the experiment's command again"

@@ -9,7 +9,7 @@ import pytest
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import comparison
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import experiment, methods
+from elev_ssl_jax.finetuning import cells, experiment, loop, methods, step
 from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
@@ -59,18 +59,18 @@ def data(rng):
 def test_probes_compare_what_encoders_say_with_what_the_bands_say(config, data, tmp_path):
     train, test, pretrained, validation = data
     assert not experiment.run(config, tmp_path, train, test, pretrained, validation=validation)
-    cells = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "cells").glob("*.json")}
-    assert len(cells) == 4 * 2 * 2  # a draw of labels is one cell, whatever experiment.seeds
+    found = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "cells").glob("*.json")}
+    assert len(found) == 4 * 2 * 2  # a draw of labels is one cell, whatever experiment.seeds
     # One class is brighter, which the statistics have at once.
-    assert min(c["accuracy"] for n, c in cells.items() if n.startswith("statistics")) > 0.9
+    assert min(c["accuracy"] for n, c in found.items() if n.startswith("statistics")) > 0.9
     # What is encoded is what a user gets of the run.
     run = tmp_path / "pretrain" / "simclr-1"
     features = inference.load(run).features(test.inputs["image"])
     made = methods.config_of(config, "simclr", {n: a.shape[1:] for n, a in train.inputs.items()})
-    setup = experiment.loop.make_setup(made, {"image": (32, 32, 3)}, 48)
-    variables = experiment._encoder(setup, 1, (32, 32, 3), run)
+    setup = loop.make_setup(made, {"image": (32, 32, 3)}, 48)
+    variables = cells._encoder(setup, 1, (32, 32, 3), run)
     np.testing.assert_allclose(
-        experiment.step.features(setup, variables, test), features, atol=1e-4, rtol=1e-3
+        step.features(setup, variables, test), features, atol=1e-4, rtol=1e-3
     )
     assert "frozen features" in compose.write(tmp_path) + (tmp_path / "report.md").read_text()
     # An encoder that sees elevation has a band more.
@@ -96,6 +96,13 @@ def test_an_encoder_from_elsewhere_is_one_of_the_methods(config, data, tmp_path,
             for folder, method in (("one", "simclr"), ("two", "from_mine"))
         )
         assert one["confusion_matrix"] == two["confusion_matrix"]
+    # One of an earlier version has fewer fields, and was as they are by default.
+    record = json.loads((run / "config.json").read_text())
+    del record["data"]["scaling"]
+    (run / "config.json").write_text(json.dumps(record))
+    made = methods.config_of(config, "from_mine", {"image": (32, 32, 3)})
+    assert made.data.scaling == "range"
+    assert made.data.value_range == (0.0, 6000.0)
     config.experiment.encoders = ("other=/nowhere",)
     with pytest.raises(InputError, match="has from_mine, but config"):
         methods.config_of(config, "from_mine", {"image": (32, 32, 3)})

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from elev_ssl_jax import main
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import comparison
+from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cost, loop, methods, study
 from elev_ssl_jax.finetuning.labelled import Labelled
@@ -207,3 +209,44 @@ def test_where_pixels_are_told_chips_have_the_masks_commonest_class(config):
     made = study.configs_of(config)
     assert made["unet"].finetune.target == ""
     assert made["knn"].finetune.target == "commonest"
+
+
+def test_on_other_ground_the_scale_is_measured_there(config):
+    config.experiment.methods, config.experiment.tasks = ("random",), ("knn",)
+    config.data.mean, config.data.std = (300.0,), (40.0,)
+    config.data.transfer.name = "chips/other"
+    check(config)
+    its = study.configs_of(config)["knn-transfer"]
+    assert tuple(its.data.mean) == tuple(its.data.std) == ("auto",)
+    config.data.mean = config.data.std = ()
+    assert not study.configs_of(config)["knn-transfer"].data.std
+
+
+def test_the_command_tries_encoders_on_ground_of_other_sensors(config, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(study, "run", lambda c, w, tasks, *_, **more: given.update(tasks) or [])
+    other = config.copy_and_resolve_references()
+    other.data.inputs = ("s1", "s2")
+    for its, size, folder in ((config, 40, tmp_path), (other, 60, tmp_path / "other")):
+        its.data.synthetic.chips, its.data.synthetic.size = size, 32
+        its.data.name = "chips/segmentation"
+        synthetic.prepare(its.data, folder)
+        its.data.synthetic.chips = 0
+    config.experiment.methods, config.experiment.tasks = ("random", "simclr"), ("unet", "knn")
+    config.experiment.labels, config.batch_size = (4,), 4
+    config.data.transfer.update(
+        name=other.data.name, dir=other.data.dir, inputs=("s2",), bands=(3, 2, 1)
+    )
+    check(config)
+    main._experiment(config, tmp_path)
+    assert [*given] == ["unet", "knn", "unet-transfer", "knn-transfer"]
+    assert {name: task.train.inputs.keys() for name, task in given.items()} == {
+        "unet": {"image"},
+        "knn": {"image"},
+        "unet-transfer": {"s2"},
+        "knn-transfer": {"s2"},
+    }
+    # What tasks have in common is read once.
+    assert given["unet"].train.inputs["image"] is given["knn"].train.inputs["image"]
+    for low, high in given["knn-transfer"].config.data.value_range:
+        assert 0 <= low < high

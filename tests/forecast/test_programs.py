@@ -142,12 +142,14 @@ def test_of_a_studys_tasks_those_are_planned_that_train_something(tiny):
     tiny.experiment.tasks = ("probe", "linear", "knn")
     tiny.experiment.pretrain.batch_size = 8
     mesh = topologies.make_mesh("v5e:2x2")
-    names = {stage.name for stage in of_run(tiny, chip(), COUNT, 80, mesh)}
-    assert names == {
-        "simclr: pre-training",
-        "random, simclr: fine-tuning, frozen encoder",
-        "random, simclr: fine-tuning",
-    }
+    steps = {stage.name: stage.steps for stage in of_run(tiny, chip(), COUNT, 80, mesh)}
+    frozen, full = (f"random, simclr: fine-tuning{what}" for what in (", frozen encoder", ""))
+    assert steps.keys() == {"simclr: pre-training", frozen, full}
+    # On other ground they are fine-tuned once more.
+    tiny.data.transfer.name = "chips/other"
+    more = {stage.name: stage.steps for stage in of_run(tiny, chip(), COUNT, 80, mesh)}
+    assert more.keys() == steps.keys()
+    assert more[full] == pytest.approx(2 * steps[full], abs=1)
     tiny.experiment.methods, tiny.experiment.tasks = ("random",), ("probe",)
     with pytest.raises(InputError, match="nothing is trained"):
         of_run(tiny, chip(), COUNT, 80, mesh)
