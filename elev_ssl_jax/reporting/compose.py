@@ -13,7 +13,7 @@ from elev_ssl_jax import files, metrics, pictures
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import METRICS
-from elev_ssl_jax.reporting import documents, evidence, published, verdicts
+from elev_ssl_jax.reporting import documents, evidence, pretrained, published, verdicts
 from elev_ssl_jax.runtime import run_folder
 
 _CELL = ("method", "labels", "repetition", "draw", "seed")
@@ -74,9 +74,9 @@ def write(run: Path) -> str:
     blocks.append(("table", _per_class(pooled, classes, paper)))
     if _draw_panel(run, methods, largest, classes):
         blocks += [("heading", "Examples from the test chips"), ("image", run / "panel.png")]
-    files.write_text(run / "report.md", documents.markdown(blocks))
-    files.write_text(run / "report.html", documents.page(title, blocks))
-    return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {run / 'report.html'}"
+    blocks += pretrained.blocks(run, methods)
+    page = documents.write(run, blocks)
+    return f"{main_table.to_string(index=False)}\n{main_verdict}\nreport: {page}"
 
 
 def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None]:
@@ -175,18 +175,13 @@ def _summary(some, methods, titles, paper):
             "fine-tunings": len(mine),
         }
         for name, title in titles.items():
-            row[title] = _plus_minus(
-                *evidence.interval(100 * verdicts.repetition_means(mine, name))
-            )
+            interval = evidence.interval(100 * verdicts.repetition_means(mine, name))
+            row[title] = documents.plus_minus(*interval, 2)
             if paper is not None and name in paper.metrics:
                 values = dict(zip(paper.metrics, paper.methods.get(method, ()), strict=False))
                 row[f"{title}, paper"] = values.get(name, "")
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _plus_minus(mean, half):
-    return f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
 
 
 def _per_class(pooled, classes, paper):

@@ -1,17 +1,16 @@
 """One page for a study: what helps, by how much, over what it was repeated, what is noise."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax import files, pictures
+from elev_ssl_jax import pictures
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import ELSEWHERE
-from elev_ssl_jax.reporting import compose, documents, evidence, verdicts
+from elev_ssl_jax.reporting import compose, documents, evidence, pretrained, verdicts
 
 # Questions that a study is made for: a method, what it is held against, and what that tells.
 QUESTIONS = (
@@ -84,9 +83,8 @@ def write(run: Path) -> str:
         ]
         if (run / task / "curves.png").exists():
             blocks.append(("image", run / task / "curves.png"))
-    files.write_text(run / "report.md", documents.markdown(blocks))
-    files.write_text(run / "report.html", documents.page(title, blocks))
-    return f"{table.to_string(index=False)}\n{said}\nreport: {run / 'report.html'}"
+    blocks += pretrained.blocks(run, config["experiment"]["methods"])
+    return f"{table.to_string(index=False)}\n{said}\nreport: {documents.write(run, blocks)}"
 
 
 class _Found(NamedTuple):
@@ -115,8 +113,7 @@ def _collect(run, tasks, config) -> _Found:
             at.append(sorted(some["repetition"].unique()))
             for method in methods:
                 mine = 100 * verdicts.repetition_means(some[some["method"] == method], name)
-                mean, half = evidence.interval(mine)
-                cell = f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+                cell = documents.plus_minus(*evidence.interval(mine), 1)
                 found.means.setdefault(method, {})[f"{where}: {title} (%)"] = cell
             said = {pair: question for pair, (*_, question) in zip(pairs, asked, strict=True)}
             found.answers.extend(
