@@ -18,7 +18,7 @@ from elev_ssl_jax.finetuning import cost, loop, methods, study
 from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.reporting import summary
-from elev_ssl_jax.runtime import run_folder
+from elev_ssl_jax.runtime import run_folder, sharding
 from tests.pretraining.test_loop import Writer
 
 SHAPES = {"image": (32, 32, 3)}
@@ -160,6 +160,34 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
     for path in (tmp_path / "knn" / "cells").glob("*-16-1-*"):
         path.unlink()
     assert "Repeated over 1 pre-training of" in summary.write(tmp_path)
+
+
+def test_a_study_is_the_same_on_one_device_and_on_eight(config, tmp_path, monkeypatch, batch_mesh):
+    config.experiment.methods, config.experiment.tasks = ("random", "simclr"), ("probe", "linear")
+    config.experiment.pretrain_seeds = 1
+    # Sums over eight devices are rounded otherwise, which many steps of few chips would make large.
+    pretrain = config.experiment.pretrain
+    pretrain.batch_size, pretrain.epochs, pretrain.optimizer.learning_rate = 16, 1, 1e-4
+    train, test = make_chips(32, 0), make_chips(40, 1)
+    data, found = pretraining.Data(train.inputs, test.inputs), {}
+    for devices in (1, 8):
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda some=None, n=devices: batch_mesh(len(some or range(n)))
+        )
+        monkeypatch.setattr(jax, "local_devices", lambda n=devices: jax.devices()[:n])
+        tasks = {n: study.Task(c, train, test, None) for n, c in study.configs_of(config).items()}
+        run = tmp_path / str(devices)
+        run.mkdir()
+        run_folder.claim(run, config, {})
+        assert (
+            study.run(
+                config, run, tasks, lambda s, f: pretraining.pretrain(s, f, data, Writer()), None
+            )
+            == []
+        )
+        summary.write(run)
+        found[devices] = (run / "report.md").read_text()
+    assert found[1] == found[8]
 
 
 def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
