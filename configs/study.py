@@ -24,7 +24,8 @@ def get_config(variant: str = ""):
     settings.tasks = ("probe", "knn", "linear")
     settings.labels = (80, 400)
     settings.pretrain_seeds, settings.label_draws, settings.seeds = 5, 10, 1
-    config.data.validation_split = "labeled[2000:]"
+    # C is chosen on chips that no probe learns from.
+    settings.split, config.data.validation_split = "labeled[:2000]", "labeled[2000:]"
     if variant in ("small", "demo"):
         config.model.width, config.model.projection = 0.25, (128, 64)
     if variant == "small":
@@ -33,7 +34,8 @@ def get_config(variant: str = ""):
     if variant == "demo":
         settings.methods = ("random", "statistics", "simclr", "simclr_elev", "simclr_shuffled")
         settings.labels, settings.label_draws = (30,), 3
-        config.data.validation_split = "labeled[60:]"
+        settings.split, config.data.validation_split = "labeled[:60]", "labeled[60:]"
+        config.data.probe_split = settings.split
     config = with_variant(config, variant)
     if variant == "demo":
         settings.pretrain_seeds, settings.seeds = 2, 1

@@ -154,7 +154,11 @@ _RULES = {
         different,
     ),
     "experiment.budget_hours": number(0),
-    "experiment.encoders": several("NAME=FOLDER, each of another run", _ENCODER, different),
+    "experiment.encoders": several(
+        "NAME=FOLDER, each of another name",
+        _ENCODER,
+        lambda v: different([entry.split("=", 1)[0] for entry in v]),
+    ),
     "experiment.labels": several(
         "different whole numbers above 0, or shares in (0, 1]",
         Rule("", lambda v: whole(1).holds(v) or (isinstance(v, float) and 0 < v <= 1)),

@@ -60,6 +60,7 @@ def default() -> ml_collections.ConfigDict:
     transfer.dir = ""  # "" is data.dir
     transfer.split = "labeled"  # that labels are taken from
     transfer.eval_split = "test"
+    transfer.validation_split = ""
     transfer.inputs = ()  # as data.inputs, and so on; () is the same
     transfer.bands = ()
     transfer.value_range = ("auto",)

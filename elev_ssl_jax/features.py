@@ -79,7 +79,7 @@ def write(
     own = model.config.data
     data = types.SimpleNamespace(name=name or own.name, dir=folder or own.dir)
     theirs = dict(zip(PARTS, (own.probe_split, own.validation_split, own.eval_split), strict=True))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     said = []
     for part in PARTS:
         if not (wanted := splits.get(part) or theirs[part]):
@@ -92,7 +92,7 @@ def write(
     width = arrays[f"X_{PARTS[-1]}"].shape[1]
     try:
         with files.new_file(out) as partial, partial.open("wb") as sink:
-            np.savez_compressed(sink, allow_pickle=False, **arrays)
+            np.savez_compressed(sink, **arrays)
     except OSError as error:
         raise InputError(f"--out={out} can't be written: {error.strerror}") from error
     return f"{out}: {width} features each of {', '.join(said)}"

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from elev_ssl_jax.config import default
-from elev_ssl_jax.recipes import FROZEN, made_of
+from elev_ssl_jax.recipes import FROZEN, PROBES, made_of
 from elev_ssl_jax.rules import is_named_range
 
 # What each task reads, as fields or groups of fields. Another that is not at its default is
@@ -61,7 +61,6 @@ _OF_ANY_PRETRAINING = (
     *(
         "experiment.pretrain",
         "data.probe_split",
-        "data.validation_split",
         "checkpoint",
         "log",
         "model.batchnorm_groups",
@@ -106,6 +105,7 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
     )
     learns = config.task != "finetune" and any_run("elevation")
     reads_elevation = learns or "elevation" in config.data.inputs
+    heads = {config.finetune.head, *config.experiment.tasks}
     epochs = {"": config.epochs or config.finetune.frozen_epochs}
     epochs["experiment.pretrain."] = config.experiment.pretrain.epochs
     groups = [
@@ -117,6 +117,7 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
         ("maps have no head", ("model.projection",), any_run("global", global_features="map")),
         ("the local contrast has no weight", _OF_LOCAL, any_run("local")),
         ("nothing is pre-trained", _OF_ANY_PRETRAINING, len(runs) > 0),
+        ("nothing is probed", ("data.validation_split",), len(runs) > 0 or bool(heads & {*PROBES})),
         ("there are no synthetic chips", ("data.synthetic.size",), config.data.synthetic.chips > 0),
         ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, frozen),
         (

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from elev_ssl_jax import checks, command_line, fields, files, sensor_scale
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import labelled, methods
-from elev_ssl_jax.recipes import PROBES, goes_with, made_of, recipe
+from elev_ssl_jax.recipes import PROBES, made_of, recipe
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -160,6 +160,8 @@ def _pretrain(config, workdir: Path) -> None:
         _measure(config, train)
         elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
+        if config.data.probe_split:
+            _check_apart(config, "data.probe_split", config.data.probe_split, heldout.counts)
         learned, validated = (
             source.open_split(config.data, name) if name else None
             for name in (config.data.probe_split, config.data.validation_split)
@@ -196,6 +198,7 @@ def _experiment(config, workdir: Path) -> None:
 
 
 def _compare(config, workdir: Path) -> None:
+    from elev_ssl_jax import sensors
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import experiment, study
     from elev_ssl_jax.pretraining import elevation, loop
@@ -211,21 +214,23 @@ def _compare(config, workdir: Path) -> None:
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
     kept: dict[Any, Any] = {}  # tasks have chips in common
     tasks = {name: _task(its, kept) for name, its in study.configs_of(config).items()}
+    bands: dict[str, int] = {}
     for name in members:
-        for its, train, *_ in tasks.values():
-            if goes_with(name, its.finetune.head):
-                settings = methods.config_of(its, name, labelled.shapes_of(train))
-                checks.check(methods.finetune_config(settings), of_experiment=True)
-        if split is not None and recipe(name).pretrained:
-            settings = methods.pretrain_config(methods.config_of(config, name, split.shapes))
-            checks.check(settings)
-            loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
+        if split is None or not recipe(name).pretrained:
+            continue
+        settings = methods.pretrain_config(methods.config_of(config, name, split.shapes))
+        checks.check(settings)
+        bands[name] = sensors.channels(sensors.of(settings), split.shapes)
+        loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
+        try:
             elevation.check(settings, split.shapes)
-    counts = source.open_split(config.data, config.data.eval_split).counts
-    facts: dict[str, Any] = {"unlabelled": unlabelled, "splits": counts}
+        except InputError as error:
+            raise InputError(f"experiment.methods has {name}: {error}") from error
+    for task in tasks.values():
+        experiment.check(task.config, task.train, task.test, task.validation, bands)
     if config.experiment.tasks:
         run_folder.claim(workdir, config, {})
-        failed = study.run(config, workdir, tasks, _pretrain, split, **facts)
+        failed = study.run(config, workdir, tasks, _pretrain, split, unlabelled=unlabelled)
         write = summary.write
     else:
         (task,) = tasks.values()
@@ -236,7 +241,8 @@ def _compare(config, workdir: Path) -> None:
             task.test,
             _pretrain,
             validation=task.validation,
-            **facts,
+            unlabelled=unlabelled,
+            splits=task.splits,
         )
         write = compose.write
     for line in failed:
@@ -249,6 +255,7 @@ def _compare(config, workdir: Path) -> None:
 
 def _task(config, kept):
     """What an experiment learns from and is judged by."""
+    from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import study
 
     members = {m for name in config.experiment.methods for m in methods.members_of(name)}
@@ -259,7 +266,26 @@ def _task(config, kept):
     validation = None
     if config.data.validation_split and config.finetune.head in PROBES:
         validation = labelled_by(config.data.validation_split)
-    return study.Task(config, train, test, validation)
+    splits = source.open_split(config.data, config.data.eval_split).counts
+    if config.finetune.head in PROBES:
+        _check_apart(config, "experiment.split", config.experiment.split, splits)
+    return study.Task(config, train, test, validation, splits)
+
+
+def _check_apart(config, field, split, counts) -> None:
+    """Refuses probes that would learn from chips that they are validated on, or judged by."""
+    from elev_ssl_jax.data import source
+
+    known = {field: split}
+    for name in ("validation_split", "eval_split"):
+        if its := config.data[name]:
+            for other, theirs in known.items():
+                if count := source.shared(theirs, its, counts):
+                    raise InputError(
+                        f"config.{other}={theirs!r} and config.data.{name}={its!r} have {count} "
+                        f"chips of {config.data.name} in common; choose them apart"
+                    )
+            known[f"data.{name}"] = its
 
 
 def _measure(config, split) -> None:

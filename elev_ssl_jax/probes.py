@@ -15,6 +15,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from elev_ssl_jax.errors import InputError
+
 STRENGTHS = np.logspace(-6, 2, 40)  # C of the linear probe, of features of variance 1
 NEIGHBOURS = 5
 _FOLDS = 5
@@ -41,10 +43,13 @@ def fit(kind: str, train: Examples, validation: Examples | None = None) -> Class
         nearest by cosine.
       train: What to learn from.
       validation: What the probe's C is chosen by, out of `STRENGTHS`; None chooses by stratified
-        cross-validation within `train`. It is not learned from.
+        cross-validation within `train`. It is not learned from, and has no chip of `train`.
 
     Returns:
       None if there are fewer than two classes.
+
+    Raises:
+      InputError: As `choose_strength`.
     """
     train = train.known()
     if len(np.unique(train.labels)) < 2:
@@ -53,13 +58,25 @@ def fit(kind: str, train: Examples, validation: Examples | None = None) -> Class
         count = min(NEIGHBOURS, len(train.labels))
         return KNeighborsClassifier(count, metric="cosine").fit(*train).predict
     scaler = StandardScaler().fit(train.features)
-    train, strength = _scaled(scaler, train), 1.0
-    if validation is not None:
-        strength = _best([(train, _scaled(scaler, validation.known()))])
-    elif folds := _folds(train):
-        strength = _best(folds)
-    predict = _fitted(train, strength).predict
+    predict = _fitted(_scaled(scaler, train), choose_strength(train, validation)).predict
     return lambda features: predict(scaler.transform(features))
+
+
+def choose_strength(train: Examples, validation: Examples | None = None) -> float:
+    """The C of the linear probe, see `fit`; 1 where there is nothing to choose it by.
+
+    Raises:
+      InputError: No validation chip has a class.
+    """
+    train = train.known()
+    scaler = StandardScaler().fit(train.features)
+    if validation is None:
+        folds = _folds(_scaled(scaler, train))
+        return _best(folds) if folds else 1.0
+    validation = validation.known()
+    if not len(validation.labels):
+        raise InputError("no chip of config.data.validation_split has a class; name another split")
+    return _best([(_scaled(scaler, train), _scaled(scaler, validation))])
 
 
 def _best(pairs: list[tuple[Examples, Examples]]) -> float:
@@ -83,12 +100,20 @@ def _fitted(train, strength, warm=None):
 
 
 def _folds(train):
-    """Parts to learn from and to validate by, alike in classes; [] if a class has a single chip."""
-    count = min(_FOLDS, np.unique(train.labels, return_counts=True)[1].min())
+    """Parts to learn from and to validate by, as alike in classes as can be.
+
+    None of them if each class has a single chip; those with one class to learn are passed over.
+    """
+    count = min(_FOLDS, np.unique(train.labels, return_counts=True)[1].max())
     if count < 2:
         return []
-    splits = StratifiedKFold(count, shuffle=True, random_state=0).split(*train)
-    return [tuple(Examples(*(a[rows] for a in train)) for rows in pair) for pair in splits]
+    splits = StratifiedKFold(count, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer chips than parts
+        pairs = [
+            [Examples(*(a[rows] for a in train)) for rows in pair] for pair in splits.split(*train)
+        ]
+    return [(learned, judged) for learned, judged in pairs if len(np.unique(learned.labels)) > 1]
 
 
 def _scaled(scaler, examples):

@@ -8,7 +8,7 @@ from elev_ssl_jax import sensor_scale
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import default
 from elev_ssl_jax.fields import without_effect
-from elev_ssl_jax.finetuning import cells, experiment, labelled, methods
+from elev_ssl_jax.finetuning import experiment, labelled, methods
 from elev_ssl_jax.recipes import recipe
 
 SHAPES = {"s1": (8, 8, 2), "s2": (8, 8, 13), "image": (8, 8, 3)}
@@ -70,7 +70,7 @@ def test_every_config_can_learn_from_the_labels_that_its_data_have(path, variant
         labelled.check_chips(config, train, train)
     else:
         config = methods.with_counts(config, chips)
-        experiment._check_labels(config, train, train, cells.every(config))
+        experiment._check_labels(config, train, train)
 
 
 def test_relief_is_the_demos_and_the_papers_settings_stay():

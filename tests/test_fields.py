@@ -91,6 +91,15 @@ def test_what_no_method_of_an_experiment_uses_is_said():
     assert ignored(config)["nothing is pre-trained"] == {"experiment.pretrain.epochs"}
 
 
+def test_validation_chips_of_probes_have_an_effect_without_a_pre_training():
+    config = comparison("linear")
+    config.experiment.methods, config.data.validation_split = ("random",), "labeled[90:]"
+    (said,) = fields.without_effect(config)
+    assert said == "no effect, since nothing is probed: config.data.validation_split='labeled[90:]'"
+    config.experiment.tasks = ("linear", "knn")
+    assert fields.without_effect(config) == []
+
+
 def test_what_every_method_of_an_experiment_says_itself_is_said():
     config = fusion("commonest", ("late_fusion", "mma", "dual_simclr"))
     config.model.fusion, config.model.encoder = "late", "resnet34"

@@ -210,6 +210,30 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
     return Split(records, builder.info.features, split, counts, about)
 
 
+def shared(one: str, other: str, counts: dict[str, int]) -> int:
+    """How many chips two splits have in common; parts that are slices by per cent are passed over.
+
+    Args:
+      one: In TFDS' notation.
+      other: Likewise.
+      counts: Chips in each split that can be named.
+    """
+
+    def ranges(split):
+        for part in split.replace(" ", "").split("+"):
+            match = re.fullmatch(r"(\w+)(?:\[(-?\d+)?:(-?\d+)?\])?", part)
+            if match and match[1] in counts:
+                ends = (int(end) if end else None for end in match.groups()[1:])
+                yield match[1], range(counts[match[1]])[slice(*ends)]
+
+    return sum(
+        max(0, min(mine.stop, theirs.stop) - max(mine.start, theirs.start))
+        for name, mine in ranges(one)
+        for its, theirs in ranges(other)
+        if name == its
+    )
+
+
 def _remedy(data, split, within):
     """What to do about a split that asks for too much."""
     fields = [

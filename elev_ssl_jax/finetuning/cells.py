@@ -213,12 +213,17 @@ def _encoder(setup, seed, image_shape, run):
 def _make_probe(config, starts, train, test, validation) -> Run:
     """A function that tells a cell's classes from frozen features, and judges."""
     shapes = labelled.shapes_of(train)
+    # As the test is: squares of chips, of which the classes are those of the squares.
+    learned, validated = (
+        chips and labelled.as_squares(config, chips) for chips in (train, validation)
+    )
+    each = np.arange(len(learned.targets) // len(train.targets))  # the squares of a chip
 
     @functools.lru_cache(maxsize=1)
     def features_of(method, repetition):
         its = methods.config_of(config, method, shapes)
         setup = loop.make_setup(its, shapes, len(train.targets))
-        chips = train, test, validation
+        chips = learned, test, validated
         if method == "statistics":
             return [c and step.statistics(setup, c) for c in chips]
         image_shape = labelled.image_shape_of(its, train)
@@ -227,16 +232,17 @@ def _make_probe(config, starts, train, test, validation) -> Run:
         return [c and step.features(setup, variables, c) for c in chips]
 
     def run_cell(cell):
-        learned, judged, validated = features_of(cell.method, cell.repetition)
+        of_learned, of_test, of_validated = features_of(cell.method, cell.repetition)
         first = order_of(config, train, cell.repetition, cell.draw)[: cell.labels]
+        rows = (first[:, None] * len(each) + each).ravel()
         classify = probes.fit(
             config.finetune.head,
-            probes.Examples(learned[first], metrics.commonest_class(train.targets[first])),
-            validation and probes.Examples(validated, metrics.commonest_class(validation.targets)),
+            probes.Examples(of_learned[rows], metrics.commonest_class(learned.targets[rows])),
+            validated and probes.Examples(of_validated, metrics.commonest_class(validated.targets)),
         )
         if classify is None:
             raise InputError(f"the {cell.labels} labelled chips are of one class")
-        classes = classify(judged).astype(np.uint8)
+        classes = classify(of_test).astype(np.uint8)
         count = config.finetune.num_classes
         return metrics.confusion_matrix(test.targets, classes, count), classes
 

@@ -1,5 +1,6 @@
 """What an experiment will cost, by the time of some of its own steps."""
 
+import collections
 import itertools
 import time
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from elev_ssl_jax.runtime.train_state import TrainState
 _STEPS = 5  # that are timed, after the first
 
 
-def of_pretrainings(config: Any, tasks: Mapping[str, Any], chips: Any) -> float:
-    """Seconds of pre-training each method of an experiment once.
+def of_pretrainings(config: Any, tasks: Mapping[str, Any], chips: Any) -> dict[str, float]:
+    """Seconds of each pre-training of an experiment, by method.
 
     Args:
       config: The experiment's.
@@ -34,11 +35,12 @@ def of_pretrainings(config: Any, tasks: Mapping[str, Any], chips: Any) -> float:
         for name in config.experiment.methods
         for m in methods.members_of(name)
     )
-    return sum(
-        _of_pretraining(methods.pretrain_config(methods.config_of(config, name, shapes)), chips)
+    settings = {
+        name: methods.pretrain_config(methods.config_of(config, name, shapes))
         for name in names
         if recipe(name).pretrained
-    )
+    }
+    return {name: _of_pretraining(its, chips) for name, its in settings.items()}
 
 
 def _of_pretraining(config, chips) -> float:
@@ -71,27 +73,30 @@ def _of_pretraining(config, chips) -> float:
     return (begun - first) + (time.monotonic() - begun) / _STEPS * config.epochs * steps
 
 
-def of_cells(config: Any, train: labelled.Labelled, test: labelled.Labelled) -> float:
-    """Seconds of the fine-tunings of one repetition of an experiment, on all devices.
+def of_cells(
+    config: Any, train: labelled.Labelled, test: labelled.Labelled
+) -> dict[cells.Cell, float]:
+    """Seconds of each fine-tuning of an experiment, beside others on all devices.
 
     Probes are not trained, and take next to nothing beside the pre-trainings.
     """
     if config.finetune.head in PROBES:
-        return 0.0
+        return {}
     config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
     shapes, settings = labelled.shapes_of(train), config.experiment
-    seconds = 0.0
+    seconds: dict[cells.Cell, float] = collections.defaultdict(float)
     known: dict[str, tuple[float, float]] = {}
-    first = [cell for cell in cells.every(config) if cell.repetition == 0]
-    for cell, method in ((c, m) for c in first for m in methods.members_of(c.method)):
+    every = cells.every(config)
+    for cell, method in ((c, m) for c in every for m in methods.members_of(c.method)):
         its = methods.finetune_config(methods.config_of(config, method, shapes))
         key = its.to_json()
         if key not in known:
             known[key] = _of_epochs(its, train, max(settings.labels))
         steps = loop.steps_per_epoch(cell.labels, its.batch_size)
         frozen, full = known[key]
-        seconds += steps * (its.finetune.frozen_epochs * frozen + its.epochs * full)
-    return seconds / len(jax.local_devices())
+        taken = steps * (its.finetune.frozen_epochs * frozen + its.epochs * full)
+        seconds[cell] += taken / len(jax.local_devices())
+    return seconds
 
 
 def _of_epochs(config: ml_collections.ConfigDict, train, count) -> tuple[float, float]:

@@ -10,23 +10,25 @@ again, so that an experiment can be stopped anywhere, and widened later.
 """
 
 import collections
+import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax import checks, files, metrics, pictures, sensors
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cells, labelled, loop, methods
 from elev_ssl_jax.recipes import recipe
-from elev_ssl_jax.runtime import run_folder
+from elev_ssl_jax.runtime import checkpoint, run_folder
 
 
 def run(
@@ -67,19 +69,21 @@ def run(
         earlier version.
     """
     _refuse_older(workdir)
-    config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
+    config = check(config, train, test, validation)
     wanted, names = cells.every(config), class_names(config)
-    _check_labels(config, train, test, wanted)
     data = labelled.fingerprints(*(_with_inputs(config, chips) for chips in (train, test)))
     if unlabelled is not None:
         data["pretrain"] = unlabelled
+    for method in config.experiment.methods:
+        if (folder := methods.given_encoder(config, method)) is not None:
+            data[methods.pretraining_of(method)] = checkpoint.fingerprint(folder)
     run_folder.claim(workdir, config, data)
     files.write_text(workdir / "splits.json", json.dumps(splits) + "\n")
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
     test = labelled.as_judged(config, test)
     _write_panel(config, workdir, test)
 
-    todo = [cell for cell in wanted if not _result_path(workdir, cell).exists()]
+    todo = [cell for cell in wanted if not result_path(workdir, cell).exists()]
     print(f"{len(wanted)} fine-tunings, {len(wanted) - len(todo)} of them done already")
     if repetitions is not None:
         todo = [cell for cell in todo if cell.repetition in repetitions]
@@ -145,7 +149,53 @@ def _refuse_older(workdir):
             )
 
 
-def _check_labels(config, train, test, wanted):
+def check(
+    config: Any,
+    train: labelled.Labelled,
+    test: labelled.Labelled,
+    validation: labelled.Labelled | None = None,
+    bands: Mapping[str, int] | None = None,
+) -> Any:
+    """The configuration with what it leaves to the data, refused if that won't do.
+
+    Args:
+      config: Of an experiment.
+      train: As of `run`, and so on.
+      test: Likewise.
+      validation: Likewise.
+      bands: Of the images that methods are pre-trained on, where that is known.
+
+    Raises:
+      InputError: Labels can't be learned from, or an encoder doesn't fit the chips.
+    """
+    config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
+    _check_labels(config, train, test)
+    if validation is not None and (metrics.commonest_class(validation.targets) < 0).all():
+        raise InputError(
+            f"config.data.validation_split={config.data.validation_split!r} of {config.data.name} "
+            "has no chip with a class; name another"
+        )
+    shapes = labelled.shapes_of(train)
+    for method in dict.fromkeys(
+        m for name in config.experiment.methods for m in methods.members_of(name)
+    ):
+        settings = methods.config_of(config, method, shapes)
+        checks.check(methods.finetune_config(settings), of_experiment=True)
+        image_shape = labelled.image_shape_of(settings, train)
+        seen = (bands or {}).get(method, image_shape[-1])
+        if seen != image_shape[-1]:
+            raise InputError(
+                f"{method} is pre-trained on {seen} bands, but of {config.data.name} it would see "
+                f"{image_shape[-1]}; choose as many by config.data.transfer.bands"
+            )
+        if (folder := methods.given_encoder(config, method)) is not None:
+            setup = loop.make_setup(settings, shapes, len(train.targets))
+            made = functools.partial(loop.init, setup, 0, image_shape)
+            checkpoint.load_encoder(folder, jax.eval_shape(made))
+    return config
+
+
+def _check_labels(config, train, test):
     """Refuses, before anything runs, labels that can't be learned from, drawn ones included."""
     settings, least = config.experiment, min(config.experiment.labels)
     for labels in settings.labels:
@@ -158,7 +208,8 @@ def _check_labels(config, train, test, wanted):
                 f"{config.data.name}, so that one would have none; ask for more"
             )
     if settings.label_draws:
-        for repetition, draw in sorted({(c.repetition, c.draw) for c in wanted}):
+        drawn_in = {(cell.repetition, cell.draw) for cell in cells.every(config)}
+        for repetition, draw in sorted(drawn_in):
             order = cells.order_of(config, train, repetition, draw)
             drawn = train.take(order[:least])
             labelled.check_chips(config, drawn, drawn)  # the test chips are fine
@@ -168,8 +219,9 @@ def _pretrained(config, workdir, method, repetition, pretrain) -> Path | None:
     """The folder of a method's pre-training, run now if it is not complete."""
     if not recipe(method).pretrained:
         return methods.given_encoder(config, method)
-    folder = workdir / "pretrain" / f"{method}-{repetition}"
-    if not (folder / "results.json").exists():
+    done = pretraining_path(workdir, method, repetition)
+    folder = done.parent
+    if not done.exists():
         print(f"\npre-training: {folder.name}")
         pretrain(methods.pretrain_config(config, repetition), folder)
     return folder
@@ -180,13 +232,19 @@ def _with_inputs(config, chips):
     return chips._replace(inputs={name: chips.inputs[name] for name in config.data.inputs})
 
 
-def _result_path(workdir, cell) -> Path:
+def pretraining_path(workdir: Path, method: str, repetition: int) -> Path:
+    """The file that is there when a pre-training is done."""
+    return workdir / "pretrain" / f"{method}-{repetition}" / "results.json"
+
+
+def result_path(workdir: Path, cell: cells.Cell) -> Path:
+    """The file that is there when a fine-tuning is done."""
     return workdir / "cells" / f"{cell.name}.json"
 
 
 def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
     """Writes a cell's results; the JSON file, which says that they are there, comes last."""
-    path = _result_path(workdir, cell)
+    path = result_path(workdir, cell)
     if with_classes:
         chosen = np.load(workdir / "panel.npz")["chosen"]
         with files.new_file(path.with_suffix(".npy")) as partial:

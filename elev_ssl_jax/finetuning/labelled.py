@@ -84,13 +84,31 @@ def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
 
 
 def as_judged(config: Any, chips: Labelled) -> Labelled:
-    """Chips as they are judged: cut into squares at fixed places, with what is to be said of each.
+    """Chips as they are judged: `as_squares`, in which there is something to tell apart.
+
+    Raises:
+      InputError: What is known of them is all of one class.
+    """
+    chips, settings = as_squares(config, chips), config.finetune
+    targets = chips.targets
+    if target_of(config) == "present" and not targets.any():
+        raise InputError(
+            f"config.finetune.present_share is {settings.present_share}, which no class covers of "
+            f"any of the {len(targets)} images to judge by; lower it"
+        )
+    if len(np.unique(targets[targets != UNLABELLED])) < 2:
+        raise InputError(
+            f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
+            f"{config.data.name}, have one class at most; there is nothing to tell apart"
+        )
+    return chips
+
+
+def as_squares(config: Any, chips: Labelled) -> Labelled:
+    """Chips cut into squares at fixed places, with what is to be said of each.
 
     The squares of `config.augment.crop_size` stand side by side around the middle of a chip, as
     many as fit in; those of one chip follow one another, and are of its group.
-
-    Raises:
-      InputError: They are too large, or what is known of them is all of one class.
     """
     side = config.augment.crop_size
     size = sensors.image_size(sensors.of(config), shapes_of(chips))
@@ -107,22 +125,9 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
         chips = Labelled(
             inputs, targets, None if groups is None else np.repeat(groups, len(places))
         )
-    settings, target = config.finetune, target_of(config)
-    learned = as_learned(
-        jnp.asarray(chips.targets), target, settings.num_classes, settings.present_share
-    )
-    targets = np.asarray(learned)
-    if target == "present" and not targets.any():
-        raise InputError(
-            f"config.finetune.present_share is {settings.present_share}, which no class covers of "
-            f"any of the {len(targets)} images to judge by; lower it"
-        )
-    if len(np.unique(targets[targets != UNLABELLED])) < 2:
-        raise InputError(
-            f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
-            f"{config.data.name}, have one class at most; there is nothing to tell apart"
-        )
-    return chips._replace(targets=targets)
+    count, share = config.finetune.num_classes, config.finetune.present_share
+    learned = as_learned(jnp.asarray(chips.targets), target_of(config), count, share)
+    return chips._replace(targets=np.asarray(learned))
 
 
 class Squares:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cost, experiment, labelled
-from elev_ssl_jax.recipes import ELSEWHERE, OF_CHIPS, goes_with
+from elev_ssl_jax.recipes import ELSEWHERE, GIVEN, OF_CHIPS, goes_with
 
 
 class Task(NamedTuple):
@@ -22,12 +22,14 @@ class Task(NamedTuple):
     train: labelled.Labelled
     test: labelled.Labelled
     validation: labelled.Labelled | None
+    splits: dict[str, int] | None = None  # how many chips each split of its data has
 
 
 def configs_of(config: Any) -> dict[str, Any]:
     """The experiment of each of `config.experiment.tasks`, by its folder, or the only one.
 
-    With `config.data.transfer`, each is done again on that ground, by encoders of the study's own.
+    With `config.data.transfer`, each is done again on that ground, by encoders of the study's own;
+    not by those that it is given, whose sensor may be another than that ground's.
 
     Methods that don't go with a task are left out of it. Where one task tells pixels, the data have
     masks, and tasks that tell chips learn the masks' commonest class.
@@ -45,7 +47,8 @@ def configs_of(config: Any) -> dict[str, Any]:
         its.finetune.target = "commonest" if masks and task in OF_CHIPS else ""
         found[task] = its
     if config.data.transfer.name:
-        found |= {task + ELSEWHERE: _elsewhere(its) for task, its in found.items()}
+        elsewhere = {task + ELSEWHERE: _elsewhere(its) for task, its in found.items()}
+        found |= {task: its for task, its in elsewhere.items() if its.experiment.methods}
     return found
 
 
@@ -58,8 +61,9 @@ def _elsewhere(config):
     data.value_range, data.eval_split = other.value_range, other.eval_split
     data.mean = data.std = ("auto",) if data.std else ()
     data.nodata, data.rgb, data.near_infrared = (), (), ()
-    data.validation_split = ""
-    config.experiment.split = other.split
+    data.validation_split, config.experiment.split = other.validation_split, other.split
+    methods = config.experiment.methods
+    config.experiment.methods = tuple(m for m in methods if not m.startswith(GIVEN))
     config.finetune.num_classes, config.finetune.classes = 0, ()
     return config
 
@@ -90,31 +94,25 @@ def run(
     """
     count, begun = config.experiment.pretrain_seeds, time.monotonic()
     budget = config.experiment.budget_hours * 3600
-    estimate = 0.0
-    if budget:
-        print("measuring steps ...")
-        estimate = sum(
-            cost.of_cells(task.config, task.train, task.test) for task in tasks.values()
-        ) + cost.of_pretrainings(config, tasks, chips)
-        print(
-            f"a repetition takes about {estimate / 3600:.2f} h by measured steps, all {count} of "
-            f"them {count * estimate / 3600:.2f} h; experiment.budget_hours is "
-            f"{config.experiment.budget_hours:g}"
-        )
-        if estimate > budget:
-            raise InputError(
-                f"config.experiment.budget_hours is {config.experiment.budget_hours:g}, but one "
-                f"repetition of all methods takes about {estimate / 3600:.2f} h; raise it, or take "
-                "fewer methods, tasks or epochs"
-            )
+    left = _left(config, workdir, tasks, chips) if budget else [0.0] * count
+    failures: dict[Path, Exception] = {}
+
+    def once(settings, folder):  # not again for each of the tasks
+        if folder not in failures:
+            try:
+                return pretrain(settings, folder)
+            except Exception as error:
+                failures[folder] = error
+        raise failures[folder]
 
     def never(settings, folder):
         raise InputError(f"{folder.name} is not pre-trained")
 
     failed: list[str] = []
     for repetition in range(count):
-        spent = time.monotonic() - begun
-        if budget and repetition and spent + max(estimate, spent / repetition) > budget:
+        spent, thought = time.monotonic() - begun, sum(left[:repetition])
+        slower = max(1.0, spent / thought) if thought else 1.0
+        if thought and spent + slower * left[repetition] > budget:
             print(f"{repetition} of {count} repetitions fill the budget; the same command goes on")
             break
         for name, task in tasks.items():
@@ -123,11 +121,55 @@ def run(
                 workdir / name,
                 task.train,
                 task.test,
-                never if name.endswith(ELSEWHERE) else pretrain,
+                never if name.endswith(ELSEWHERE) else once,
                 validation=task.validation,
+                splits=task.splits,
                 repetitions=(repetition,),
                 pretrained_in=workdir,
                 **facts,
             )
             failed += [f"{name}: {line}" for line in lines]
     return failed
+
+
+def _left(config, workdir, tasks, chips) -> list[float]:
+    """Seconds that each repetition takes for what is not done yet, by measured steps.
+
+    Raises:
+      InputError: The first of them is beyond the budget.
+    """
+    print("measuring steps ...")
+    pretrainings = cost.of_pretrainings(config, tasks, chips)
+    fine_tunings = {n: cost.of_cells(its.config, its.train, its.test) for n, its in tasks.items()}
+
+    def parts(repetition):
+        found = {"pre-training": 0.0}
+        for method, seconds in pretrainings.items():
+            if not experiment.pretraining_path(workdir, method, repetition).exists():
+                found["pre-training"] += seconds
+        for name, its in fine_tunings.items():
+            found[name] = sum(
+                seconds
+                for cell, seconds in its.items()
+                if cell.repetition == repetition
+                and not experiment.result_path(workdir / name, cell).exists()
+            )
+        return found
+
+    hours = config.experiment.budget_hours
+    every = [parts(repetition) for repetition in range(config.experiment.pretrain_seeds)]
+    left = [sum(found.values()) for found in every]
+    first = next((i for i, seconds in enumerate(left) if seconds), None)
+    if first is None:
+        return left
+    each = ", ".join(f"{n} {seconds / 3600:.2f}" for n, seconds in every[first].items() if seconds)
+    print(
+        f"a repetition takes about {left[first] / 3600:.2f} h by measured steps ({each}), all that "
+        f"are left {sum(left) / 3600:.2f} h; experiment.budget_hours is {hours:g}"
+    )
+    if left[first] > 3600 * hours:
+        raise InputError(
+            f"config.experiment.budget_hours is {hours:g}, but one repetition of all methods takes "
+            f"about {left[first] / 3600:.2f} h; raise it, or take fewer methods, tasks or epochs"
+        )
+    return left

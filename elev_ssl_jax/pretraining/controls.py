@@ -2,8 +2,8 @@
 
 If a method is better with elevation than without, the controls tell what of it helps. `shuffled`
 has elevation's numbers, which say nothing of the image; `slope` has the ground's shape without its
-height; `brightness` and `ndvi` need no elevation at all. All but elevation itself are brought to
-its mean and spread, so that the term keeps its size beside the others.
+height; `brightness` and `ndvi` are seen in the image itself. All but elevation itself are brought
+to its mean and spread, so that the term keeps its size beside the others.
 """
 
 from collections.abc import Callable, Mapping

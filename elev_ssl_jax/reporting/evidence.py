@@ -165,10 +165,11 @@ def summarise(strata: Sequence[Floats], *, draws: int = 1000, seed: int = 0) -> 
     """Scores over several tasks as GEO-Bench has them (arXiv 2306.03831).
 
     In each stratum, a task with a number of labels, the lowest method's mean becomes 0 and the
-    highest one's 1. A method's number is the mean of the middle half of all its scores. The
-    interval is a stratified bootstrap's: repetitions are drawn again, the same in all strata since
-    they share their pre-trainings, and in each of them its fine-tunings. With few repetitions it is
-    too narrow; `compare` is what verdicts are made by.
+    highest one's 1. A method's number is the mean of the middle half of its repetitions' means
+    over all strata, however many fine-tunings each has. The interval is a stratified bootstrap's:
+    repetitions are drawn again, the same in all strata since they share their pre-trainings, and in
+    each of them its fine-tunings. With few repetitions it is too narrow; `compare` is what verdicts
+    are made by.
 
     Args:
       strata: Of each its scores [M, R, C]; repetitions that lack one are left out.
@@ -198,8 +199,8 @@ def _normalised(scores):
 
 
 def _interquartile_mean(strata):
-    """Of each method over all strata [M, R, C]: [M]."""
-    together = np.concatenate([s.reshape(len(s), -1) for s in strata], axis=1)
+    """Of each method's repetitions in all strata [M, R, C]: [M]."""
+    together = np.concatenate([s.mean(axis=2) for s in strata], axis=1)
     return stats.trim_mean(together, 0.25, axis=1)
 
 

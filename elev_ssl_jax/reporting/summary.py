@@ -9,7 +9,7 @@ import pandas as pd
 
 from elev_ssl_jax import pictures
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.recipes import ELSEWHERE
+from elev_ssl_jax.recipes import ELSEWHERE, GIVEN
 from elev_ssl_jax.reporting import compose, documents, evidence, pretrained, verdicts
 
 # Questions that a study is made for: a method, what it is held against, and what that tells.
@@ -49,7 +49,8 @@ def write(run: Path) -> str:
         raise InputError(f"{run} holds no finished fine-tuning; is it a study's --workdir?")
     found = _collect(run, tasks, config)
     title = f"{config['data']['name']}: a study of {len(tasks)} tasks"
-    answers, said = found.answers, _say(found.answers)
+    given = any(method.startswith(GIVEN) for method in found.means)
+    answers, said = found.answers, _say(found.answers, given=given)
     blocks: list[tuple[str, Any]] = [("title", title), ("text", said)]
     if answers:
         titles = [f"{words}\n{where}" for words, where, _ in answers]
@@ -98,12 +99,14 @@ class _Found(NamedTuple):
 
 def _collect(run, tasks, config) -> _Found:
     found, at = _Found({}, [], []), []
+    questions = _questions(config)
     for task in tasks:
         compose.write(run / task)
         its, results, _ = compose.read(run / task)
         name, title = next(iter(verdicts.metrics_of(its).items()))
         methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
-        asked = [q for q in QUESTIONS if {*q[:2]} <= {*methods}]
+        results = results[results["method"].isin(methods)]
+        asked = [q for q in questions if {*q[:2]} <= {*methods}]
         pairs = [(methods.index(one), methods.index(other)) for one, other, _ in asked]
         for labels in sorted(results["labels"].unique().tolist()):
             some = results[results["labels"] == labels]
@@ -127,20 +130,32 @@ def _collect(run, tasks, config) -> _Found:
     for stratum, there in zip(found.strata, at, strict=True):
         rows = [there.index(repetition) for repetition in common]
         stratum.update({method: scores[rows] for method, scores in stratum.items()})
-    order = [question for *_, question in QUESTIONS]
+    order = [question for *_, question in questions]
     differences = evidence.adjusted([d for *_, d in found.answers])
     answers = [(*a[:2], d) for a, d in zip(found.answers, differences, strict=True)]
     return found._replace(answers=sorted(answers, key=lambda answer: order.index(answer[0])))
 
 
+def _questions(config) -> list[tuple[str, str, str]]:
+    """`QUESTIONS`, and those of the encoders that the study is given."""
+    given = [m for m in config["experiment"]["methods"] if m.startswith(GIVEN)]
+    return [
+        *QUESTIONS,
+        *(("simclr_elev", m, f"SimCLR+Elevation against {verdicts.name_of(m)}") for m in given),
+    ]
+
+
 _HOW = (
     "Dots are single pre-trainings (repetitions), each the mean of its fine-tunings; diamonds are "
     "their mean. The line is the wider of two 95 % intervals: over pre-trainings (Student's t) and "
-    "over blocks of test ground. Blue is more than noise, grey could be noise."
+    "over blocks of test ground, where these are known, each of one comparison by itself. Colours "
+    "go by p-values that are adjusted for all of them, so that a grey line may leave out zero: "
+    "blue is more than noise, grey could be noise, light grey is not known."
 )
 _SUMMARY = (
     "Within each task and number of labels the lowest method's mean is 0 and the highest one's 1; "
-    "the number is the mean of the middle half of all scores (GEO-Bench). Intervals are of a "
+    "the number is the mean of the middle half of all repetitions in all tasks (GEO-Bench), of "
+    "methods that are in every task. Intervals are of a "
     "bootstrap over pre-trainings and the fine-tunings within; with few pre-trainings it is too "
     "narrow, and no verdict is drawn from it."
 )
@@ -153,7 +168,7 @@ def _title(task, config) -> str:
     return title
 
 
-def _say(answers) -> str:
+def _say(answers, *, given: bool = False) -> str:
     """The answers in words."""
     if not answers:
         return "No two methods of the study's questions are finished."
@@ -169,18 +184,23 @@ def _say(answers) -> str:
         judged = [d.more_than_noise for d in mine]
         up = sum(j is True and d.mean > 0 for j, d in zip(judged, mine, strict=True))
         down = sum(j is True and d.mean < 0 for j, d in zip(judged, mine, strict=True))
-        if judged.count(None) == len(judged):
+        unknown = judged.count(None)
+        noise = "noise of pre-training" if all(d.ground is None for d in mine) else "noise"
+        if unknown == len(judged):
             said = "whether that is noise is not known"
         elif not up and not down:
-            said = "none of it is more than noise" if len(mine) > 1 else "which could be noise"
+            said = f"none of it is more than {noise}" if len(mine) > 1 else "which could be noise"
         else:
-            parts = [f"better beyond noise in {up}"] * (up > 0)
-            parts += [f"worse beyond noise in {down}"] * (down > 0)
+            parts = [f"better beyond {noise} in {up}"] * (up > 0)
+            parts += [f"worse beyond {noise} in {down}"] * (down > 0)
             said = f"{', '.join(parts)} of {len(mine)}"
+        if 0 < unknown < len(judged):
+            said = f"{said.replace('none of it is', 'none is known to be')}, {unknown} not known"
         sentences.append(f"{words[0].upper()}{words[1:]}: {shown}; {said}.")
     repetitions = min(d.repetitions for *_, d in answers)
     sentences.append(
-        f"Repeated over {repetitions} pre-training{'s' * (repetitions != 1)} of each method. "
+        f"Repeated over {repetitions} pre-training{'s' * (repetitions != 1)} of each method"
+        f"{', but for the encoders that are given, of which there is one each' * given}. "
         f"P-values are adjusted (Holm) for all {len(answers)} comparisons of this page."
     )
     return " ".join(sentences)

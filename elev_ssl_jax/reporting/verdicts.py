@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from elev_ssl_jax import pictures
-from elev_ssl_jax.recipes import FROZEN, METRICS, OF_CHIPS, PROBES, made_of, recipe
+from elev_ssl_jax.recipes import FROZEN, GIVEN, METRICS, OF_CHIPS, PROBES, made_of, recipe
 from elev_ssl_jax.reporting import evidence
 
 _DEFAULT = {"label": ("accuracy", "macro_f1"), "mask": ("macro_f1", "mean_iou")}
@@ -46,7 +46,13 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     recipes = made_of(methods)
     trained = [recipe.pretrained for recipe in recipes]
     default = config["model"]["encoder"]
-    encoders = dict.fromkeys(recipe.fields.get("model.encoder", default) for recipe in recipes)
+    given = [name_of(method) for method in methods if method.startswith(GIVEN)]
+    encoders = dict.fromkeys(
+        recipe(m).fields.get("model.encoder", default)
+        for name in methods
+        if not name.startswith(GIVEN)
+        for m in recipe(name).members or (name,)
+    )
     sentences = []
     if any(trained):
         its = pretrain["name"] or config["data"]["name"]
@@ -77,9 +83,18 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
     sentences.append(
         f"{learned}, and "
         f"judged by {matrix.sum():,} labelled {judged} of {config['data']['eval_split']}. "
-        f"{'Encoder' if len(encoders) == 1 else 'Encoders'}: {', '.join(encoders)}, width "
-        f"{config['model']['width']:g}. Numbers are per cent."
     )
+    if encoders:
+        sentences[-1] += (
+            f"{'Encoder' if len(encoders) == 1 else 'Encoders'}: {', '.join(encoders)}, width "
+            f"{config['model']['width']:g}. "
+        )
+    if given:
+        sentences[-1] += (
+            f"{', '.join(given)}: one encoder each, as it is given, so that nothing here is "
+            "repeated of its own training. "
+        )
+    sentences[-1] += "Numbers are per cent."
     repetitions = results["repetition"].nunique()
     most = results.groupby(["method", "labels", "repetition", "draw"])["seed"].nunique().max()
     draws = settings["label_draws"]

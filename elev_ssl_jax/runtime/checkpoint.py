@@ -245,6 +245,16 @@ def load(run: Path) -> Saved:
     return Saved(step, about, {part: restored.get(part, {}) for part in ("params", "batch_stats")})
 
 
+def fingerprint(run: Path) -> str:
+    """What tells a run's last checkpoint from others.
+
+    Raises:
+      InputError: As in `load`.
+    """
+    saved = load(run)
+    return f"step {saved.step}, checksum {saved.about.get('checksum', 'unknown')}"
+
+
 def shapes_of(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes that `describe` was told."""
     if "shapes" in about:

@@ -212,3 +212,18 @@ def test_a_damaged_shard_is_one_line(tmp_path, damage):
     shard.write_bytes({"half": content[: len(content) // 2], "noise": noise}[damage])
     with pytest.raises(InputError, match="prepare it again"):
         source.open_split(Data(str(tmp_path), "chips/segmentation"), "test").arrays()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ("labeled", "labeled[60:]", 40),
+        ("labeled[:60]", "labeled[60:]", 0),
+        ("labeled[:-10]", "labeled[80:200]", 10),
+        ("unlabeled + labeled[80:]", "test+labeled[:90]+unlabeled[5:6]", 11),
+        ("labeled", "test", 0),
+    ],
+)
+def test_chips_of_two_splits_are_counted(one, other, common):
+    counts = {"unlabeled": 500, "labeled": 100, "test": 50}
+    assert source.shared(one, other, counts) == source.shared(other, one, counts) == common

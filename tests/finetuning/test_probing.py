@@ -1,6 +1,7 @@
 """An experiment whose heads tell classes from frozen features."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -96,6 +97,22 @@ def test_an_encoder_from_elsewhere_is_one_of_the_methods(config, data, tmp_path,
             for folder, method in (("one", "simclr"), ("two", "from_mine"))
         )
         assert one["confusion_matrix"] == two["confusion_matrix"]
+    # Another encoder of the same name would be taken for it.
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "one" / "pretrain" / "simclr-0", other)
+    shutil.rmtree(other / "checkpoints")
+    settings = methods.pretrain_config(
+        methods.config_of(config, "simclr", {"image": (32, 32, 3)}), 7
+    )
+    settings.data.value_range = (0.0, 6000.0)
+    pretrained(settings, other)
+    config.experiment.encoders = (f"mine={other}",)
+    with pytest.raises(InputError, match=r"on other data \(from_mine: step \d+, checksum \d+ then"):
+        experiment.run(config, tmp_path / "two", train, test, pretrained)
+    shutil.rmtree(other / "checkpoints")
+    with pytest.raises(InputError, match=r"other has no checkpoint"):
+        experiment.run(config, tmp_path / "three", train, test, pretrained)
+    config.experiment.encoders = (f"mine={run}",)
     # One of an earlier version has fewer fields, and was as they are by default.
     record = json.loads((run / "config.json").read_text())
     del record["data"]["scaling"]
@@ -122,6 +139,7 @@ def test_an_encoder_from_elsewhere_is_one_of_the_methods(config, data, tmp_path,
         ),
         ({"finetune.target": "present"}, "'' or 'label' or 'commonest' with finetune.head=probe"),
         ({"experiment.encoders": ("mine",)}, "NAME=FOLDER"),
+        ({"experiment.encoders": ("mine=a", "mine=b")}, "each of another name"),
         ({"experiment.methods": ("from_",), "task": "finetune"}, "doesn't use"),
     ],
 )

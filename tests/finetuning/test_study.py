@@ -14,7 +14,7 @@ from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import comparison
 from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import cost, loop, methods, study
+from elev_ssl_jax.finetuning import cells, cost, loop, methods, study
 from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.reporting import summary
@@ -56,15 +56,20 @@ def tasks(config, monkeypatch):
     }
 
 
-def cells(folder):
+def names_in(folder):
     return {path.stem for path in (folder / "cells").glob("*.json")}
 
 
 def test_repetitions_are_whole_and_the_budget_ends_after_one(
     config, tasks, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cost, "of_cells", lambda *_: 300)
-    monkeypatch.setattr(cost, "of_pretrainings", lambda *_: 1200)
+    def of_cells(its, *_):
+        its = methods.with_counts(its, 32)
+        each = [cell for cell in cells.every(its) if cell.repetition == 0]
+        return {cell: 300 / len(each) for cell in cells.every(its)}
+
+    monkeypatch.setattr(cost, "of_cells", of_cells)
+    monkeypatch.setattr(cost, "of_pretrainings", lambda *_: {"one": 800, "two": 400})
     for name, task in tasks.items():
         assert (
             set(task.config.experiment.methods)
@@ -83,10 +88,12 @@ def test_repetitions_are_whole_and_the_budget_ends_after_one(
     monkeypatch.setattr(study, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     run_folder.claim(tmp_path, config, {})
     assert study.run(config, tmp_path, tasks, None, None) == []
-    assert "all 3 of them" in capsys.readouterr().out
+    assert "(pre-training 0.33, probe 0.08, linear 0.08), all that are left 1.50 h" in (
+        capsys.readouterr().out
+    )
     for name, method in itertools.product(tasks, ("random",)):
-        assert cells(tmp_path / name) >= {f"{method}-16-0-{draw}-0" for draw in (0, 1)}
-        assert not any("-16-1-" in cell for cell in cells(tmp_path / name))
+        assert names_in(tmp_path / name) >= {f"{method}-16-0-{draw}-0" for draw in (0, 1)}
+        assert not any("-16-1-" in cell for cell in names_in(tmp_path / name))
 
     # The same command goes on, and what there was stays.
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/cells/*")}
@@ -95,7 +102,28 @@ def test_repetitions_are_whole_and_the_budget_ends_after_one(
     study.run(config, tmp_path, tasks, None, None)
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
     for name in tasks:
-        assert len(cells(tmp_path / name)) == 2 * 2 * 3
+        assert len(names_in(tmp_path / name)) == 2 * 2 * 3
+    # What is there takes nothing of a budget.
+    config.experiment.budget_hours = 0.4
+    for path in (tmp_path / "pretrain" / f"{name}-0" for name in ("one", "two")):
+        path.mkdir(parents=True)
+        (path / "results.json").write_text("{}")
+    for path in (tmp_path / "probe" / "cells").glob("*-0-?-*.json"):
+        path.unlink()
+    monkeypatch.setattr(study, "time", types.SimpleNamespace(monotonic=lambda: 0))
+    capsys.readouterr()
+    assert study.run(config, tmp_path, tasks, None, None) == []
+    assert "takes about 0.08 h by measured steps (probe 0.08)" in capsys.readouterr().out
+    # A study may go on with fewer methods than it has results of.
+    for its in (config, *(task.config for task in tasks.values())):
+        its.experiment.methods = tuple(m for m in its.experiment.methods if m != "statistics")
+    run_folder.claim(tmp_path, config, {})
+    study.run(config, tmp_path, tasks, None, None)
+    assert "band statistics" not in summary.write(tmp_path)
+    config.experiment.methods = ("statistics", "random", "supervised")
+    tasks["probe"].config.experiment.methods = ("statistics", "random")
+    run_folder.claim(tmp_path, config, {})
+    study.run(config, tmp_path, tasks, None, None)
     said = summary.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Repeated over 3" not in said  # no question of the study is among these methods
@@ -162,6 +190,21 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
     assert "Repeated over 1 pre-training of" in summary.write(tmp_path)
 
 
+def test_a_pretraining_that_fails_is_not_tried_for_each_task(config, tmp_path):
+    config.experiment.methods, config.experiment.tasks = ("simclr",), ("probe", "knn")
+    config.experiment.pretrain_seeds = 1
+    train, test, tried = make_chips(32, 0), make_chips(40, 1), []
+    tasks = {n: study.Task(c, train, test, None) for n, c in study.configs_of(config).items()}
+
+    def pretrain(settings, folder):
+        tried.append(folder.name)
+        raise FloatingPointError("the loss is nan")
+
+    failed = study.run(config, tmp_path, tasks, pretrain, None)
+    assert tried == ["simclr-0"]
+    assert [line.split(":")[0] for line in failed] == ["probe", "knn"]
+
+
 def test_a_study_is_the_same_on_one_device_and_on_eight(config, tmp_path, monkeypatch, batch_mesh):
     config.experiment.methods, config.experiment.tasks = ("random", "simclr"), ("probe", "linear")
     config.experiment.pretrain_seeds = 1
@@ -196,7 +239,7 @@ def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
     config.experiment.methods = ("random", "simclr")
     chips = tasks["probe"].train.inputs
     # A second for the first step, and one for the five after it; 3 epochs of 4 steps.
-    assert cost.of_pretrainings(config, tasks, chips) == pytest.approx(1 + 12 / 5)
+    assert cost.of_pretrainings(config, tasks, chips) == pytest.approx({"simclr": 1 + 12 / 5})
 
     def fit(setup, variables, chips, seed, **kwargs):
         for number in range(5):
@@ -205,8 +248,10 @@ def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
     monkeypatch.setattr(loop, "fit", fit)
     its = tasks["linear"]
     # A second an epoch: of random 2 + 2 of them, supervised 2, both twice.
-    assert cost.of_cells(its.config, its.train, its.test) == pytest.approx(2 * (4 + 2))
-    assert cost.of_cells(tasks["probe"].config, its.train, its.test) == 0
+    found = cost.of_cells(its.config, its.train, its.test)
+    assert sum(found.values()) == pytest.approx(3 * 2 * (4 + 2))
+    assert {found[cell] for cell in found if cell.method == "random"} == {4.0}
+    assert cost.of_cells(tasks["probe"].config, its.train, its.test) == {}
 
 
 @pytest.mark.parametrize(
@@ -246,6 +291,11 @@ def test_on_other_ground_the_scale_is_measured_there(config):
     check(config)
     its = study.configs_of(config)["knn-transfer"]
     assert tuple(its.data.mean) == tuple(its.data.std) == ("auto",)
+    config.data.transfer.validation_split = "labeled[8:]"
+    config.experiment.methods = ("random", "from_mine")
+    its = study.configs_of(config)["knn-transfer"]
+    assert its.data.validation_split == "labeled[8:]"
+    assert its.experiment.methods == ("random",)  # a given encoder has a sensor of its own
     config.data.mean = config.data.std = ()
     assert not study.configs_of(config)["knn-transfer"].data.std
 
@@ -278,3 +328,18 @@ def test_the_command_tries_encoders_on_ground_of_other_sensors(config, tmp_path,
     assert given["unet"].train.inputs["image"] is given["knn"].train.inputs["image"]
     for low, high in given["knn-transfer"].config.data.value_range:
         assert 0 <= low < high
+    # What doesn't fit there is said before anything is pre-trained.
+    given.clear()
+    for changes, said in (
+        ({"bands": (3, 2)}, "simclr is pre-trained on 3 bands, but of .* it would see 2;"),
+        ({"split": "labeled[:3]"}, "4 labels are more than .* has: 3"),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.data.transfer.update(changes)
+        with pytest.raises(InputError, match=said):
+            main._experiment(wrong, tmp_path)
+    wrong = config.copy_and_resolve_references()
+    wrong.data.validation_split = "labeled[2:]"
+    with pytest.raises(InputError, match=r"split='labeled' and .* have 2 chips of .* in common"):
+        main._experiment(wrong, tmp_path)
+    assert not given

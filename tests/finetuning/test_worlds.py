@@ -1,5 +1,6 @@
 """Studies of made-up worlds in which it is known whether elevation can help."""
 
+import re
 import shutil
 
 import jax
@@ -69,7 +70,7 @@ def test_a_study_tells_a_world_in_which_elevation_helps_from_one_in_which_it_can
         monkeypatch.setattr(pictured, name, lambda *_: None)
     chips, heights = make_world(256, 0)
     train, test = (make_world(160, seed)[0] for seed in (1, 2))
-    said = {}
+    said, both = {}, config.experiment.methods
     for world in ("own", "elsewhere"):
         arrays = {**chips.inputs, "elevation": heights[world]}
         data = pretraining.Data(arrays, {name: array[:16] for name, array in arrays.items()})
@@ -81,11 +82,16 @@ def test_a_study_tells_a_world_in_which_elevation_helps_from_one_in_which_it_can
             else:
                 pretraining.pretrain(settings, folder, data, Writer())
 
+        if world == "own":  # where another's elevation is the control
+            config.experiment.methods = (*both, "simclr_shuffled")
+        else:
+            config.experiment.methods = both
         run = tmp_path / world
         run.mkdir()
         tasks = {n: study.Task(c, train, test, None) for n, c in study.configs_of(config).items()}
         run_folder.claim(run, config, {})
         assert study.run(config, run, tasks, pretrain, None) == []
         said[world] = summary.write(run)
-    assert "better beyond noise in 1 of 1" in said["own"]
+    for question in ("Elevation beside SimCLR", "The image's own elevation against another's"):
+        assert re.search(rf"{question}: \+\S+ points; better beyond noise in 1 of 1", said["own"])
     assert "beyond noise" not in said["elsewhere"]
