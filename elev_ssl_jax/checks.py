@@ -243,8 +243,8 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
             need(field, fits, f"another with {method} among experiment.methods")
         aside = not config.data.transfer.name or bool(config.experiment.tasks)
         need("data.transfer.name", aside, "empty without experiment.tasks")
-        own = not config.experiment.tasks or (not config.finetune.target)
-        need("finetune.target", own, "empty with experiment.tasks, which say what is learned")
+        own = not config.experiment.tasks or config.finetune.target in ("", "commonest")
+        need("finetune.target", own, "'' or 'commonest' with experiment.tasks")
         need(
             "experiment.budget_hours",
             bool(config.experiment.tasks) or not config.experiment.budget_hours,

@@ -32,12 +32,14 @@ def configs_of(config: Any) -> dict[str, Any]:
     not by those that it is given, whose sensor may be another than that ground's.
 
     Methods that don't go with a task are left out of it. Where one task tells pixels, the data have
-    masks, and tasks that tell chips learn the masks' commonest class.
+    masks, and tasks that tell chips learn the masks' commonest class, as they do where
+    `config.finetune.target` says so.
     """
     tasks = config.experiment.tasks
     if not tasks:
         return {config.finetune.head: config}
-    masks = any(task not in OF_CHIPS for task in tasks)
+    pixels = any(task not in OF_CHIPS for task in tasks)
+    masks = pixels or config.finetune.target == "commonest"
     found = {}
     for task in tasks:
         its = config.copy_and_resolve_references()

@@ -267,7 +267,7 @@ def test_costs_are_steps_by_their_number(config, tasks, monkeypatch):
             "0 without experiment.tasks",
         ),
         ({"experiment.tasks": ("linear",)}, "another with statistics"),
-        ({"finetune.target": "commonest"}, "empty with experiment.tasks"),
+        ({"finetune.target": "label"}, "'' or 'commonest' with experiment.tasks"),
     ],
 )
 def test_studies_that_cannot_be_are_refused(config, changes, said):
@@ -282,6 +282,9 @@ def test_where_pixels_are_told_chips_have_the_masks_commonest_class(config):
     made = study.configs_of(config)
     assert made["unet"].finetune.target == ""
     assert made["knn"].finetune.target == "commonest"
+    config.experiment.tasks, config.finetune.target = ("probe", "knn"), "commonest"
+    check(config)
+    assert study.configs_of(config)["knn"].finetune.target == "commonest"
 
 
 def test_on_other_ground_the_scale_is_measured_there(config):
