@@ -312,8 +312,8 @@ def _labelled(config, split, more=(), kept=None):
         raise InputError(
             f"config.finetune learns a {target}, but {config.data.name} has no "
             f"{target}; prepare the chips with --config classification for a class a chip, with "
-            "--config segmentation for a class a pixel, of which --config.finetune.target=commonest "
-            "learns a chip's commonest"
+            "--config segmentation for a class a pixel (a chip's commonest is learned by "
+            "--config.finetune.target=commonest)"
         )
     sensors.check_names(config, opened.shapes)
     for name in more:
