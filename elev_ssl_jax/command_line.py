@@ -6,6 +6,12 @@ from absl import flags
 
 from elev_ssl_jax.errors import InputError, reported
 
+# Fields of several names, none of which has a comma.
+_NAMES = (
+    *("data.inputs", "data.transfer.inputs", "experiment.methods", "experiment.tasks"),
+    *("experiment.metrics", "experiment.encoders"),
+)
+
 
 def parse(argv: list[str], config: Any) -> list[str]:
     """As absl does, but an error is one line and exit code 2.
@@ -20,7 +26,7 @@ def parse(argv: list[str], config: Any) -> list[str]:
     with reported():
         try:
             rest = flags.FLAGS(argv)
-            _ = config.value.task  # a file that can't be loaded says so only when it is used
+            _split_names(config.value)  # a file that can't be loaded says so only when it is used
             return rest
         except (
             flags.Error,
@@ -36,3 +42,14 @@ def parse(argv: list[str], config: Any) -> list[str]:
             if isinstance(error, LookupError | AttributeError) or "Did you mean" in reason:
                 reason = f"unknown configuration field; the fields are in config.py: {reason}"
             raise InputError(reason) from error
+
+
+def _split_names(config):
+    """Takes `--config.FIELD=a,b` for ('a', 'b'); numbers are read so anyway."""
+    for field in _NAMES:
+        *groups, name = field.split(".")
+        part = config
+        for group in groups:
+            part = part[group]
+        if len(part[name]) == 1 and "," in part[name][0]:
+            part[name] = tuple(part[name][0].split(","))
