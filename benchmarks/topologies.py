@@ -80,24 +80,33 @@ def row(config: str, batch: int, found: dict) -> dict:
     }
 
 
+def _key(line):
+    """What a line is of."""
+    return tuple(str(line[name]) for name in ("method", "topology", "slices", "batch"))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a topology")
     parser.add_argument("--csv", type=Path, help="where the table goes, beside the screen")
     args = parser.parse_args()
-    rows = []
+    rows: dict[tuple[str, ...], dict] = {}
+    if args.csv and args.csv.exists():  # other lines stay
+        with args.csv.open(newline="") as file:
+            rows = {_key(line): line for line in csv.DictReader(file)}
     for topology, slices, batch in TOPOLOGIES:
         if args.only in (None, topology):
             for config in CONFIGS:
                 found = plan(config, topology, slices, batch)
-                rows.append(row(config, batch, found))
-                print(json.dumps(rows[-1]), flush=True)
+                line = row(config, batch, found)
+                rows[_key(line)] = line
+                print(json.dumps(line), flush=True)
                 if args.csv:  # each as soon as it is known
                     with args.csv.open("w", newline="") as file:
-                        writer = csv.DictWriter(file, rows[0].keys())
+                        writer = csv.DictWriter(file, line.keys())
                         writer.writeheader()
-                        writer.writerows(rows)
+                        writer.writerows(rows.values())
 
 
 if __name__ == "__main__":

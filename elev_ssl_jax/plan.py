@@ -29,7 +29,9 @@ from elev_ssl_jax.forecast.programs import of_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Devices, such as v5e:16x16, or local.")
-_SLICES = flags.DEFINE_integer("slices", 1, "How many of these, connected by a slower network.")
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "How many of these, connected by a slower network.", lower_bound=1
+)
 _DATA = flags.DEFINE_string(
     "data",
     None,
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
         stages = of_run(config, chip, count, _LABELLED.value or count, mesh)
         found = forecast(stages, mesh, _bar)
         found = {"topology": topology, "slices": slices, **found, "advice": []}
-        if not found["fits"]:
+        if found["device_memory_gib"]:
             for stage, facts in zip(stages, found["stages"], strict=True):
                 if not facts["fits"]:
                     needed, there = facts["memory_gib_per_device"], found["device_memory_gib"]
@@ -70,7 +72,7 @@ def _parse(config, text):
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+(?:\+\d+)*)", text)
     names = [name for name in config.data.inputs if name != sensors.ELEVATION]
     bands = match[4].split("+") if match else []
-    if match is None or len(bands) != len(names):
+    if match is None or len(bands) != len(names) or not all(map(int, re.findall(r"\d+", text))):
         raise InputError(
             f"--data={text}; it must be COUNTxHEIGHTxWIDTHxBANDS, such as 39720x100x100x3, with "
             f"bands for {', '.join(names)}"

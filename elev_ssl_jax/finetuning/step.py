@@ -140,8 +140,9 @@ def full_step(
 
 def _update(optimizer, state, loss_fn):
     (loss, batch_stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), loss
 
 
@@ -177,6 +178,7 @@ def _learned(setup, masks):
     return as_learned(masks, setup.target, setup.model.num_classes, setup.present_share)
 
 
+@jax.named_scope("loss")
 def _loss(setup, logits, targets):
     if setup.target == "present":
         return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))

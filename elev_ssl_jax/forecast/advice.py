@@ -26,10 +26,11 @@ def advise(config: Any, topology: str, stage: Stage, needed: float, there: float
     if stage.resident / 2**30 > needed - there:
         found.append("config.data.resident_gib=0, which streams the chips from the disk")
     activations = max(needed - fixed - similarities, needed / 8)
-    room = there - fixed
-    if room <= 0 or config.task == "finetune":
+    # Others run on single devices, or pre-train with a batch of their own.
+    if there <= fixed or config.task != "pretrain":
         return found
-    share = room / activations
+    # Similarities stay as large: parts of a batch are compared with all of it.
+    share = (there - fixed - similarities) / activations
     part = config.microbatch_size or config.batch_size
     sizes = [
         size
@@ -41,7 +42,10 @@ def advise(config: Any, topology: str, stage: Stage, needed: float, there: float
     kind = topology.partition(":")[0]
     for shape in KNOWN.get(kind, ()):
         devices = math.prod(map(int, shape.split("x")))
-        if devices * share >= stage.devices and config.batch_size % devices == 0:
+        enough = devices > stage.devices and devices * (there - fixed) >= stage.devices * (
+            activations + similarities
+        )
+        if enough and config.batch_size % devices == 0:
             found.append(f"--topology={kind}:{shape}")
             break
     return found

@@ -56,14 +56,14 @@ def forecast(
     for stage in stages:
         with waiting(stage.name):
             found.append({"stage": stage.name} | _of_stage(stage, chip))
-    hours = [part["hours"] for part in found]
+    hours, fits = ([part[name] for part in found] for name in ("hours", "fits"))
     known = None not in hours
     longest = max(found, key=lambda part: part["hours"] or 0)
     return {
         "device": chip.name if chip else kind,
         "devices": mesh.size,
         "device_memory_gib": chip.memory_gib if chip else None,
-        "fits": all(part["fits"] for part in found),
+        "fits": None if None in fits else all(fits),
         "memory_gib_per_device": max(part["memory_gib_per_device"] for part in found),
         "hours": sum(hours) if known else None,
         "device_hours": sum(hours) * mesh.size if known else None,
@@ -85,11 +85,10 @@ def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
     try:
         programs = [program.compile() for program in (stage.step, stage.gather) if program]
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG])", str(error))
-        if used is None:
+        needed = _needed(str(error))
+        if needed is None:
             raise InputError(f"the compiler gave up: {str(error).splitlines()[0]}") from error
-        needed = (float(used[1]) / (1024 if used[2] == "M" else 1)) + stage.resident / 2**30
-        return facts | {"fits": False, "memory_gib_per_device": needed}
+        return facts | {"fits": False, "memory_gib_per_device": needed + stage.resident / 2**30}
     memory = [_memory(program) for program in programs]
     most = memory[0] + stage.resident
     if stage.gather:  # its chips are among its arguments
@@ -98,7 +97,7 @@ def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
     texts = [program.as_text() for program in programs]
     return (
         facts
-        | {"memory_gib_per_device": gib, "fits": chip is None or gib <= chip.memory_gib}
+        | {"memory_gib_per_device": gib, "fits": None if chip is None else gib <= chip.memory_gib}
         | _traffic(texts)
         | {
             "bytes_accessed_gb": sum(p.cost_analysis()["bytes accessed"] for p in programs) / 1e9,
@@ -106,6 +105,15 @@ def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
         }
         | (_time(texts, chip, stage) if chip and chip.clock_ghz else {})
     )
+
+
+def _needed(error: str) -> float | None:
+    """GiB that a compiler which refuses a program says that it needs."""
+    number = r"([\d.]+)([MGT])"
+    for said in (rf"Used {number}i?B? of {number}", rf"Hbm usage: {number}i?B?, exceeding"):
+        if found := re.search(said, error):
+            return float(found[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[found[2]]
+    return None
 
 
 def _memory(program):

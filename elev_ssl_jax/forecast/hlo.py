@@ -16,6 +16,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_ARRAYS = re.compile(r"[a-z]\w*\[[\d,]*\]")
 
 
 class Instruction(NamedTuple):
@@ -105,6 +106,9 @@ def _within(parts, name, times):
         ):  # its own estimate is that of what it does; pieces of exchanges aside
             for inner in called:
                 yield from filter(is_collective, _within(parts, inner, times))
+        result = match[2]
+        if kind in ("all-gather-start", "collective-permute-start"):
+            result = " ".join(_ARRAYS.findall(result)[1:2])  # an operand, then what comes of it
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
         channel = re.search(r"channel_id=(\d+)", line)
         yield Instruction(
@@ -113,7 +117,7 @@ def _within(parts, name, times):
             if kind.removesuffix("-start") in _COLLECTIVES
             else kind,
             scope=_scope(line),
-            bytes=_size(match[2]),
+            bytes=_size(result),
             cycles=int(cycles[1]) if cycles else 0,
             times=times,
             channel=int(channel[1]) if channel else None,

@@ -58,6 +58,12 @@ def of_run(config: Any, chip: Chip, count: int, labels: int, mesh: Mesh) -> list
       InputError: Configuration, chips and devices don't fit each other.
     """
     config = _closed(config, chip)
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    if config.task != "pretrain" and hosts > 1:
+        raise InputError(
+            f"config.task is {config.task!r}, which runs in one process, on all its devices, but "
+            f"this topology has {hosts} hosts; take a smaller one"
+        )
     if config.task == "pretrain":
         return [of_pretraining(config, chip, count, mesh)]
     if config.task == "finetune":

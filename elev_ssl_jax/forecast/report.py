@@ -13,17 +13,21 @@ def screen(found: dict[str, Any]) -> str:
     for stage in found["stages"]:
         if many:
             lines += [("", "", ""), (stage["stage"], "", "")]
-        lines += _of_stage(stage, found["device_memory_gib"])
+        lines += _of_stage(stage, found)
     if many and found["hours"] is not None:
         lines += [("", "", ""), _hours("in all", found["hours"], found["devices"])]
     text = "\n".join(f"{a:<16}{b:<44}{c}".rstrip() for a, b, c in lines)
     return "\n".join([text, *(f"to make it fit, by rule of three: {a}" for a in found["advice"])])
 
 
-def _of_stage(stage, most):
+def _of_stage(stage, found):
+    most, devices = found["device_memory_gib"], found["devices"]
+    links = "at the links' best"
+    if found["slices"] > 1:
+        links += "; the network between slices, which is slower, is not in it"
     flop = f"{stage['model_flops_per_chip'] / 1e9:.2f} GFLOP a chip"
     memory, there = stage["memory_gib_per_device"], f" of {most:g}" if most else ""
-    if not stage["fits"]:
+    if stage["fits"] is False and most:
         there += f": {memory - most:.2f} too many"
     lines = [
         ("parameters", f"{stage['parameters']:,}", "counted"),
@@ -35,7 +39,10 @@ def _of_stage(stage, most):
     if stage["resident_gib"]:
         lines.append(("  chips", f"{stage['resident_gib']:.2f} GiB", "resident"))
     lines += [
-        ("traffic", f"{stage['bytes_accessed_gb']:.1f} GB a step", "the compiler's count"),
+        (
+            *("traffic", f"{stage['bytes_accessed_gb']:.1f} GB a step"),
+            "the compiler's count, loops as if they went round once",
+        ),
         ("copies", f"{stage['dataset_copies']}", "of the chips in a step, counted"),
         ("serial loops", f"{stage['serial_loops']}", "that the compiler made, counted"),
     ]
@@ -50,10 +57,9 @@ def _of_stage(stage, most):
         ("a step", f"{stage['estimated_step_ms']:.1f} ms", f"the compiler's estimate; {bound}")
     )
     for part, milliseconds in stage["parts_ms"].items():
-        whose = "at the links' best" if part == "collectives" else "the compiler's estimate"
+        whose = links if part == "collectives" else "the compiler's estimate"
         lines.append((f"  {part}", f"{milliseconds:.2f} ms", whose))
     lines.append(("rate", f"{stage['chips_per_second']:,.0f} chips/s", "from that"))
-    devices = stage["devices_of_a_step"]
     return [*lines, _hours(f"{stage['steps']:,} steps", stage["hours"], devices)]
 
 

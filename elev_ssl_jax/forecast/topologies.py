@@ -4,10 +4,10 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.runtime import sharding
 
 LOCAL = "local"
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def make_mesh(name: str, slices: int = 1) -> Mesh:
-    """One axis, `batch`, over the devices of a topology, as `sharding.make_mesh` has it.
+    """The mesh of a run on a topology.
 
     Args:
       name: Such as "v5e:16x16", or `LOCAL`, the devices at hand.
@@ -41,8 +41,15 @@ def make_mesh(name: str, slices: int = 1) -> Mesh:
     Raises:
       InputError: There is no such topology, or no libtpu.
     """
-    found = jax.devices() if name == LOCAL else _devices(name, slices)
-    return Mesh(np.array(found).reshape(-1), ("batch",), axis_types=(AxisType.Auto,))
+    if name != LOCAL:
+        return sharding.make_mesh(_devices(name, slices))
+    if slices > 1:
+        raise InputError(f"--slices={slices}; the devices at hand are what they are")
+    try:
+        return sharding.make_mesh()
+    except (RuntimeError, AssertionError) as error:  # no device of the platform that is asked for
+        platform = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(f"--topology=local: no device ({error or f'{platform=}'})") from error
 
 
 def _devices(name, slices) -> list[Any]:
@@ -50,7 +57,7 @@ def _devices(name, slices) -> list[Any]:
     if shape not in KNOWN.get(kind, ()):
         raise InputError(
             f"--topology={name} is unknown; there are {LOCAL} (the devices at hand, GPUs too), "
-            + ", ".join(f"{k}:{shapes[0]} to {k}:{shapes[-1]}" for k, shapes in KNOWN.items())
+            + "; ".join(f"{k}:{', '.join(shapes)}" for k, shapes in KNOWN.items())
         )
     try:
         import libtpu  # noqa: F401

@@ -32,7 +32,9 @@ def _of_jaxpr(jaxpr):
         elif kind == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             features = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * out * math.prod(kernel) // kernel[features]
+            # Zeros that are put between pixels are multiplied by no one who counts.
+            zeros = math.prod(equation.params["lhs_dilation"])
+            total += 2 * out * math.prod(kernel) // kernel[features] // zeros
         else:
             times = equation.params.get("length", 1) if kind == "scan" else 1
             every = [_of_jaxpr(inner) for inner in _inner(equation.params)]

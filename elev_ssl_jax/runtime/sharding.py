@@ -183,10 +183,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """One axis, `batch`, over the devices; None is all, of all processes.
 
     The axis is `Auto`: the compiler derives the shardings inside a step from those of its
-    arguments, which is what lets the loss be written on global arrays.
+    arguments, which is what lets the loss be written on global arrays. Within a slice of a TPU pod
+    neighbours on the axis are neighbours in their network; slices follow one another.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+    axes: dict[str, Any] = {"axis_names": ("batch",), "axis_types": (AxisType.Auto,)}
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    meshes = [jax.make_mesh((len(some),), devices=some, **axes) for some in slices.values()]
+    return Mesh(np.concatenate([mesh.devices for mesh in meshes]), **axes)
 
 
 def platform(mesh: Mesh) -> str:

@@ -21,11 +21,16 @@ def test_what_would_make_a_run_fit_goes_by_what_fills_the_memory(tiny):
     advice = advise(tiny, "v5e:2x2", stage(**weights), needed=40, there=16)
     assert "config.microbatch_size=256, for a second forward pass" in advice
     assert "--topology=v5e:4x4" in advice
+    # What runs on one device, or whose batch is a pre-training's own, is not advised so.
+    for tiny.task in ("finetune", "experiment"):
+        assert advise(tiny, "v5e:2x2", stage(**weights), needed=40, there=16) == []
+    tiny.task = "pretrain"
     # The chips are what is too much, then the similarities.
     advice = advise(tiny, "v5e:2x2", stage(resident=3 * GIB), needed=18, there=16)
     assert "config.data.resident_gib=0, which streams the chips from the disk" in advice
     advice = advise(tiny, "v5e:2x2", stage(similarities=30 * GIB), needed=36, there=16)
-    assert advice[0].startswith("config.loss.chunk_size=")
+    # Parts of the batch have as many similarities, and four devices are too few already.
+    assert advice == ["config.loss.chunk_size=4096, or smaller", "--topology=v5e:4x4"]
 
 
 @pytest.mark.parametrize("topology", ["v5e:16x16", "local"])

@@ -20,6 +20,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %s = (s32[], f32[8]) while(%t), condition=%cond, body=%other, metadata={op_name="jit(step)/views/gather"}
   %f.1 = f32[4]{0} fusion(%w), kind=kCustom, calls=%piece.1, backend_config={"estimated_cycles":"10"}
   %f.2 = f32[4]{0} fusion(%f.1), kind=kCustom, calls=%piece.2, backend_config={"estimated_cycles":"20"}
+  %h = (f32[4]{0}, f32[16]{0}) all-gather-start(%f.2), channel_id=3
+  %p = (f32[6]{0}, f32[6]{0}, u32[], u32[]) collective-permute-start(%f.2), channel_id=4
   ROOT %r = (f32[3]{0:T(128)}, u16[5]) all-reduce-start(%f.2), channel_id=2, metadata={op_name="jit(step)/encoder/bn1/reduce_sum"}
 }
 """  # noqa: E501
@@ -42,5 +44,7 @@ def test_pieces_of_one_exchange_are_one():
     assert [(i.kind, i.channel, i.times, i.bytes) for i in found] == [
         ("all-gather", 7, 5, 12),
         ("all-gather", 9, 1, 16),
+        ("all-gather", 3, 1, 64),  # not its operand, which is named beside it
+        ("collective-permute", 4, 1, 24),
         ("all-reduce", 2, 1, 12 + 10),
     ]

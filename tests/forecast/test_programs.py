@@ -71,6 +71,27 @@ def test_a_step_is_healthy_on_a_slice_and_on_two(tiny):
     assert two["model_flops_per_chip"] == found["model_flops_per_chip"]
 
 
+def test_slices_follow_one_another_in_the_mesh_of_a_run():
+    devices = topologies._devices("v5e:2x2", 2)
+    mesh = sharding.make_mesh(devices[::-1])
+    order = [device.slice_index for device in mesh.devices]
+    assert sorted(order) in (order, order[::-1])
+    assert len({device.id for device in mesh.devices}) == 8
+    planned = topologies.make_mesh("v5e:2x2").devices
+    ring = sharding.make_mesh(topologies._devices("v5e:2x2", 1)).devices
+    assert [device.id for device in planned] == [device.id for device in ring]
+
+
+def test_what_a_compiler_that_refuses_says_is_read():
+    for text, needed in (
+        ("RESOURCE_EXHAUSTED: Ran out of memory. Used 31.29G of 31.25G hbm.", 31.29),
+        ("Used 512.0M of 15.75G hbm", 0.5),
+        ("TensorCore Hbm usage: 20.5GiB, exceeding available bytes: 15.75GiB", 20.5),
+    ):
+        assert forecast._needed(text) == pytest.approx(needed)
+    assert forecast._needed("INTERNAL: something else") is None
+
+
 def test_chips_as_they_are_would_be_copied():
     mesh = topologies.make_mesh("v5e:2x2")
     everywhere = sharding.replicated(mesh)
@@ -115,6 +136,7 @@ def test_fine_tuning_gathers_its_chips_without_copies(tiny, head):
     for stage, facts in zip(stages, found["stages"], strict=True):
         assert facts["fits"]
         assert facts["serial_loops"] == 0
+        assert {"loss", "optimizer"} <= facts["parts_ms"].keys()
         program = stage.step.compile()
         assert program.memory_analysis().temp_size_in_bytes < chips / 4
     assert found["hours"] == pytest.approx(sum(s["hours"] for s in found["stages"]))
@@ -155,6 +177,13 @@ def test_of_a_studys_tasks_those_are_planned_that_train_something(tiny):
         of_run(tiny, chip(), COUNT, 80, mesh)
 
 
+def test_what_runs_in_one_process_is_not_planned_for_many_hosts(tiny):
+    tiny.task = "finetune"
+    mesh = topologies.make_mesh("v5e:4x4")
+    with pytest.raises(InputError, match=r"in one process, .* but this topology has 4 hosts"):
+        of_run(tiny, chip(), COUNT, 80, mesh)
+
+
 def test_batches_and_groups_that_the_devices_cannot_share_are_refused(tiny):
     mesh = topologies.make_mesh("v5e:2x2")
     tiny.batch_size = 6
@@ -175,7 +204,7 @@ def test_a_topology_has_as_many_devices_as_its_name_says():
 
 def test_topologies_that_are_unknown_are_refused_with_those_that_are_known(monkeypatch):
     for name in ("v5e:3x3", "h100:8", "v9"):
-        with pytest.raises(InputError, match=f"--topology={name}.*v5e:1x1 to v5e:16x16"):
+        with pytest.raises(InputError, match=f"--topology={name} .*v5e:1x1, 2x2, .*; v6e:1x1"):
             topologies.make_mesh(name)
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match=r"elev_ssl_jax\[tpu\]"):

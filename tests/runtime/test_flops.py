@@ -6,6 +6,7 @@ from jax import lax
 
 from elev_ssl_jax.config import default
 from elev_ssl_jax.models.encoders import ENCODERS
+from elev_ssl_jax.models.up_conv import UpConv
 from elev_ssl_jax.pretraining import methods, progress
 from elev_ssl_jax.runtime import accelerators, flops, sharding
 
@@ -44,6 +45,14 @@ def test_loops_groups_and_inner_programs_are_counted():
     assert flops.count(grouped, images, kernel) == 2 * (2 * 8 * 8 * 10) * (3 * 3 * 3)
 
 
+def test_what_a_tpu_convolves_without_doubling_is_counted_as_it_is_written():
+    block = UpConv(5, "edge", jnp.float32)
+    small, skip = jnp.zeros((1, 4, 6, 3)), jnp.zeros((1, 8, 12, 2))
+    variables = jax.eval_shape(lambda: block.init(jax.random.key(0), small, (8, 12), skip))
+    got = flops.count(lambda v, x, s: block.apply(v, x, (8, 12), s), variables, small, skip)
+    assert got == 2 * (8 * 12) * 9 * 5 * 5
+
+
 def test_a_known_device_has_a_peak_and_another_none(monkeypatch):
     config, mesh = default(), sharding.make_mesh(jax.devices()[:1])
     chips = {
@@ -69,6 +78,9 @@ def test_a_known_device_has_a_peak_and_another_none(monkeypatch):
         ("NVIDIA A100-SXM4-40GB", "NVIDIA A100"),
         ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80 GB"),
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
+        ("NVIDIA A100 80GB PCIe", "NVIDIA A100 80 GB"),
+        ("TPU v5e", "TPU v5e"),
     ],
 )
 def test_devices_are_known_by_the_name_that_jax_has(kind, name):
