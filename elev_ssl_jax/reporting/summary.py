@@ -189,13 +189,14 @@ def _say(answers, *, given: bool = False) -> str:
         if unknown == len(judged):
             said = "whether that is noise is not known"
         elif not up and not down:
-            said = f"none of it is more than {noise}" if len(mine) > 1 else "which could be noise"
+            known = "none is known to be" if unknown else "none of it is"
+            said = f"{known} more than {noise}" if len(mine) > 1 else "which could be noise"
         else:
             parts = [f"better beyond {noise} in {up}"] * (up > 0)
             parts += [f"worse beyond {noise} in {down}"] * (down > 0)
             said = f"{', '.join(parts)} of {len(mine)}"
         if 0 < unknown < len(judged):
-            said = f"{said.replace('none of it is', 'none is known to be')}, {unknown} not known"
+            said += f", {unknown} not known"
         sentences.append(f"{words[0].upper()}{words[1:]}: {shown}; {said}.")
     repetitions = min(d.repetitions for *_, d in answers)
     sentences.append(

@@ -14,7 +14,7 @@ class Accelerator(NamedTuple):
     links_gb: float = 0.0  # between the TPUs of a slice, each way, 10^9 bytes a second
 
 
-# Of 16 GiB the system keeps a quarter of one, and of v6e's 32 three.
+# Of v5e's 16 GiB the system keeps a quarter of one, and of v6e's 32 three quarters.
 _V5E = Accelerator("TPU v5e", 197, 15.75, 819, 1.5, 200)
 # The beginning of `Device.device_kind`; of two that fit, the longer.
 _KINDS = {
