@@ -166,8 +166,8 @@ def _left(config, workdir, tasks, chips) -> list[float]:
         return left
     each = ", ".join(f"{n} {seconds / 3600:.2f}" for n, seconds in every[first].items() if seconds)
     print(
-        f"the next repetition takes about {left[first] / 3600:.2f} h by measured steps ({each}), all that "
-        f"are left {sum(left) / 3600:.2f} h; experiment.budget_hours is {hours:g}"
+        f"the next repetition takes about {left[first] / 3600:.2f} h by measured steps ({each}), "
+        f"all that are left {sum(left) / 3600:.2f} h; experiment.budget_hours is {hours:g}"
     )
     if left[first] > 3600 * hours:
         raise InputError(
