@@ -345,4 +345,7 @@ def test_the_command_tries_encoders_on_ground_of_other_sensors(config, tmp_path,
     wrong.data.validation_split = "labeled[2:]"
     with pytest.raises(InputError, match=r"split='labeled' and .* have 2 chips of .* in common"):
         main._experiment(wrong, tmp_path)
+    wrong.data.validation_split, wrong.experiment.methods = "", ("random", "simclr_ndvi")
+    with pytest.raises(InputError, match=r"methods has simclr_ndvi: .*near_infrared must say"):
+        main._experiment(wrong, tmp_path)
     assert not given
