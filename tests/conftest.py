@@ -26,9 +26,12 @@ sys.modules["triton"] = None
 hypothesis.settings.register_profile("default", deadline=None, max_examples=15)
 hypothesis.settings.load_profile("default")
 
-# Runs of one shape share their compiled steps.
-_cache = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Runs of one shape share their compiled steps, and so do the processes of `pytest -n`: the one that
+# starts them comes here first, and they inherit its environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["ELEV_TEST_PROGRAMS"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["ELEV_TEST_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

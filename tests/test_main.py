@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 def main(*arguments):
     ours = ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL")  # a user's environment has none of them
     environment = {k: v for k, v in os.environ.items() if k not in ours}
+    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     return subprocess.run(
         [sys.executable, "-m", "elev_ssl_jax.main", *map(str, arguments)],
         cwd=ROOT,

@@ -71,11 +71,11 @@ def write(run: Path) -> str:
     whole = [m for m in found.means if all(m in scores for scores in found.strata)]
     if len(whole) > 1 and len(found.strata) > 1:
         summary = evidence.summarise([np.stack([s[m] for m in whole]) for s in found.strata])
-        blocks += [
-            ("heading", "All tasks in one number"),
-            ("text", _SUMMARY),
-            ("table", _summary_table(whole, summary)),
-        ]
+        blocks.append(("heading", "All tasks in one number"))
+        if np.isnan(summary.mean).any():
+            blocks.append(("text", "No repetition is whole in every task yet."))
+        else:
+            blocks += [("text", _SUMMARY), ("table", _summary_table(whole, summary))]
     for task in tasks:
         its, results, _ = compose.read(run / task)
         blocks += [

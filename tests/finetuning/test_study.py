@@ -188,6 +188,12 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
     for path in (tmp_path / "knn" / "cells").glob("*-16-1-*"):
         path.unlink()
     assert "Repeated over 1 pre-training of" in summary.write(tmp_path)
+    for path in (tmp_path / "knn-transfer" / "cells").glob("simclr-16-0-*"):
+        path.unlink()
+    summary.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "No repetition is whole in every task yet." in page
+    assert "interquartile" not in page
 
 
 def test_a_pretraining_that_fails_is_not_tried_for_each_task(config, tmp_path):

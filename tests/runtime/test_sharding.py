@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def start(arguments, *, devices=4):
     """Starts a process of its own."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("_count=8", f"_count={devices}"),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     return subprocess.Popen(
