@@ -64,6 +64,8 @@ _RULES = {
     "task": one_of(*TASKS),
     "seed": whole(0, 2**31 - 1),
     "microbatch_size": whole(0),
+    "*init_bands": several("band numbers from 0", whole(0), any_of),
+    "init_decoder": one_of(True, False),
     "data.inputs": several(
         "names of features, each once; elevation may be the last of several",
         _NAME,
@@ -217,6 +219,15 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
             need(name, rule.holds(value), rule.allowed)
 
     # What depends on two fields.
+    for prefix in ("", "experiment.pretrain."):
+        started = flat[f"{prefix}init_from"] or not flat[f"{prefix}init_bands"]
+        need(f"{prefix}init_bands", bool(started), f"() without {prefix}init_from")
+    decoded = config.init_from and config.objective.alpha
+    need(
+        "init_decoder",
+        bool(decoded) or not config.init_decoder,
+        "False without init_from, or where elevation has no weight",
+    )
     micro = config.microbatch_size
     need(
         "microbatch_size",

@@ -23,7 +23,13 @@ def default() -> ml_collections.ConfigDict:
     # of the whole batch, for a second forward pass; BatchNorm's statistics are those of the part.
     config.microbatch_size = 0
     config.epochs = 200
-    config.init_from = ""  # fine-tuning: folder of the run whose encoder to start from; "" is none
+    # The run whose encoder to start from, or what convert --to run makes of others' weights; "" is
+    # none. Of an experiment it is that of its pre-trainings, see there.
+    config.init_from = ""
+    # For each band of the images the one of that run's images, from 0, whose kernels it takes: as
+    # many as there are here, where these are others. () is all in their order.
+    config.init_bands = ()
+    config.init_decoder = False  # a pre-training takes the elevation decoder, too
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "nwrc/classification"  # TFDS name and builder config
@@ -211,6 +217,8 @@ def default() -> ml_collections.ConfigDict:
     pretrain.split = "unlabeled+labeled[80:]"
     pretrain.batch_size = 256
     pretrain.epochs = 200
+    pretrain.init_from = ""  # as config.init_from, of all of them
+    pretrain.init_bands = ()
     pretrain.optimizer = ml_collections.ConfigDict(optimizer.to_dict())
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()

@@ -41,8 +41,11 @@ _OF_PRETRAINING = (
 )
 _OF_FINETUNING = ("finetune", "augment.finetune")
 TASKS = {
-    "pretrain": (*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
-    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from"),
+    "pretrain": (
+        *(*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
+        *("init_from", "init_bands", "init_decoder"),
+    ),
+    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from", "init_bands"),
     "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment", "data.transfer"),
 }
 # What only one part of the objective reads.

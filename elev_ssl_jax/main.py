@@ -157,6 +157,7 @@ def _pretrain(config, workdir: Path) -> None:
 
     with sharding.together():
         train = source.open_split(config.data, config.data.split)
+        _measure_alike(config, config)
         _measure(config, train)
         elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
@@ -202,6 +203,7 @@ def _compare(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import experiment, study
     from elev_ssl_jax.pretraining import elevation, loop
+    from elev_ssl_jax.pretraining import methods as pretraining_methods
     from elev_ssl_jax.reporting import compose, summary
 
     names, unlabelled, split = config.experiment.methods, None, None
@@ -210,6 +212,7 @@ def _compare(config, workdir: Path) -> None:
         data = config.data.copy_and_resolve_references()
         data.name = config.experiment.pretrain.name or data.name
         split = source.open_split(data, config.experiment.pretrain.split)
+        _measure_alike(config, config.experiment.pretrain)
         _measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
     kept: dict[Any, Any] = {}  # tasks have chips in common
@@ -224,6 +227,10 @@ def _compare(config, workdir: Path) -> None:
         loop.check_batches(settings, len(split), prefix="experiment.pretrain.")
         try:
             elevation.check(settings, split.shapes)
+            if settings.init_from:
+                few = loop.sample_of(split, 2)
+                made = pretraining_methods.make(settings, few, sharding.make_mesh())
+                loop.check_weights(settings, made, few)
         except InputError as error:
             raise InputError(f"experiment.methods has {name}: {error}") from error
     for task in tasks.values():
@@ -323,8 +330,7 @@ def _labelled(config, split, more=(), kept=None):
                 "config.experiment.methods sees"
             )
     _name_classes(config, opened.classes)
-    if config.init_from:
-        _measure_alike(config)
+    _measure_alike(config, config)
     _measure(config, opened)
     # Older data don't say in which block of ground a chip lies.
     ground = [name for name in ("block", "tile") if name in opened.features][:1]
@@ -361,13 +367,19 @@ def _name_classes(config, names: tuple[str, ...]) -> None:
     settings.num_classes = settings.num_classes or len(settings.classes) or 2
 
 
-def _measure_alike(config) -> None:
-    """What `config.data` asks to be measured is what the run has that is started from."""
+def _measure_alike(config, settings) -> None:
+    """What `config.data` asks to be measured is what the run has that is started from.
+
+    `settings` say which run. Images of other bands have a scale of their own.
+    """
     from elev_ssl_jax.runtime import checkpoint
 
+    if not settings.init_from or settings.init_bands:
+        return
     auto = [n for n in ("value_range", "mean", "std") if sensor_scale.is_auto(config.data[n])]
     if auto:
-        theirs = checkpoint.load(Path(config.init_from)).about["config"]["data"]
+        _, about = checkpoint.about(Path(settings.init_from))
+        theirs = about["config"]["data"]
         config.data.update({name: tuple(theirs.get(name, ())) for name in auto})
 
 

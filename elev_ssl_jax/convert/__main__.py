@@ -6,6 +6,7 @@ python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
 """
 
 import argparse
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import branches, exported, facts, imported
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.inference.model import load
-from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime import starting
 from elev_ssl_jax.sensors import pairs
 
 
@@ -66,13 +67,18 @@ def _import(args) -> str:
         scale = {field: model.config.data[field] for field in facts.SCALE}
         size, bands = model.image_shape[:2], model.image_shape[2]
         shapes = {name: model.shapes[name] for name in model.inputs.names}
+        about = {"commit": model.commit, "origin": model.origin}
+        origin = starting.origin_of(source, model.step, about, ["encoder"], args.bands or ())
     elif args.branch is not None:
         raise InputError(f"--branch={args.branch}: of a run, and {source} is none")
     else:
         tensors, told = imported.read_tensors(source)
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        origin = {"file": source.name, "sha256": digest, "method": told.get("method")}
         name, width, variables = imported.encoder_variables(tensors, str(source), args.prefix)
         params = variables["params"]
-        bands = params[checkpoint.stem_of(params)]["kernel"].shape[2]
+        bands = params[starting.stem_of(params)]["kernel"].shape[2]
         seen, shapes = facts.told_inputs(told, bands, source)  # of a file of our own
         scale |= seen | facts.told_scale(told, source)
     if args.value_range:
@@ -86,10 +92,11 @@ def _import(args) -> str:
         bands = len(args.bands)
         scale, shapes = facts.scale_of_bands(scale, args.bands, source), None
     if args.bands or args.mean or args.std:
-        variables = imported.adapt_stem(
+        variables = starting.adapt_stem(
             variables, bands=args.bands, mean=args.mean, std=args.std, source=str(source)
         )
-    imported.write_run(args.out, name, width, variables, scale, shapes or {"image": (*size, bands)})
+    shapes = shapes or {"image": (*size, bands)}
+    imported.write_run(args.out, name, width, variables, scale, shapes, origin)
     return f"{name}, width {width:g}, {bands} bands; to start from: --config.init_from={args.out}"
 
 

@@ -12,6 +12,7 @@ from elev_ssl_jax.convert import branches
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import Model
 from elev_ssl_jax.recipes import METHODS
+from elev_ssl_jax.runtime.starting import words_of
 from elev_ssl_jax.sensors import ELEVATION, LEAST, pairs
 
 # What `config.data` says of the numbers that an encoder sees.
@@ -39,7 +40,8 @@ def metadata(model: Model) -> dict[str, str]:
         "encoder": config.model.encoder,
         "fusion": config.model.fusion,
         "width": str(config.model.width),
-        "method": method(config),
+        "method": method(config, model.origin),
+        "started_from": words_of(model.origin) if model.origin and "run" in model.origin else "",
         "bands": str(model.image_shape[2]),
         "band_numbers": " ".join(map(str, config.data.bands)),  # of the inputs'; "" is all
         "rgb": " ".join(map(str, config.data.rgb)),
@@ -61,8 +63,10 @@ def metadata(model: Model) -> dict[str, str]:
     }
 
 
-def method(config: Any) -> str:
-    """The name of the method that a configuration describes."""
+def method(config: Any, origin: Mapping[str, Any] | None = None) -> str:
+    """The name of the method that a configuration describes, or the file that was converted."""
+    if origin and "file" in origin:
+        return str(origin.get("method") or f"converted from {origin['file']}")
     if config.task == "finetune":
         return f"fine-tuned from {config.init_from or 'random weights'}"
     for name, recipe in METHODS.items():

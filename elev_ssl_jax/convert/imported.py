@@ -3,7 +3,7 @@
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,68 +191,6 @@ def _keys(template):
     return names.to_torch(zeros, names.torchvision_key, 0)
 
 
-def adapt_stem(
-    variables: Any,
-    *,
-    bands: Sequence[int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    source: str = "the stem",
-) -> Any:
-    """The encoder for images of other bands, or that are not standardised.
-
-    Bands: band i of the images takes the kernel of band `bands[i]` of the weights; where several
-    take the same one, each has its share, and all kernels are multiplied by the number of the
-    weights' bands over that of those used. So the answer to an image whose bands are all alike
-    stays about what it was, and exactly what it was if every band is used.
-
-    Standardisation: weights that were trained on (x - mean) / std take x instead. The kernels are
-    divided by std, and what mean adds to the stem's output, a constant, goes into the running mean
-    of its BatchNorm, or into its bias. In inference mode nothing else changes, but at the border,
-    where zero stands for what the image lacks: a ResNet's three pixels, and what fills a Swin's
-    images up to whole patches.
-
-    Args:
-      variables: The encoder's.
-      bands: Numbers, from 0, of the weights' bands; None is all of them.
-      mean: For each of the weights' bands, in units of the images after `data.value_range`.
-      std: Likewise.
-      source: What to call it in errors.
-
-    Raises:
-      InputError: A number doesn't fit the weights' bands, or the encoder has no such stem.
-    """
-    stem = checkpoint.stem_of(variables["params"])
-    if stem is None:
-        raise InputError(f"--bands, --mean, --std: {source} has no single stem that takes them")
-    kernel = np.asarray(variables["params"][stem]["kernel"], np.float64)
-    count = kernel.shape[2]
-    for name, values in (("--mean", mean), ("--std", std)):
-        if values is not None and not np.isfinite(values).all():
-            raise InputError(f"{name} is {' '.join(map(str, values))}; numbers are needed")
-        if values is not None and len(values) != count:
-            raise InputError(f"{name} has {len(values)} numbers; {source} has {count} bands")
-    if std is not None and min(std) <= 0:
-        raise InputError(f"--std is {min(std):g}; it must be above 0")
-    chosen = np.arange(count) if bands is None else np.asarray(bands, int)
-    if chosen.min() < 0 or chosen.max() >= count:
-        raise InputError(f"--bands is {chosen.tolist()}; {source} has the bands 0 to {count - 1}")
-
-    share = count / len(np.unique(chosen)) / np.bincount(chosen)[chosen]
-    means = np.zeros(count) if mean is None else np.asarray(mean)
-    stds = np.ones(count) if std is None else np.asarray(std)
-    kernel = kernel[:, :, chosen] * (share / stds[chosen])[:, None]
-    shift = np.einsum("hwio,i->o", kernel, means[chosen])
-    params, stats = dict(variables["params"]), dict(variables["batch_stats"])
-    params[stem] = {**params[stem], "kernel": kernel.astype(np.float32)}
-    if "bias" in params[stem]:
-        params[stem]["bias"] = (params[stem]["bias"] - shift).astype(np.float32)
-    else:
-        norm = stem.replace("conv", "bn")
-        stats[norm] = {**stats[norm], "mean": (stats[norm]["mean"] + shift).astype(np.float32)}
-    return {"params": params, "batch_stats": stats}
-
-
 def write_run(
     folder: Path,
     name: str,
@@ -260,6 +198,7 @@ def write_run(
     variables: Any,
     scale: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
+    origin: dict[str, Any],
 ) -> None:
     """A folder with one checkpoint of an encoder, as a finished pre-training leaves it.
 
@@ -270,6 +209,7 @@ def write_run(
       variables: The encoder's.
       scale: Of `config.data`, the fields of `facts.SCALE` that are not at their defaults.
       shapes: Of the chips' features that it was trained on.
+      origin: The file or run that it was, as checkpoints say.
 
     Raises:
       InputError: The folder exists, or can't be written.
@@ -278,7 +218,7 @@ def write_run(
     config.model.encoder, config.model.width = name, width
     config.data.update(scale)
     config.objective.alpha = 0.0  # it knows nothing of elevation
-    about = checkpoint.describe(config, steps=0, shapes=shapes)
+    about = checkpoint.describe(config, steps=0, shapes=shapes, origin=origin)
     params, batch_stats = (
         {"encoder": variables[part]} if variables[part] else {}
         for part in ("params", "batch_stats")

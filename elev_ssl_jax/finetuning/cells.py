@@ -21,7 +21,7 @@ from elev_ssl_jax.config import SEEDS_APART
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop, methods, step
 from elev_ssl_jax.recipes import PROBES, recipe
-from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime import starting
 
 # Of a cell: its confusion matrix, and the predicted classes.
 Run = Callable[["Cell"], tuple[np.ndarray, np.ndarray]]
@@ -207,7 +207,7 @@ def _encoder(setup, seed, image_shape, run):
     Without one it is random: the one that a pre-training with this seed starts from.
     """
     variables = loop.init(setup, seed, image_shape)
-    return variables if run is None else checkpoint.load_encoder(run, variables)
+    return variables if run is None else starting.from_run(run, variables).variables
 
 
 def _make_probe(config, starts, train, test, validation) -> Run:

@@ -28,7 +28,7 @@ from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cells, labelled, loop, methods
 from elev_ssl_jax.recipes import recipe
-from elev_ssl_jax.runtime import checkpoint, run_folder
+from elev_ssl_jax.runtime import checkpoint, run_folder, starting
 
 
 def run(
@@ -74,6 +74,8 @@ def run(
     data = labelled.fingerprints(*(_with_inputs(config, chips) for chips in (train, test)))
     if unlabelled is not None:
         data["pretrain"] = unlabelled
+    if config.experiment.pretrain.init_from:
+        data["start"] = starting.descent_of(Path(config.experiment.pretrain.init_from))
     for method in config.experiment.methods:
         if (folder := methods.given_encoder(config, method)) is not None:
             data[methods.pretraining_of(method)] = checkpoint.fingerprint(folder)
@@ -191,7 +193,7 @@ def check(
         if (folder := methods.given_encoder(config, method)) is not None:
             setup = loop.make_setup(settings, shapes, len(train.targets))
             made = functools.partial(loop.init, setup, 0, image_shape)
-            checkpoint.load_encoder(folder, jax.eval_shape(made))
+            starting.from_run(folder, jax.eval_shape(made))
     return config
 
 

@@ -34,7 +34,7 @@ from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.recipes import METRICS, OF_CHIPS
-from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
+from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding, starting
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.train_state import TrainState
 
@@ -272,8 +272,11 @@ def finetune(
     setup = make_setup(config, labelled.shapes_of(train), len(rows))
     test = labelled.as_judged(config, test)
     variables = init(setup, config.seed, image_shape)
+    origin = None
     if config.init_from:
-        variables = checkpoint.load_encoder(Path(config.init_from), variables, sensors.of(config))
+        variables, origin = starting.from_run(
+            Path(config.init_from), variables, sensors.of(config), bands=config.init_bands
+        )
     template = TrainState.create(variables, setup.full_optimizer)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
@@ -283,8 +286,8 @@ def finetune(
         print(
             f"{count} labelled chips, {len(test.targets)} to judge by; "
             f"{config.finetune.frozen_epochs} epochs with a frozen encoder "
-            f"({config.init_from or 'random weights'}), {config.epochs} of everything"
-            + (f"; going on after step {int(state.step)}" if start else "")
+            f"({starting.words_of(origin) if origin else 'random weights'}), {config.epochs} of "
+            "everything" + (f"; going on after step {int(state.step)}" if start else "")
         )
         steps = steps_per_epoch(len(rows), config.batch_size)
         if int(state.step) > config.epochs * steps:
@@ -300,6 +303,7 @@ def finetune(
             steps=config.epochs * steps,
             data=data,
             shapes=labelled.shapes_of(test),
+            origin=origin,
         )
         done = int(state.step) // steps + (config.finetune.frozen_epochs if start else 0)
         total = config.finetune.frozen_epochs + config.epochs

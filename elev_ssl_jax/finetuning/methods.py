@@ -146,6 +146,7 @@ def pretrain_config(config: Any, repetition: int = 0) -> Any:
     result.data.eval_split = settings.eval_split or config.data.eval_split
     result.seed = config.seed + repetition
     result.batch_size, result.epochs = settings.batch_size, settings.epochs
+    result.init_from, result.init_bands = settings.init_from, settings.init_bands
     result.optimizer.update(settings.optimizer)
     return result
 

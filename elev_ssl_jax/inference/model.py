@@ -44,6 +44,8 @@ class Model:
     step: int
     commit: str  # of the program that trained it
     absent: tuple[str, ...] = ()  # sensors that it does without
+    # Of the weights that the run started from, as `starting.origin_of` says it.
+    origin: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def inputs(self) -> sensors.Inputs:
@@ -290,6 +292,7 @@ def load(run: str | Path) -> Model:
         shapes=checkpoint.shapes_of(saved.about),
         step=saved.step,
         commit=saved.about["commit"],
+        origin=saved.about.get("origin"),
     )
 
 

@@ -18,7 +18,7 @@ from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, sco
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.recipes import PROBES
-from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding
+from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding, starting
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.profile import profiled
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -99,9 +99,15 @@ def pretrain(
         validation=data.validation,
         blocks=scores.blocks_of(data.heldout),
     )
+    first, origin = init(config.seed), None
+    if config.init_from and not checkpoint.steps(workdir):
+        variables, origin = _take_weights(config, first.variables, mesh)
+        first = first.replace(**variables)
+        print(f"starting from weights: {starting.words_of(origin)}")
+        origin["scores"] = _of_probes(judge(variables))
     # Closing waits for a save under way, also when the loop ends in an error.
     with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
-        state, about = _start(config, workdir, parts, checkpoints, init(config.seed), mesh)
+        state, about = _start(config, workdir, parts, checkpoints, first, origin, mesh)
         first_step = int(state.step)
         stream, how = batches.make_batches(
             data.train,
@@ -136,7 +142,9 @@ def pretrain(
                     log.restart_clock()
 
     results, untrained = judge(state.variables), judge(init(config.seed).variables)
-    results |= {f"random_{k}": v for k, v in untrained.items() if k.startswith(PROBES)}
+    results |= {f"random_{k}": v for k, v in _of_probes(untrained).items()}
+    if about["origin"]:
+        results |= {f"start_{k}": v for k, v in about["origin"]["scores"].items()}
     writer.write_scalars(total_steps, results)
     writer.flush()
     few = sample_of(data.heldout, pictured.COUNT, spread=False)
@@ -155,6 +163,37 @@ def first_state(
     shown, _ = method.views(augment.sample_keys(seed, 0, 2), few, True)
     variables = method.model.init(jax.random.key(seed), *shown, train=True)
     return TrainState.create(variables, optimizer)
+
+
+def check_weights(config: Any, method: Method, sample: Arrays) -> None:
+    """Refuses weights of `config.init_from`, if it names any, that don't fit the method's model.
+
+    Raises:
+      InputError: As `starting.from_run`.
+    """
+    if config.init_from:
+        optimizer = optax.identity()
+        ours = jax.eval_shape(lambda: first_state(method, optimizer, sample, 0))
+        _take_weights(config, ours.variables, None)
+
+
+def _take_weights(config, variables, mesh) -> starting.Start:
+    """`variables`, with those that `config.init_from` has in place of some, where they were."""
+    start = starting.from_run(
+        Path(config.init_from),
+        variables,
+        sensors.of(config),
+        bands=config.init_bands,
+        decoder=config.init_decoder,
+        mesh=mesh,
+    )
+    if mesh is None:
+        return start
+    return start._replace(variables=sharding.place(start.variables, sharding.replicated(mesh)))
+
+
+def _of_probes(scores):
+    return {k: v for k, v in scores.items() if k.startswith(PROBES)}
 
 
 def _assemble(config, workdir, data, make_method, mesh) -> _Parts:
@@ -197,7 +236,9 @@ def _check_heldout(config, method, sample, heldout):
         raise InputError(f"{data.eval_split} of {data.name} has no elevation at all")
 
 
-def _start(config, workdir, parts, checkpoints, state, mesh) -> tuple[TrainState, dict[str, Any]]:
+def _start(
+    config, workdir, parts, checkpoints, state, origin, mesh
+) -> tuple[TrainState, dict[str, Any]]:
     """Claims the folder, and says what begins or goes on.
 
     Returns:
@@ -229,7 +270,13 @@ def _start(config, workdir, parts, checkpoints, state, mesh) -> tuple[TrainState
             pictured.draw_views(config, method, workdir / "views.png", sample)
     shapes = {name: sample[name].shape[1:] for name in method.reads}
     shapes = squares.cut_shapes(shapes, config.augment.crop_size)
-    return state, checkpoint.describe(config, steps=total_steps, data=prints, shapes=shapes)
+    return state, checkpoint.describe(
+        config,
+        steps=total_steps,
+        data=prints,
+        shapes=shapes,
+        origin=before.get("origin") if before else origin,
+    )
 
 
 def _finish(config, workdir, results, count, few, outputs) -> None:

@@ -139,7 +139,8 @@ def table(scores: dict[str, float], heldout: int, split: str) -> str:
     """The final scores as a short text table, each beside what it must beat.
 
     Args:
-      scores: From `measure`, and those of the untrained encoder's probe with `random_` before.
+      scores: From `measure`, and the probes' of the untrained encoder with `random_` before, and
+        of the weights that it started from, if it did, with `start_`.
       heldout: How many chips they are on.
       split: The name of these.
     """
@@ -164,12 +165,17 @@ def table(scores: dict[str, float], heldout: int, split: str) -> str:
     for kind, of in (("probe", "linear probe"), ("knn", f"{probes.NEIGHBOURS} nearest")):
         for score, what in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
             if (name := f"{kind}_{score}") in scores:
-                rival, text = f"{scores[f'random_{name}']:.3f}", f"{scores[name]:.3f}"
-                note = "the same encoder, untrained"
+                text, over = f"{scores[name]:.3f}", ""
                 if f"{name}_low" in scores:
                     ends = (f"{scores[f'{name}_{end}']:.3f}" for end in ("low", "high"))
-                    note += f"; over test blocks {' to '.join(ends)}"
-                lines.append((f"{of}, {what}", text, rival, note))
+                    over = f"; over test blocks {' to '.join(ends)}"
+                for rival, whose in (
+                    ("random", "the same encoder, untrained"),
+                    ("start", "the weights that it started from"),
+                ):
+                    if (theirs := scores.get(f"{rival}_{name}")) is not None:
+                        lines.append((f"{of}, {what}", text, f"{theirs:.3f}", whose + over))
+                        over = ""
     if "contrastive_top1" in scores:
         text, rival = f"{scores['contrastive_top1']:.3f}", f"{1 / pool:.3f}"
         lines.append(("contrastive top-1", text, rival, f"chance among {pool} views"))

@@ -60,6 +60,8 @@ def setting(config: dict[str, Any], results: pd.DataFrame) -> str:
             f"Pre-training takes {pretrain['epochs']} epochs (batch {pretrain['batch_size']}, "
             f"{pretrain['split']} of {its})."
         )
+        if pretrain.get("init_from"):
+            sentences[-1] += f" It starts from the encoder of {results['data'].iloc[0]['start']}."
     frozen, full = config["finetune"]["frozen_epochs"], config["epochs"]
     alone = f"; of methods that stay frozen, {frozen + full} with a frozen encoder"
     matrix = np.asarray(results["confusion_matrix"].iloc[0])

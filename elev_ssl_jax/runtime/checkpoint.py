@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from elev_ssl_jax import sensors
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -24,7 +22,6 @@ from elev_ssl_jax.runtime.train_state import TrainState
 # Raised by whatever makes the same weights give other outputs, or the same steps other weights.
 # 2: PyTorch's nearest upsampling, unbiased running variances, checksums.
 FORMAT = 2
-STEMS = ("conv1", "patch_embed", "block1_conv1")  # of ResNets, Swin and VGG
 
 
 class Saved(NamedTuple):
@@ -64,6 +61,7 @@ def describe(
     steps: int,
     shapes: Mapping[str, tuple[int, ...]],
     data: dict[str, str] | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says of its run, so that its weights can be used without anything else.
 
@@ -72,6 +70,7 @@ def describe(
       steps: Of the whole run.
       shapes: Of the features of a chip that it uses.
       data: Fingerprints of what it learns from and is judged by.
+      origin: Of the weights that it started from, if there were any: see `starting`.
     """
     about = {
         "format": FORMAT,
@@ -80,6 +79,7 @@ def describe(
         "commit": commit(),
         "data": data,
         "shapes": dict(shapes),
+        "origin": origin,
     }
     return json.loads(json.dumps(about))  # as it will come back: JSON has no tuples
 
@@ -143,10 +143,9 @@ def restore_latest(
         return state, {}
     tree, about = _metadata(checkpoints, step)
     _check_format(about, checkpoints.directory.parent)
-    differing = _differing(tree["params"], state.params)
-    if differing:
+    if found := differing(tree["params"], state.params):
         raise InputError(
-            f"{checkpoints.directory / str(step)} is not of this model ({differing}); use another "
+            f"{checkpoints.directory / str(step)} is not of this model ({found}); use another "
             "--workdir"
         )
     # Without shardings of our own Orbax insists on the devices that the checkpoint came from.
@@ -209,7 +208,7 @@ def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None
         ) from error
 
 
-def _differing(saved: Any, params: Any) -> str | None:
+def differing(saved: Any, params: Any) -> str | None:
     """The first parameter whose shape a checkpoint has otherwise, or doesn't have."""
 
     def shapes(tree):
@@ -223,8 +222,12 @@ def _differing(saved: Any, params: Any) -> str | None:
     return None
 
 
-def load(run: Path) -> Saved:
+def load(run: Path, mesh: Mesh | None = None) -> Saved:
     """A run's last checkpoint.
+
+    Args:
+      run: Its folder.
+      mesh: The devices that are to have it; None is the first one.
 
     Raises:
       InputError: There is none, it is damaged, or it was not saved by `save`.
@@ -236,13 +239,29 @@ def load(run: Path) -> Saved:
     with open_checkpoints(run, keep=1) as checkpoints:
         tree, about = _metadata(checkpoints, step)
         _check_format(about, run)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = sharding.replicated(mesh) if mesh else first
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
         restored = _restore(checkpoints, step, target, about)
     # Orbax leaves out what is empty.
     return Saved(step, about, {part: restored.get(part, {}) for part in ("params", "batch_stats")})
+
+
+def about(run: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a run's last checkpoint, and what `describe` said of it; its arrays stay unread.
+
+    Raises:
+      InputError: As in `load`.
+    """
+    found = steps(run)
+    if not found:
+        raise InputError(f"{run} has no checkpoint; name the folder of a run")
+    with open_checkpoints(run, keep=1) as checkpoints:
+        _, said = _metadata(checkpoints, found[-1])
+    _check_format(said, run)
+    return found[-1], said
 
 
 def fingerprint(run: Path) -> str:
@@ -262,61 +281,3 @@ def shapes_of(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     # Before there were several sensors.
     names = {"image": "image_shape", "elevation": "elevation_shape"}
     return {name: tuple(about[key]) for name, key in names.items() if key in about}
-
-
-def stem_of(encoder: Any) -> str | None:
-    """The name of the layer that sees the images, in an encoder's parameters.
-
-    None of several encoders side by side, and of one that has it deeper.
-    """
-    return next((name for name in STEMS if name in encoder), None)
-
-
-def _stem_bands(encoder: Any) -> int | None:
-    """Of an encoder's images, if it has a stem."""
-    name = stem_of(encoder)
-    return None if name is None else int(encoder[name]["kernel"].shape[2])
-
-
-def load_encoder(run: Path, variables: Any, inputs: sensors.Inputs | None = None) -> Any:
-    """`variables` with the encoder of a run's last checkpoint in place of their own.
-
-    Args:
-      run: The run's folder.
-      variables: Those of any model with parts under `encoder`.
-      inputs: What the encoder is to see; there is a word if the numbers are others than the run's.
-
-    Raises:
-      InputError: As in `load`, or the encoder has another architecture, width or number of bands.
-    """
-    saved = load(run)
-    theirs, ours = (tree["params"]["encoder"] for tree in (saved.variables, variables))
-    bands = [_stem_bands(tree) for tree in (theirs, ours)]
-    if None not in bands and bands[0] != bands[1]:
-        raise InputError(
-            f"the encoder of init_from={run} takes {bands[0]} bands, but these images have "
-            f"{bands[1]}; python -m elev_ssl_jax.convert --to run --bands adapts it"
-        )
-    differing = _differing(theirs, ours)
-    if differing:
-        raise InputError(
-            f"init_from={run} has another encoder ({differing}); set model.encoder, model.width, "
-            "model.fusion and data.inputs as in its config.json"
-        )
-    for field in ("value_range", "mean", "std", "scaling") if inputs is not None else ():
-        then, now = saved.about["config"]["data"].get(field, ()), getattr(inputs, field)
-        if field == "scaling":
-            then, now = (then or "range",), (now,)  # which it was before there was another
-        then = sensors.pairs(then) if field == "value_range" else tuple(then)
-        if then != now:
-            shown = [v[0] if len(v) == 1 else v for v in (then, now)]
-            print(
-                f"warning: init_from={run} was trained with data.{field} {shown[0]}, and here it "
-                f"is {shown[1]}; where the sensor is the same, it should be the same",
-                file=sys.stderr,
-            )
-    encoder = {p: tree["encoder"] for p, tree in saved.variables.items() if "encoder" in tree}
-    return {
-        p: {**tree, "encoder": encoder[p]} if p in encoder else tree
-        for p, tree in variables.items()
-    }

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from elev_ssl_jax.convert import imported
 from elev_ssl_jax.inference import model as inference
-from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime import starting
 from tests import runs
 from tests.convert.printed import as_torch, run_usage
 from tests.models import torch_resnet
@@ -218,7 +218,7 @@ def test_weights_from_pytorch_become_a_run(convert, tmp_path, rng, kind):
     # And as any pre-training's, the encoder starts a fine-tuning, and goes back to the same bits.
     settings = runs.settings("linear", width=1.0)
     ours = runs.save_run(tmp_path / "other", settings, SHAPE)
-    loaded = checkpoint.load_encoder(tmp_path / "run", ours)
+    loaded = starting.from_run(tmp_path / "run", ours).variables
     kernel = np.asarray(loaded["params"]["encoder"]["conv1"]["kernel"])
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), theirs.conv1.weight.detach())
     assert convert(tmp_path / "run", "torchvision", tmp_path / "back.safetensors")[0] == 0
@@ -241,19 +241,19 @@ def test_the_stem_takes_other_bands_and_raw_values(rng):
 
     # Every band of the weights is used: an image whose bands are alike is seen as before.
     gray = rng.random((1, 64, 64, 1), np.float32)
-    five = imported.adapt_stem(variables, bands=[0, 1, 2, 0, 0])
+    five = starting.adapt_stem(variables, bands=[0, 1, 2, 0, 0])
     np.testing.assert_allclose(
         answer(five, gray.repeat(5, 3)), answer(variables, gray.repeat(3, 3)), atol=2e-4
     )
     np.testing.assert_allclose(five["params"]["conv1"]["kernel"][:, :, 3], stem[:, :, 0] / 3)
-    one = imported.adapt_stem(variables, bands=[1])
+    one = starting.adapt_stem(variables, bands=[1])
     np.testing.assert_allclose(one["params"]["conv1"]["kernel"], 3 * stem[:, :, 1:2])
-    turned = imported.adapt_stem(variables, bands=[2, 1, 0])
+    turned = starting.adapt_stem(variables, bands=[2, 1, 0])
     np.testing.assert_array_equal(turned["params"]["conv1"]["kernel"], stem[:, :, ::-1])
 
     images = rng.random((1, 64, 64, 3), np.float32)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    raw = imported.adapt_stem(variables, mean=mean, std=std)
+    raw = starting.adapt_stem(variables, mean=mean, std=std)
     standardised = ((images - np.float32(mean)) / np.float32(std)).astype(np.float32)
     np.testing.assert_allclose(answer(raw, images), answer(variables, standardised), atol=2e-4)
 

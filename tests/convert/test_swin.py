@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from elev_ssl_jax.convert import imported
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import model as inference
-from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime import starting
 from tests import runs
 from tests.convert.printed import as_torch, run_usage
 from tests.models import torch_swin
@@ -119,7 +119,7 @@ def test_timms_weights_become_a_run_and_go_back_to_the_same_bits(
     got = model.features(images)
     assert np.abs(got - wanted.numpy()).max() < 1e-5 * np.abs(wanted.numpy()).max()
     ours = runs.save_run(tmp_path / "other", settings("linear"), (64, 64, 3))
-    loaded = checkpoint.load_encoder(tmp_path / "run", ours)
+    loaded = starting.from_run(tmp_path / "run", ours).variables
     kernel = np.asarray(loaded["params"]["encoder"]["patch_embed"]["kernel"])
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), weights["patch_embed.proj.weight"])
     assert convert(tmp_path / "back.safetensors", "run", tmp_path / "again")[0] == 0
@@ -137,9 +137,9 @@ def test_timms_weights_become_a_run_and_go_back_to_the_same_bits(
     # Another number of bands is told when it is loaded, with the way to adapt it.
     two = runs.save_run(tmp_path / "two", settings("linear"), (64, 64, 2))
     with pytest.raises(InputError, match=r"takes 3 bands, but these images have 2; .* --bands"):
-        checkpoint.load_encoder(tmp_path / "run", two)
+        starting.from_run(tmp_path / "run", two)
     assert convert(tmp_path / "run", "run", tmp_path / "fits", "--bands", "2", "0")[0] == 0
-    checkpoint.load_encoder(tmp_path / "fits", two)
+    starting.from_run(tmp_path / "fits", two)
 
 
 def test_the_patch_embedding_takes_other_bands_and_raw_values(rng, reference):
@@ -153,17 +153,17 @@ def test_the_patch_embedding_takes_other_bands_and_raw_values(rng, reference):
         return np.einsum("bhiwjc,ijco->bhwo", parts, layer["kernel"]) + layer["bias"]
 
     gray = rng.random((1, 32, 32, 1), np.float32)
-    five = imported.adapt_stem(variables, bands=[0, 1, 2, 0, 0])
+    five = starting.adapt_stem(variables, bands=[0, 1, 2, 0, 0])
     np.testing.assert_allclose(
         answer(five, gray.repeat(5, 3)), answer(variables, gray.repeat(3, 3)), atol=2e-5
     )
     np.testing.assert_allclose(five["params"]["patch_embed"]["kernel"][:, :, 3], stem[:, :, 0] / 3)
-    one = imported.adapt_stem(variables, bands=[1])
+    one = starting.adapt_stem(variables, bands=[1])
     np.testing.assert_allclose(one["params"]["patch_embed"]["kernel"], 3 * stem[:, :, 1:2])
 
     images = rng.random((1, 32, 32, 3), np.float32)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    raw = imported.adapt_stem(variables, mean=mean, std=std)
+    raw = starting.adapt_stem(variables, mean=mean, std=std)
     standardised = ((images - np.float32(mean)) / np.float32(std)).astype(np.float32)
     np.testing.assert_allclose(answer(raw, images), answer(variables, standardised), atol=2e-5)
     assert raw["batch_stats"] == {}

@@ -18,7 +18,8 @@ from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.recipes import METHODS, Recipe
 from elev_ssl_jax.reporting import compose
-from elev_ssl_jax.runtime import checkpoint, sharding
+from elev_ssl_jax.runtime import sharding, starting
+from tests import runs
 from tests.finetuning.test_loop import SIZE, make_chips
 from tests.pretraining.test_loop import Writer
 
@@ -178,9 +179,10 @@ def test_a_repetition_draws_anew_what_is_left_to_chance(
         pretrainings.append((folder.name, settings.seed, done))
 
     def fake_load(run, variables):
-        return jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), variables)
+        sevens = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), variables)
+        return starting.Start(sevens, {})
 
-    monkeypatch.setattr(checkpoint, "load_encoder", fake_load)
+    monkeypatch.setattr(starting, "from_run", fake_load)
     assert experiment.run(config, tmp_path, train, test, pretrained) == []
     assert pretrainings == [  # a repetition is done before the next begins
         ("simclr-0", 0, 0),
@@ -266,7 +268,8 @@ def test_other_chips_to_pre_train_on_are_refused_where_there_are_results(
     run = functools.partial(experiment.run, config, tmp_path, train, test, lambda *_: None)
     run()  # the random encoder has seen none
     config.experiment.methods = ("random", "simclr")
-    monkeypatch.setattr(checkpoint, "load_encoder", lambda run, variables: variables)
+    start = functools.partial(starting.Start, origin={})
+    monkeypatch.setattr(starting, "from_run", lambda run, variables: start(variables))
     run(unlabelled="500 chips, as they were")
     compose.write(tmp_path)
     config.experiment.pretrain_seeds = 3
@@ -398,3 +401,16 @@ def test_more_labels_than_there_are_end_it_before_anything_is_written(config, da
         experiment.run(config, tmp_path, *data)
     assert not list(tmp_path.iterdir())
     assert data[0].inputs["image"].shape[1] == SIZE
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_pre_trained(config, tmp_path):
+    config.experiment.methods = ("random", "simclr")
+    config.data.synthetic.chips, config.data.synthetic.size = 120, SIZE
+    synthetic.prepare(config.data, tmp_path)
+    runs.save_run(tmp_path / "wide", runs.settings(width=0.25), (SIZE, SIZE, 3))
+    config.experiment.pretrain.init_from = str(tmp_path / "wide")
+    settings = methods.config_of(config, "simclr", {"image": (SIZE, SIZE, 3)})
+    assert methods.pretrain_config(settings).init_from == str(tmp_path / "wide")
+    with pytest.raises(InputError, match=r"has simclr: init_from=.*wide has another encoder"):
+        main._experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

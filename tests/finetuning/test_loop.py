@@ -16,7 +16,7 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop, step
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
-from elev_ssl_jax.runtime import checkpoint, sharding
+from elev_ssl_jax.runtime import sharding, starting
 from tests.pretraining.test_loop import Writer
 
 SIZE = 32
@@ -226,11 +226,11 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
         setup = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, 24)
         variables = loop.init(setup, 0, (SIZE, SIZE, bands))
         with pytest.raises(InputError, match=message):
-            checkpoint.load_encoder(tmp_path / "pretrained", variables)
+            starting.from_run(tmp_path / "pretrained", variables)
     capsys.readouterr()
     config.model.width = 0.125
     _, variables = start(config, chips)
-    load = functools.partial(checkpoint.load_encoder, tmp_path / "pretrained", variables)
+    load = functools.partial(starting.from_run, tmp_path / "pretrained", variables)
     load(sensors.of(config))
     assert capsys.readouterr().err == ""
     config.data.value_range = (0.0, 10000.0)
@@ -238,7 +238,7 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     said = capsys.readouterr().err
     assert "data.value_range (0.0, 6000.0), and here it is (0.0, 10000.0)" in said
     with pytest.raises(InputError, match="nowhere has no checkpoint"):
-        checkpoint.load_encoder(tmp_path / "nowhere", variables)
+        starting.from_run(tmp_path / "nowhere", variables)
 
 
 def pretrain_settings(config):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -87,6 +88,47 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     assert "going on after step 2 of 6" in capsys.readouterr().out
     assert min(resumed.scalars) == 3
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
+
+
+def test_a_run_starts_from_another_and_goes_on_without_it(tiny, data, tmp_path, capsys):
+    first, second, parts = (tmp_path / name for name in ("first", "second", "parts"))
+    tiny.epochs, tiny.objective.alpha = 1, 0.0
+    before = loop.pretrain(tiny, first, data, Writer())
+    tiny.objective.alpha, tiny.epochs = 0.5, 2
+    tiny.init_from = str(first)
+    after = loop.pretrain(tiny, second, data, Writer())
+    printed = capsys.readouterr().out
+    assert "starting from weights: first after 2 steps" in printed
+    assert "the weights that it started from" in printed
+    # What it started from tells as much as the first one ended with.
+    for name in ("probe_accuracy", "knn_macro_f1"):
+        assert after[f"start_{name}"] == before[name]
+        assert after[f"random_{name}"] == before[f"random_{name}"]
+    saved = checkpoint.load(second)
+    assert saved.about["origin"]["run"] == "first"
+    assert saved.about["origin"]["checksum"] == checkpoint.load(first).about["checksum"]
+    stems = [
+        np.asarray(final_state(run)["params"]["encoder"]["conv1"]["kernel"])
+        for run in (first, second)
+    ]
+    assert 0 < np.abs(stems[1] - stems[0]).max() < 0.05  # four steps of Adam from there
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Writer):
+        def write_scalars(self, step, scalars):
+            if step == 3:
+                raise Stop
+
+    with pytest.raises(Stop):
+        loop.pretrain(tiny, parts, data, Stopping())
+    shutil.rmtree(first)
+    assert loop.pretrain(tiny, parts, data, Writer()) == after
+    jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(second))
+    with pytest.raises(InputError, match="first has no checkpoint"):
+        loop.pretrain(tiny, tmp_path / "third", data, Writer())
+    assert not (tmp_path / "third").exists()
 
 
 def test_going_on_for_longer_says_what_the_rate_does_and_for_less_is_refused(

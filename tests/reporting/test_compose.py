@@ -257,3 +257,15 @@ def test_results_on_different_data_are_never_pooled(tmp_path):
         data = {"train": "80 chips", "pretrain": "500 chips"}  # others don't know, or have none
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
     compose.write(run)
+
+
+def test_the_weights_that_pre_training_started_from_are_named(tmp_path):
+    run = write_run(tmp_path, CLEAR, changes={"experiment.pretrain.init_from": "/home/me/imagenet"})
+    for path in (run / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        start = "imagenet, from resnet18.pth (checksum 17)"
+        path.write_text(json.dumps(cell | {"data": {"train": "80 chips", "start": start}}))
+    compose.write(run)
+    text = (run / "report.md").read_text()
+    assert "starts from the encoder of imagenet, from resnet18.pth (checksum 17)." in text
+    assert "/home/me" not in text
