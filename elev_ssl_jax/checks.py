@@ -129,12 +129,21 @@ _RULES = {
     "*optimizer.scaling": one_of("none", "linear", "sqrt"),
     "*optimizer.warmup_epochs": number(0),
     "*optimizer.schedule": one_of("cosine", "constant"),
+    "*optimizer.encoder_scale": number(0),
     "*optimizer.weight_decay": number(0),
     "*optimizer.name": one_of("adamw", "adam", "lars"),
     "*optimizer.drop_epoch": whole(0),
     "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", *PROBES),
     "finetune.target": one_of("", "label", "mask", "commonest", "present"),
     "finetune.present_share": number(0, 1, above=True),
+    "finetune.loss": one_of("cross_entropy", "focal", "dice", "cross_entropy+dice"),
+    "finetune.focal_gamma": number(0),
+    "finetune.label_smoothing": number(0, 1),
+    "finetune.class_weights": several(
+        "(), a number above 0 for each class, or balanced",
+        Rule("", lambda v: v == "balanced" or _POSITIVE.holds(v)),
+        lambda v: "balanced" not in v or len(v) == 1,
+    ),
     "finetune.drop_sensor": number(0, 1),
     "finetune.num_classes": Rule(
         "0 or a whole number in 2..255", lambda v: type(v) is int and (v == 0 or 2 <= v <= 255)
@@ -278,6 +287,11 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
     if config.finetune.classes:
         count = len(config.finetune.classes)
         need("finetune.num_classes", config.finetune.num_classes in (0, count), f"0 or {count}")
+    if config.finetune.target == "present":
+        plain = config.finetune.loss == "cross_entropy" and not config.finetune.label_smoothing
+        need("finetune.loss", plain, "cross_entropy, not smoothed, with finetune.target=present")
+        weighed = len(config.finetune.class_weights) > 0
+        need("finetune.class_weights", not weighed, "() with finetune.target=present")
     need("data.mean", not config.data.mean or len(config.data.std) > 0, "() without data.std")
     by_maximum = config.data.scaling == "crop_max"
     need("data.std", not (config.data.std and by_maximum), "() with data.scaling=crop_max")

@@ -158,6 +158,8 @@ def default() -> ml_collections.ConfigDict:
     # From when on a constant rate is a tenth; 0 is never. Of fine-tuning, the epochs after the
     # frozen stage count; a method whose encoder stays frozen counts both.
     optimizer.drop_epoch = 0
+    # Times the rate of the encoder's weights; below 1 those that are given change less than others.
+    optimizer.encoder_scale = 1.0
     optimizer.weight_decay = 1e-4
     # The text has Adam with weight decay, the code AdamW: "adamw" decays the weights themselves,
     # as the code does; "adam" adds the decay to the gradient (L2), as PyTorch's Adam does. "lars"
@@ -184,6 +186,14 @@ def default() -> ml_collections.ConfigDict:
     # the statistics of all its pre-training rather than those of eight chips, and each view of a
     # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.
     finetune.frozen_batchnorm = "inference"
+    # What is minimised of one class a chip or pixel: "cross_entropy", "focal" (arXiv 1708.02002),
+    # "dice" (arXiv 1606.04797), or "cross_entropy+dice".
+    finetune.loss = "cross_entropy"
+    finetune.focal_gamma = 2.0  # 0 is cross-entropy
+    finetune.label_smoothing = 0.0  # of cross-entropy
+    # What an error weighs by the class that is right: a number for each, or ("balanced",), by which
+    # all classes weigh alike in the labels that are learned from. () is one for each.
+    finetune.class_weights = ()
     # Chips of rare classes come about as often in an epoch as those of the commonest.
     finetune.oversample = False
     # Probability that a chip's image of one of several sensors is left out, so that the network

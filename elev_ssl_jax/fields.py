@@ -124,6 +124,16 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
         ("there are no synthetic chips", ("data.synthetic.size",), config.data.synthetic.chips > 0),
         ("finetune.frozen_epochs is 0", _OF_FROZEN_STAGE, frozen),
         (
+            f"finetune.loss is {config.finetune.loss}",
+            ("finetune.focal_gamma",),
+            config.finetune.loss == "focal",
+        ),
+        (
+            f"finetune.loss is {config.finetune.loss}",
+            ("finetune.label_smoothing",),
+            "cross_entropy" in config.finetune.loss,
+        ),
+        (
             "finetune.target is not present",
             ("finetune.present_share",),
             config.finetune.target == "present",

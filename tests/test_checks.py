@@ -79,6 +79,39 @@ def test_impossible_values_are_named(tiny, field, value):
         checks.check(tiny)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"finetune.loss": "hinge"}, "finetune.loss"),
+        ({"finetune.label_smoothing": 1.5}, "finetune.label_smoothing"),
+        ({"finetune.class_weights": (1.0, 0.0)}, "finetune.class_weights"),
+        ({"finetune.class_weights": ("balanced", 1.0)}, "finetune.class_weights"),
+        ({"finetune.class_weights": (1.0,), "finetune.target": "present"}, None),
+        ({"finetune.loss": "focal", "finetune.target": "present"}, "finetune.loss"),
+        ({"optimizer.encoder_scale": -1.0}, "optimizer.encoder_scale"),
+        ({"init_bands": (0, 1)}, "init_bands"),
+        ({"init_bands": (0, -1), "init_from": "runs/a"}, "init_bands"),
+    ],
+)
+def test_impossible_fine_tunings_are_named(fields, named):
+    config = fine_tuning("linear")
+    checks.check(config)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=f"config.{named or 'finetune.class_weights'} is"):
+        checks.check(config)
+
+
+def test_a_decoder_to_start_from_belongs_to_elevation(tiny):
+    tiny.init_decoder = True
+    with pytest.raises(InputError, match=r"config.init_decoder is True; it must be False without"):
+        checks.check(tiny)
+    tiny.init_from = "runs/a"
+    checks.check(tiny)
+    tiny.objective.alpha = 0.0
+    with pytest.raises(InputError, match=r"config.init_decoder is True"):
+        checks.check(tiny)
+
+
 def test_unknown_fields_are_refused(tiny):
     with pytest.raises(AttributeError, match="alpha"):
         tiny.objective.alhpa = 0.5

@@ -11,6 +11,7 @@ from elev_ssl_jax import metrics, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.finetuning import objective
 from elev_ssl_jax.models import encoders
 from elev_ssl_jax.recipes import OF_CHIPS
 from elev_ssl_jax.runtime import run_folder
@@ -193,6 +194,12 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
     data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
     if labels is not None and labels > count:
         raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
+    weights = tuple(config.finetune.class_weights)
+    if weights not in ((), (objective.BALANCED,)) and len(weights) != classes:
+        raise InputError(
+            f"config.finetune.class_weights is {weights}; {data.name} has {classes} classes "
+            f"({', '.join(class_names(config))}): give a number for each, or balanced"
+        )
     train = train.take(slice(labels))
     for chips, name in ((train, "labelled"), (test, "test")):
         values = np.unique(chips.targets)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from elev_ssl_jax import files, metrics, pictures, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled
+from elev_ssl_jax.finetuning import labelled, objective
 from elev_ssl_jax.finetuning.step import (
     Labelled,
     Setup,
@@ -111,6 +111,8 @@ def make_setup(
         bands=sensors.band_inputs(sensors.of(config), shapes),
         target=labelled.target_of(config),
         present_share=config.finetune.present_share,
+        objective=objective.of(config),
+        class_weights=tuple(config.finetune.class_weights),
         oversample=config.finetune.oversample,
         crop_size=config.augment.crop_size,
         drop_sensor=config.finetune.drop_sensor,
@@ -175,7 +177,11 @@ def fit(
       number 0 of it, has the state that it would begin with.
     """
     device = device or jax.local_devices()[0]
-    rows = labelled.epoch_rows(np.asarray(chips.targets)[:count], oversample=setup.oversample)
+    targets = np.asarray(chips.targets)[:count]
+    rows = labelled.epoch_rows(targets, oversample=setup.oversample)
+    weights = objective.class_weights(
+        setup.class_weights, targets[rows], setup.target, setup.model.num_classes
+    )
     # All on one device in the same way, or the steps would be compiled again. The steps use their
     # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
     put = functools.partial(jax.device_put, device=device, may_alias=False)
@@ -186,7 +192,9 @@ def fit(
         state = put(TrainState.create({**variables, "params": params}, setup.frozen_optimizer))
         for epoch in range(setup.frozen_epochs):
             for indices in _batches(seed, epoch, rows, setup.batch_size):
-                state, loss = frozen_step(setup, state, encoder, maps, chips, indices, seed)
+                state, loss = frozen_step(
+                    setup, state, encoder, maps, chips, indices, seed, weights
+                )
             yield Epoch("frozen", epoch + 1, state, loss)
         variables = {
             "params": {"encoder": encoder, **state.params},
@@ -200,7 +208,7 @@ def fit(
     for epoch in range(done, setup.full_epochs):
         order = setup.frozen_epochs + epoch
         for indices in _batches(seed, order, rows, setup.batch_size):
-            state, loss = full_step(setup, state, chips, indices, seed)
+            state, loss = full_step(setup, state, chips, indices, seed, weights)
         yield Epoch("full", epoch + 1, state, loss)
 
 

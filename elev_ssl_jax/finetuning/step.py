@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from elev_ssl_jax import augment, metrics, sensors, squares
-from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.finetuning import objective
 from elev_ssl_jax.finetuning.labelled import Labelled, as_learned
 from elev_ssl_jax.runtime.batches import Rows
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -39,6 +39,8 @@ class Setup:
     bands: tuple[str, ...]  # the input that each band of the image is of
     target: str  # "label", "mask", "commonest" or "present"
     present_share: float
+    objective: objective.Objective
+    class_weights: tuple[Any, ...]  # as `finetune.class_weights`
     oversample: bool
     crop_size: int
     drop_sensor: float
@@ -74,11 +76,12 @@ def frozen_step(
     chips: Labelled,
     indices: Any,
     seed: int | jax.Array,
+    weights: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One step of the new layers alone, on the chips at `indices`: state, used up, and loss.
 
     Chips are as by `loop.place`. `maps` are those of all, by `loop.encode_views`; without them they
-    are computed.
+    are computed. `weights` are those of the classes, by `objective.class_weights`.
     """
     keys = augment.sample_keys(seed, state.step, len(indices))
     batch_stats = state.batch_stats
@@ -111,14 +114,22 @@ def frozen_step(
             mutable=["batch_stats"],
             rngs=rngs,
         )
-        return _loss(setup, logits, targets), {**batch_stats, **updates.get("batch_stats", {})}
+        return _loss(setup, logits, targets, weights), {
+            **batch_stats,
+            **updates.get("batch_stats", {}),
+        }
 
     return _update(setup.frozen_optimizer, state, loss_fn)
 
 
 @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
 def full_step(
-    setup: Setup, state: TrainState, chips: Labelled, indices: Any, seed: int | jax.Array
+    setup: Setup,
+    state: TrainState,
+    chips: Labelled,
+    indices: Any,
+    seed: int | jax.Array,
+    weights: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One step of everything, on the chips, as by `loop.place`, at `indices`."""
     # The key of a step differs from that of the frozen stage, whose steps count from 0 as well.
@@ -133,7 +144,7 @@ def full_step(
             mutable=["batch_stats"],
             rngs={"drop_path": keys[0]},
         )
-        return _loss(setup, logits, targets), updates.get("batch_stats", {})
+        return _loss(setup, logits, targets, weights), updates.get("batch_stats", {})
 
     return _update(setup.full_optimizer, state, loss_fn)
 
@@ -179,19 +190,10 @@ def _learned(setup, masks):
 
 
 @jax.named_scope("loss")
-def _loss(setup, logits, targets):
+def _loss(setup, logits, targets, weights):
     if setup.target == "present":
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
-    return cross_entropy(logits, targets)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits [..., K] over the targets [...] that are labelled."""
-    known = targets != UNLABELLED
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(known, targets, 0).astype(jnp.int32)
-    )
-    return jnp.sum(jnp.where(known, losses, 0)) / jnp.maximum(jnp.sum(known), 1)
+        return objective.presence(logits, targets)
+    return objective.loss(setup.objective, logits, targets, weights)
 
 
 def features(setup: Setup, variables: Any, chips: Labelled) -> np.ndarray:

@@ -19,7 +19,8 @@ def make_optimizer(
     zero over the first `warmup_epochs`, and then stays, if need be until `drop_epoch`, from when on
     it is a tenth, or decays to zero. The weight decay is
     decoupled ("adamw") or part of the gradient ("adam", and "lars", arXiv 1708.03888, whose decay
-    and whose scaling by the size of a layer leave biases and BatchNorm alone).
+    and whose scaling by the size of a layer leave biases and BatchNorm alone). What is under
+    `encoder` in the parameters then moves `encoder_scale` times as far.
     """
     ratio = batch_size / _BASE_BATCH_SIZE
     scale = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[settings.scaling]
@@ -48,6 +49,10 @@ def make_optimizer(
         optimizer = optax.adamw(schedule, weight_decay=decay)
     else:
         optimizer = optax.chain(optax.add_decayed_weights(decay), optax.adam(schedule))
+    if settings.encoder_scale != 1:
+        optimizer = optax.chain(
+            optimizer, optax.masked(optax.scale(settings.encoder_scale), _of_encoder)
+        )
     return optimizer, schedule
 
 
@@ -73,6 +78,13 @@ def rate_change(config: Any, then: int, steps_per_epoch: int, step: int) -> str:
         f"{said}: the learning rate changes here from {rates[0]:.2g} to {rates[1]:.2g}; this is "
         f"not the same run as one of {config.epochs} epochs from the start"
     )
+
+
+def _of_encoder(params):
+    return {
+        part: jax.tree.map(lambda _, its=part == "encoder": its, tree)
+        for part, tree in params.items()
+    }
 
 
 def _kernels(params):

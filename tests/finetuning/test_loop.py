@@ -4,16 +4,16 @@ import itertools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
+from sklearn.utils.class_weight import compute_class_weight
 
 from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, loop, step
+from elev_ssl_jax.finetuning import labelled, loop
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.runtime import sharding, starting
@@ -171,15 +171,52 @@ def test_fewer_labels_are_the_first_ones(config, chips):
     np.testing.assert_allclose(whole.loss, part.loss, rtol=1e-4)
 
 
-def test_cross_entropy_equals_float64_reference(rng):
-    logits = rng.normal(size=(2, 5, 5, 3)).astype(np.float32) * 4
-    targets = rng.choice([0, 1, 2, 255], (2, 5, 5)).astype(np.uint8)
-    wide = logits.astype(np.float64)
-    log_softmax = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
-    picked = [log_softmax[(*i, targets[i])] for i in np.ndindex(targets.shape) if targets[i] < 3]
-    np.testing.assert_allclose(step.cross_entropy(logits, targets), -np.mean(picked), rtol=1e-5)
-    nothing = jnp.full((2, 2), 255, jnp.uint8)
-    assert step.cross_entropy(jnp.ones((2, 2, 3)), nothing) == 0
+@pytest.mark.parametrize("head", ["linear"], indirect=True)
+def test_an_encoder_of_another_rate_moves_so_much_less(config, chips):
+    config.finetune.frozen_epochs, config.epochs = 0, 1
+    moved = {}
+    for scale in (1.0, 0.1, 0.0):
+        config.optimizer.encoder_scale = scale
+        setup, variables = start(config, chips)
+        *_, last = loop.fit(setup, variables, chips.take(slice(8)), seed=0)
+        moved[scale] = jax.tree.map(
+            lambda new, old: np.abs(np.asarray(new) - old).max(),
+            last.state.params,
+            jax.device_get(variables["params"]),
+        )
+    first, less, none = (moved[scale] for scale in (1.0, 0.1, 0.0))
+    others = set(first) - {"encoder"}
+    assert equal({n: first[n] for n in others}, {n: none[n] for n in others})
+    kernel = ("encoder", "conv1", "kernel")
+    at = [functools.reduce(lambda tree, name: tree[name], kernel, m) for m in (first, less, none)]
+    assert at[0] > 0
+    assert at[1] == pytest.approx(0.1 * at[0], rel=0.02)  # one step of Adam
+    assert at[2] == 0
+
+
+@pytest.mark.parametrize("head", ["unet"], indirect=True)
+def test_balanced_classes_are_those_of_the_numbers_that_they_stand_for(config, chips):
+    config.finetune.frozen_epochs, config.epochs = 0, 1
+    chips = chips.take(slice(8))
+    known = chips.targets[chips.targets != labelled.UNLABELLED]
+    numbers = compute_class_weight("balanced", classes=np.array([0, 1]), y=known)
+    losses = {}
+    for name, weights in (
+        ("plain", ()),
+        ("balanced", ("balanced",)),
+        ("numbers", tuple(map(float, numbers))),
+        ("second", (1e-3, 1.0)),
+    ):
+        config.finetune.class_weights = weights
+        check(config)
+        setup, variables = start(config, chips)
+        *_, last = loop.fit(setup, variables, chips, seed=0)
+        losses[name] = float(last.loss)
+    assert losses["balanced"] == pytest.approx(losses["numbers"], rel=1e-5)
+    assert abs(losses["second"] - losses["plain"]) > 1e-3
+    config.finetune.class_weights = (1.0, 2.0, 3.0)
+    with pytest.raises(InputError, match=r"class_weights is \(1.0, 2.0, 3.0\); .* has 2 classes"):
+        labelled.check_chips(config, chips, chips)
 
 
 @pytest.mark.parametrize("head", ["unet"], indirect=True)
