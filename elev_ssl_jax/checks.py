@@ -136,6 +136,7 @@ _RULES = {
     "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", *PROBES),
     "finetune.target": one_of("", "label", "mask", "commonest", "present"),
     "finetune.present_share": number(0, 1, above=True),
+    "finetune.patience": whole(0),
     "finetune.loss": one_of("cross_entropy", "focal", "dice", "cross_entropy+dice"),
     "finetune.focal_gamma": number(0),
     "finetune.label_smoothing": number(0, 1),
@@ -255,6 +256,8 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
         need(f"{prefix}optimizer.drop_epoch", after, "0, or after the warm-up of a constant rate")
     frozen = config.task != "pretrain" and config.finetune.frozen_epochs > 0
     need("epochs", config.epochs > 0 or frozen, "1 or more")
+    chosen = config.task == "finetune" and bool(config.data.validation_split)
+    need("epochs", config.epochs > 0 or not chosen, "1 or more with data.validation_split")
     if config.task == "experiment":
         for method in config.experiment.methods:
             tasks = config.experiment.tasks

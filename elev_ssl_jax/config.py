@@ -38,6 +38,7 @@ def default() -> ml_collections.ConfigDict:
     data.eval_split = "test"
     data.probe_split = "labeled[:80]"  # trains the probes; "" for none
     # The linear probe's C is chosen on it; "" chooses by cross-validation where the probe learns.
+    # And the epoch of a fine-tuning by itself that counts; "" is the last.
     data.validation_split = ""
     # The features that are joined to the network's image: sensors, and "elevation", if that is to
     # be seen, as the last.
@@ -182,6 +183,9 @@ def default() -> ml_collections.ConfigDict:
     finetune.classes = ()  # their names; () is what the data say
     finetune.frozen_epochs = 20
     finetune.frozen_learning_rate = 1e-3
+    # Stage two ends after so many epochs of which none is the best on data.validation_split; 0 is
+    # after all.
+    finetune.patience = 0
     # BatchNorm of the frozen encoder. In "inference" mode the encoder is one fixed function, with
     # the statistics of all its pre-training rather than those of eight chips, and each view of a
     # chip is computed once for all epochs. "training" is what PyTorch does if nothing is said.

@@ -45,7 +45,14 @@ TASKS = {
         *(*_OF_ALL, *_OF_PRETRAINING, "microbatch_size", "data.split", "objective"),
         *("init_from", "init_bands", "init_decoder"),
     ),
-    "finetune": (*_OF_ALL, *_OF_FINETUNING, "data.split", "init_from", "init_bands"),
+    "finetune": (
+        *_OF_ALL,
+        *_OF_FINETUNING,
+        "data.split",
+        "data.validation_split",
+        "init_from",
+        "init_bands",
+    ),
     "experiment": (*_OF_ALL, *_OF_PRETRAINING, *_OF_FINETUNING, "experiment", "data.transfer"),
 }
 # What only one part of the objective reads.
@@ -76,7 +83,7 @@ FREE_TO_CHANGE = (
     *("data.dir", "data.resident_gib", "checkpoint", "log"),
     *("experiment.methods", "experiment.encoders", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "experiment.metrics", "finetune.classes"),
-    *("experiment.tasks", "experiment.budget_hours", "data.transfer"),
+    *("experiment.tasks", "experiment.budget_hours", "data.transfer", "finetune.patience"),
 )
 # Fields that may be left to the data, with a value that says so.
 _OF_DATA = (
@@ -132,6 +139,11 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
             f"finetune.loss is {config.finetune.loss}",
             ("finetune.label_smoothing",),
             "cross_entropy" in config.finetune.loss,
+        ),
+        (
+            "no epoch is chosen",
+            ("finetune.patience",),
+            config.task == "finetune" and bool(config.data.validation_split),
         ),
         (
             "finetune.target is not present",

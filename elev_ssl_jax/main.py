@@ -184,11 +184,17 @@ def _pretrain(config, workdir: Path) -> None:
 
 
 def _finetune(config, workdir: Path) -> None:
+    from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import loop
 
     train = _labelled(config, config.data.split)
     test = _labelled(config, config.data.eval_split)
-    loop.finetune(config, workdir, train, test, _Writer(workdir))
+    validation = None
+    if config.data.validation_split:
+        counts = source.open_split(config.data, config.data.eval_split).counts
+        _check_apart(config, "data.split", config.data.split, counts)
+        validation = _labelled(config, config.data.validation_split)
+    loop.finetune(config, workdir, train, test, _Writer(workdir), validation)
 
 
 def _experiment(config, workdir: Path) -> None:
@@ -280,7 +286,7 @@ def _task(config, kept):
 
 
 def _check_apart(config, field, split, counts) -> None:
-    """Refuses probes that would learn from chips that they are validated on, or judged by."""
+    """Refuses to learn from chips that are validated on, or judged by."""
     from elev_ssl_jax.data import source
 
     known = {field: split}

@@ -53,11 +53,14 @@ def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
     return np.repeat(rows, np.rint(np.maximum(most, 1) / np.maximum(each, 1)).astype(int))
 
 
-def fingerprints(train: Labelled, test: Labelled) -> dict[str, str]:
+def fingerprints(
+    train: Labelled, test: Labelled, validation: Labelled | None = None
+) -> dict[str, str]:
     """Of the chips of a fine-tuning, as `run_folder` takes them."""
     return {
         role: run_folder.fingerprint({**chips.inputs, "target": chips.targets})
-        for role, chips in (("train", train), ("test", test))
+        for role, chips in (("train", train), ("test", test), ("validation", validation))
+        if chips is not None
     }
 
 
@@ -185,7 +188,14 @@ def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
     return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
 
 
-def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None = None) -> None:
+def check_chips(
+    config: Any,
+    train: Labelled,
+    test: Labelled,
+    labels: int | None = None,
+    *,
+    validation: Labelled | None = None,
+) -> None:
     """Refuses chips that can't be learned from, before training starts.
 
     Raises:
@@ -201,7 +211,9 @@ def check_chips(config: Any, train: Labelled, test: Labelled, labels: int | None
             f"({', '.join(class_names(config))}): give a number for each, or balanced"
         )
     train = train.take(slice(labels))
-    for chips, name in ((train, "labelled"), (test, "test")):
+    for chips, name in ((train, "labelled"), (test, "test"), (validation, "validation")):
+        if chips is None:
+            continue
         values = np.unique(chips.targets)
         unknown = values[(values >= classes) & (values != UNLABELLED)]
         if len(unknown):

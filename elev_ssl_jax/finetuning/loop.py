@@ -1,13 +1,14 @@
 """Fine-tuning: first with a frozen encoder, then all of it (sections 5.1.2 and 5.2.2).
 
 A fine-tuning is small, a few hundred chips in batches of eight, so that it runs on one device;
-`experiment` spreads many over the devices. Its last epoch is what counts: nothing is selected, on
-the test chips least of all.
+`experiment` spreads many over the devices. Its last epoch is what counts, or the best on chips to
+validate on, if there are any: on the test chips nothing is selected.
 """
 
 import functools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from elev_ssl_jax import files, metrics, pictures, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, objective
+from elev_ssl_jax.finetuning.selection import SCORE, Best
 from elev_ssl_jax.finetuning.step import (
     Labelled,
     Setup,
@@ -254,7 +256,12 @@ def cached_maps(setup: Setup, variables: Any, chips: Any) -> list[batches.Rows] 
 
 
 def finetune(
-    config: Any, workdir: Path, train: Labelled, test: Labelled, writer: Any
+    config: Any,
+    workdir: Path,
+    train: Labelled,
+    test: Labelled,
+    writer: Any,
+    validation: Labelled | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes and evaluates; called again with the same folder, goes on where it stopped.
 
@@ -264,6 +271,7 @@ def finetune(
       train: Labelled chips to learn from.
       test: Chips to judge by.
       writer: Has `write_scalars(step, scalars)` and `flush()`.
+      validation: Chips by which the epoch is chosen that counts; None is the last.
 
     Returns:
       The scores, as in `results.json`.
@@ -272,13 +280,15 @@ def finetune(
       InputError: Chips, initial encoder and configuration don't fit one another.
     """
     config = labelled.with_classes(config, train, test)
-    labelled.check_chips(config, train, test)
-    data = labelled.fingerprints(train, test)
+    labelled.check_chips(config, train, test, validation=validation)
+    data = labelled.fingerprints(train, test, validation)
     run_folder.check_same_run(workdir, config, data)
     image_shape, count = labelled.image_shape_of(config, train), len(train.targets)
     rows = labelled.epoch_rows(train.targets, oversample=config.finetune.oversample)
     setup = make_setup(config, labelled.shapes_of(train), len(rows))
+    names = class_names(config)
     test = labelled.as_judged(config, test)
+    validation = validation and labelled.as_judged(config, validation)
     variables = init(setup, config.seed, image_shape)
     origin = None
     if config.init_from:
@@ -287,9 +297,16 @@ def finetune(
         )
     template = TrainState.create(variables, setup.full_optimizer)
 
-    with checkpoint.open_checkpoints(workdir, config.checkpoint.keep) as checkpoints:
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            checkpoint.open_checkpoints(workdir, config.checkpoint.keep)
+        )
         mesh = sharding.make_mesh(jax.devices()[:1])
         state, before = checkpoint.restore_latest(checkpoints, template, mesh)
+        best = None
+        if validation:
+            kept = checkpoint.open_checkpoints(workdir / checkpoint.BEST, 1)
+            best = Best(stack.enter_context(kept), template, mesh)
         start = state if before else None
         print(
             f"{count} labelled chips, {len(test.targets)} to judge by; "
@@ -314,10 +331,12 @@ def finetune(
             origin=origin,
         )
         done = int(state.step) // steps + (config.finetune.frozen_epochs if start else 0)
-        total = config.finetune.frozen_epochs + config.epochs
+        total, patience = config.finetune.frozen_epochs + config.epochs, config.finetune.patience
+        stopped = best and best.is_over(done - config.finetune.frozen_epochs, patience)
         with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
             maps = None if start else encode_views(setup, variables, train.inputs)
-            for epoch in fit(setup, variables, train, config.seed, maps=maps, start=start):
+            epochs = fit(setup, variables, train, config.seed, maps=maps, start=start)
+            for epoch in () if stopped else epochs:
                 loss = float(epoch.loss)
                 if not np.isfinite(loss):
                     raise InputError(
@@ -329,20 +348,38 @@ def finetune(
                     bar.set_postfix(stage=epoch.stage, loss=f"{loss:.3f}")
                     writer.write_scalars(bar.n, {"loss": loss})
                 state = epoch.state
-                last = epoch.number == config.epochs
-                if epoch.stage == "full" and (
-                    last or epoch.number % config.checkpoint.every_epochs == 0
-                ):
+                if epoch.stage == "frozen":
+                    continue
+                if best and validation:
+                    matrix, _ = judge(setup, state.variables, validation)
+                    score = metrics.summary(matrix, names)[SCORE]
+                    writer.write_scalars(bar.n, {f"validation_{SCORE}": score})
+                    best.offer(epoch.number, score, state, about)
+                    stopped = best.is_over(epoch.number, patience)
+                last = stopped or epoch.number == config.epochs
+                if stopped:
+                    about["steps"] = int(state.step)  # the run is whole
+                if last or epoch.number % config.checkpoint.every_epochs == 0:
                     checkpoint.save(checkpoints, state, about)
+                if stopped:
+                    break
+        variables, ended = state.variables, int(state.step) // steps
+        if best:
+            variables = best.variables(template, mesh)
 
-    matrix, classes = judge(setup, state.variables, test)
-    names = class_names(config)
+    matrix, classes = judge(setup, variables, test)
     scores = metrics.summary(matrix, names)
+    if best:
+        chosen = {"epoch": best.epoch, "of": ended, SCORE: best.score}
+        scores["validation"] = {"split": config.data.validation_split, **chosen}
+        print(
+            f"epoch {best.epoch} of {ended} counts, which has the best macro F1 on "
+            f"{config.data.validation_split}: {best.score:.3f}"
+        )
     seen = [name for name in config.data.inputs if name != sensors.ELEVATION]
     if len(seen) > 1:
         scores["without"] = {
-            name: metrics.summary(judge(setup, state.variables, test, name)[0], names)
-            for name in seen
+            name: metrics.summary(judge(setup, variables, test, name)[0], names) for name in seen
         }
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()

@@ -22,6 +22,7 @@ from elev_ssl_jax.runtime.train_state import TrainState
 # Raised by whatever makes the same weights give other outputs, or the same steps other weights.
 # 2: PyTorch's nearest upsampling, unbiased running variances, checksums.
 FORMAT = 2
+BEST = "best"  # folder of a run with its best epoch, if that is not its last
 
 
 class Saved(NamedTuple):
@@ -223,7 +224,7 @@ def differing(saved: Any, params: Any) -> str | None:
 
 
 def load(run: Path, mesh: Mesh | None = None) -> Saved:
-    """A run's last checkpoint.
+    """A run's last checkpoint, with the weights of its best epoch if that is what counts.
 
     Args:
       run: Its folder.
@@ -245,6 +246,8 @@ def load(run: Path, mesh: Mesh | None = None) -> Saved:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
         restored = _restore(checkpoints, step, target, about)
+    if steps(run / BEST):
+        return Saved(step, about, load(run / BEST, mesh).variables)
     # Orbax leaves out what is empty.
     return Saved(step, about, {part: restored.get(part, {}) for part in ("params", "batch_stats")})
 
