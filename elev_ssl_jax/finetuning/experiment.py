@@ -251,16 +251,7 @@ def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
         chosen = np.load(workdir / "panel.npz")["chosen"]
         with files.new_file(path.with_suffix(".npy")) as partial:
             np.save(partial, classes[chosen])
-    if test.groups is not None:
-        matrices, blocks = metrics.confusion_matrices(
-            test.targets,
-            classes,
-            len(result["confusion_matrix"]),
-            test.groups,
-            presence=np.ndim(result["confusion_matrix"]) == 3,
-        )
-        with files.new_file(path.with_suffix(".npz")) as partial:
-            np.savez(partial, matrices=matrices, blocks=blocks)
+    loop.save_by_block(path.with_suffix(".npz"), result["confusion_matrix"], test, classes)
     files.write_text(path, json.dumps(result) + "\n")
 
 

@@ -7,6 +7,7 @@ validate on, if there are any: on the test chips nothing is selected.
 
 import functools
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,7 @@ from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.train_state import TrainState
 
 PICTURED = 6  # chips in a picture
+_JUDGED = "judged.npz"  # of a run: confusion matrices by block of test ground
 
 
 class Epoch(NamedTuple):
@@ -383,6 +385,7 @@ def finetune(
         }
     writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
     writer.flush()
+    save_by_block(workdir / _JUDGED, matrix, test, classes)
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
     print(_table(scores, len(test.targets)))
     if setup.target == "mask":
@@ -394,6 +397,48 @@ def finetune(
         )
         print(f"picture: {path}")
     return scores
+
+
+def save_by_block(path: Path, matrix: np.ndarray, test: Labelled, classes: np.ndarray) -> None:
+    """Writes the confusion matrices of the blocks of test ground, and their names, if known.
+
+    Args:
+      path: The file, `.npz`.
+      matrix: Of them all, as `judge` has it.
+      test: What was judged by.
+      classes: What was said, as `judge` has it.
+    """
+    if test.groups is None:
+        return
+    matrices, blocks = metrics.confusion_matrices(
+        test.targets, classes, len(matrix), test.groups, presence=np.ndim(matrix) == 3
+    )
+    with files.new_file(path) as partial:
+        np.savez(partial, matrices=matrices, blocks=blocks)
+
+
+def judged(run: Path) -> tuple[np.ndarray, int]:
+    """The confusion matrices of a fine-tuning's test blocks [G, K, K], and how many blocks.
+
+    True classes by those that were told. Where blocks are unknown there is one matrix, and 0.
+
+    Raises:
+      InputError: The run has no results, or they can't be read.
+    """
+    try:
+        whole = np.array(json.loads((run / "results.json").read_text())["confusion_matrix"])
+        if not (run / _JUDGED).exists():
+            return whole[None], 0
+        with np.load(run / _JUDGED) as file:
+            matrices = file["matrices"]
+        if not np.array_equal(matrices.sum(axis=0), whole):
+            raise ValueError("it is of another test than results.json")
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{run} has no results that can be read ({error}); the command that made it judges "
+            "again"
+        ) from error
+    return matrices, len(matrices)
 
 
 def _table(scores, count):

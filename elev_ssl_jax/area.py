@@ -1,0 +1,96 @@
+r"""Area of each class of a map, with what its run's test says of the map's errors.
+
+python -m elev_ssl_jax.area --run RUN --map map.tif --out areas.csv
+"""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+
+from elev_ssl_jax import files
+from elev_ssl_jax.data.rasters import open_raster
+from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.inference import area
+from elev_ssl_jax.inference.model import load
+from elev_ssl_jax.recipes import OF_CHIPS
+
+
+def table(run: Path, path: Path) -> tuple[pd.DataFrame, str]:
+    """Hectares of each class, and how they are known.
+
+    Args:
+      run: Folder of the fine-tuning that made the map.
+      path: The map.
+
+    Raises:
+      InputError: The map is another run's, or the run tells no classes, or has not been judged.
+    """
+    model = load(run)
+    if model.num_classes is None or model.together:
+        raise InputError(f"{run} doesn't tell one class a pixel or chip; areas are of classes")
+    matrices, blocks = loop.judged(run)
+    with ExitStack() as stack:
+        source = open_raster(path, stack)
+        whose = source.tags().get("run")
+        if source.dtypes[0] != "uint8" or whose is None:
+            raise InputError(f"{path} is no map of classes that predict has made")
+        if whose != run.resolve().name:
+            raise InputError(f"{path} is a map of the run {whose}; name that, or map it by {run}")
+        mapped = area.of_map(path, source, len(model.classes))
+    alone = model.config.finetune.head in OF_CHIPS
+    found = area.estimate(matrices, mapped, alone=alone)
+    hectares = mapped.sum() / 1e4
+    rows = {
+        "class": model.classes,
+        "mapped (ha)": hectares * found.mapped,
+        "estimated (ha)": hectares * found.estimated,
+        "low (ha)": hectares * found.low,
+        "high (ha)": hectares * found.high,
+    }
+    how = (
+        f"95 % intervals over {blocks} blocks of test ground"
+        if blocks >= area.LEAST_BLOCKS
+        else "95 % intervals as if test chips were drawn one by one"
+        if alone
+        else f"no intervals: they need {area.LEAST_BLOCKS} blocks of test ground; there "
+        + ("is no telling them apart" if not blocks else f"are {blocks}")
+    )
+    untold = [
+        name
+        for name, told, there in zip(model.classes, matrices.sum(axis=(0, 1)), mapped, strict=True)
+        if there and not told
+    ]
+    if untold:
+        how += f"; {', '.join(untold)}: never told in the test, and taken as mapped"
+    return pd.DataFrame(rows), how
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.area", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--run", type=Path, required=True, help="the fine-tuning that made the map")
+    parser.add_argument("--map", type=Path, required=True, help="the map, as predict writes it")
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+    args = parser.parse_args()
+    with reported():
+        if args.out:
+            files.check_outputs([args.out], inputs=[args.map], overwrite=args.overwrite)
+        found, how = table(args.run, args.map)
+        print(found.round(1).to_string(index=False).replace("NaN", "  -"))
+        print(
+            "estimated from the map and the confusion matrix of the run's test (Olofsson et al. "
+            f"2014); {how}. It holds as far as the test chips stand for the ground that is mapped."
+        )
+        if args.out:
+            files.write_text(args.out, found.to_csv(index=False, float_format="%.10g"))
+            print(f"{args.out} written")
+
+
+if __name__ == "__main__":
+    main()
