@@ -29,6 +29,15 @@ def main() -> None:
     parser.add_argument("--elevation", type=Path, help="DEM, for a model that sees elevation")
     parser.add_argument("--out", type=Path, help="map to write; a .png to look at lies beside it")
     parser.add_argument("--probabilities", type=Path, help="GeoTIFF with a band for each class")
+    parser.add_argument("--confidence", type=Path, help="GeoTIFF of the told class's probability")
+    parser.add_argument("--vector", type=Path, help="GeoPackage with the map's classes as polygons")
+    parser.add_argument(
+        "--min-area",
+        type=float,
+        default=0.0,
+        metavar="M2",
+        help="square metres; smaller polygons become part of their largest neighbour",
+    )
     parser.add_argument("--features", type=Path, help="GeoParquet with features of each window")
     parser.add_argument("--window", type=int, help="pixels along its side (default: a chip's)")
     parser.add_argument(
@@ -49,7 +58,7 @@ def main() -> None:
         nodata = parse_nodata(args.pop("nodata"), list(images))
         counts = map_scene(load(args.pop("run")), images, nodata=nodata, **args)
     written = [args["out"], args["out"] and args["out"].with_suffix(".png")]
-    written += [args["probabilities"], args["features"]]
+    written += [args[name] for name in ("probabilities", "confidence", "vector", "features")]
     print(
         f"{', '.join(str(path) for path in written if path)}: {counts.windows:,} windows, "
         f"{counts.pixels:,} pixels in {counts.seconds:.0f} s, "

@@ -87,7 +87,7 @@ def of_map(path: Path, source: rasterio.DatasetReader, count: int) -> NDArray[np
     Raises:
       InputError: It has no coordinate system that says how large a pixel is.
     """
-    areas = _pixel_areas(path, source)
+    areas = pixel_areas(path, source)
     total = np.zeros(count)
     for _, window in source.block_windows(1):
         classes = source.read(1, window=window)
@@ -99,8 +99,12 @@ def of_map(path: Path, source: rasterio.DatasetReader, count: int) -> NDArray[np
     return total
 
 
-def _pixel_areas(path, source):
-    """Square metres of a pixel of each row, float64 [H]."""
+def pixel_areas(path: Path, source: rasterio.DatasetReader) -> NDArray[np.float64]:
+    """Square metres of a pixel of each row, float64 [H].
+
+    Raises:
+      InputError: The coordinate system doesn't say.
+    """
     if source.crs is None:
         raise InputError(f"{path} has no coordinate system, so that its pixels have no size")
     crs, grid = pyproj.CRS.from_user_input(source.crs), source.transform

@@ -1,4 +1,4 @@
-"""Files of a prediction: GeoTIFFs, GeoParquet, and a picture, all of them or none."""
+"""Files of a prediction: rasters, tables, polygons and a picture, all of them or none."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from rasterio.windows import Window
 
 from elev_ssl_jax import pictures, sensors
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.inference import polygons
 from elev_ssl_jax.inference.model import Model
 
 UNKNOWN = 255
@@ -43,10 +44,14 @@ class MapFiles:
         out: Path | None,
         probabilities: Path | None,
         features: Path | None,
+        confidence: Path | None = None,
+        vector: Path | None = None,
+        min_area: float = 0.0,
     ):
-        self.model, self.grid = model, grid
+        self.model, self.grid, self.min_area = model, grid, min_area
         self.bands = model.num_classes or 1
         paths = {"map": out, "probabilities": probabilities, "features": features}
+        paths |= {"confidence": confidence, "vector": vector}
         self.paths = {name: path for name, path in paths.items() if path is not None}
         self.rasters: dict[str, Any] = {}
         # Rows that don't make up whole tiles yet, and where they begin.
@@ -73,6 +78,8 @@ class MapFiles:
             if "probabilities" in self.paths:
                 names = [f"probability of {name}" for name in self.model.classes]
                 self._create("probabilities", "float32", names)
+            if "confidence" in self.paths:
+                self._create("confidence", "uint8", ["confidence (%)"])
             if "features" in self.paths:
                 self._create_table()
             self.stack = stack.pop_all()
@@ -143,7 +150,8 @@ class MapFiles:
     @property
     def takes_sums(self) -> bool:
         """Whether `write_map` needs predictions as they are, rather than classes alone."""
-        return "probabilities" in self.paths or self.model.num_classes is None
+        of_each = {"probabilities", "confidence"} & self.paths.keys()
+        return bool(of_each) or self.model.num_classes is None
 
     def write_map(self, top: int, left: int, values: np.ndarray, valid: np.ndarray) -> None:
         """Takes in the pixels from (top, left) on, which come from top to bottom for each left.
@@ -164,6 +172,10 @@ class MapFiles:
         if "probabilities" in self.rasters:
             known = np.where(valid[..., None], values, np.float32(np.nan))
             self._put("probabilities", top, left, np.moveaxis(known, -1, 0))
+        if "confidence" in self.rasters:
+            percent = np.rint(100 * np.clip(values.max(axis=-1), 0, 1))
+            shown = np.where(valid, percent, UNKNOWN).astype(np.uint8)
+            self._put("confidence", top, left, shown[None])
 
     def _put(self, name, top, left, rows):
         """Writes rows [bands, H, W] when they make up whole tiles, each of which is written once.
@@ -214,7 +226,7 @@ class MapFiles:
                 driver="COG",
                 compress="deflate",
                 predictor="no" if whole else "yes",
-                overview_resampling="mode" if whole else "average",
+                overview_resampling="mode" if whole and name == "map" else "average",
                 bigtiff="if_safer",
                 num_threads="all_cpus",
             )
@@ -226,6 +238,11 @@ class MapFiles:
         if "map" in self.rasters:
             self._draw(*look)
             done["look.png"] = self.paths["map"].with_suffix(".png")
+        if "vector" in self.paths:
+            with rasterio.open(self.folder / "map.cog") as source:
+                names = self.model.classes
+                polygons.write(self.folder / "vector.gpkg", source, names, self.min_area)
+            done["vector.gpkg"] = self.paths["vector"]
         for name, path in done.items():
             os.replace(self.folder / name, path)
 

@@ -1,6 +1,7 @@
 """A model over a whole scene of any size."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -42,6 +43,9 @@ def map_scene(
     out: Path | None = None,
     probabilities: Path | None = None,
     features: Path | None = None,
+    confidence: Path | None = None,
+    vector: Path | None = None,
+    min_area: float = 0.0,
     window: int | None = None,
     overlap: int | None = None,
     batch_size: int = 32,
@@ -62,6 +66,10 @@ def map_scene(
       probabilities: Likewise a band for each class, float32, NaN for nodata.
       features: GeoParquet, a row for each window that has a valid pixel: `geometry`, its outline;
         `valid`, the share of valid pixels; `features`, as `Model.features`.
+      confidence: Likewise how probable the class is that was told, uint8 in per cent, 255 for
+        nodata.
+      vector: GeoPackage of the map's classes as polygons, see `polygons.write`; with `out`.
+      min_area: Square metres; what is smaller becomes part of its neighbour there.
       window: Side in pixels of what the model sees at a time; by default that of the run's chips,
         and no other for elevation.
       overlap: Pixels that neighbouring windows share at least, where their predictions are
@@ -75,17 +83,27 @@ def map_scene(
     Raises:
       InputError: Files, model and options don't fit one another, or can't be read or written.
     """
-    outputs = [path for path in (out, probabilities, features) if path is not None]
+    outputs = [
+        path for path in (out, probabilities, features, confidence, vector) if path is not None
+    ]
     if not outputs:
-        raise InputError("nothing to write; name --out, --probabilities or --features")
+        raise InputError(
+            "nothing to write; name --out, --probabilities, --confidence or --features"
+        )
     if out is not None:
         picture = out.with_suffix(".png")
         if picture == out:
             raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
         outputs.append(picture)
-    if probabilities is not None and model.num_classes is None:
-        raise InputError(f"--probabilities is for fine-tuned runs; {model.run} is a pre-training")
-    maps = out is not None or probabilities is not None
+    of_classes = {"probabilities": probabilities, "confidence": confidence, "vector": vector}
+    for name, path in of_classes.items():
+        if path is not None and model.num_classes is None:
+            raise InputError(f"--{name} is for fine-tuned runs; {model.run} is a pre-training")
+    if vector is not None and (out is None or vector.suffix != ".gpkg"):
+        raise InputError(f"--vector is {vector}; name a .gpkg, and the map it is made of by --out")
+    if not 0 <= min_area < math.inf or (min_area and vector is None):
+        raise InputError(f"--min-area is {min_area}; it is 0 or more square metres of --vector")
+    maps = any(path is not None for path in (out, probabilities, confidence))
     size = _check_window(model, window, maps)
     if overlap is None:
         overlap = size // 2 if maps else 0
@@ -119,7 +137,16 @@ def map_scene(
         look = scene.sample(LOOK)
         _check_values(model, scene, *look)
         sink = stack.enter_context(
-            MapFiles(model, scene.grid, out=out, probabilities=probabilities, features=features)
+            MapFiles(
+                model,
+                scene.grid,
+                out=out,
+                probabilities=probabilities,
+                features=features,
+                confidence=confidence,
+                vector=vector,
+                min_area=min_area,
+            )
         )
         bar = tqdm(
             total=height * width,

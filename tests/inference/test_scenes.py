@@ -8,6 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 import rasterio
+import rasterio.features
 import rasterio.shutil
 import scipy.ndimage
 from hypothesis import strategies as st
@@ -91,6 +92,67 @@ def test_windows_of_what_needs_no_surroundings_make_the_whole(
     clear = valid & (abs(wanted - 0.5) > 1e-3)
     np.testing.assert_array_equal(read(out)[clear, 0], wanted[clear] < 0.5)
     assert (read(out)[~valid] == 255).all()
+
+
+def test_polygons_and_confidence_say_what_the_map_says(folders, scene, tmp_path, monkeypatch):
+    pixels = scene[1][60:]  # 90 x 90, a corner without data
+    second = np.where(pixels[..., 1] > 3000, 0.9, 0.2)
+    second[40:43, 20:24] = np.where(second[40, 20] > 0.5, 0.2, 0.9)  # 12 pixels of another class
+
+    def by_place(chips):  # of a single window that is the whole scene
+        return np.stack([1 - second, second], -1)[None].repeat(len(chips["image"]), 0)
+
+    monkeypatch.setattr(windows, "make_functions", lambda *_, **__: {"map": by_place})
+    model = inference.load(folders / "unet")
+    write(tmp_path / "square.tif", np.moveaxis(pixels, -1, 0), GRID, nodata=0)
+    paths = {n: tmp_path / f"{n}.tif" for n in ("out", "confidence", "probabilities")}
+    options = {"window": 90, "overlap": 0, "progress": False, "overwrite": True, **paths}
+    vector = tmp_path / "classes.gpkg"
+    scenes.map_scene(model, [tmp_path / "square.tif"], vector=vector, **options)
+    classes = read(paths["out"])[..., 0]
+    percent = np.rint(100 * read(paths["probabilities"]).max(axis=-1))
+    percent = np.where(np.isnan(percent), 255, percent)
+    np.testing.assert_array_equal(read(paths["confidence"])[..., 0], percent)
+    assert set(np.unique(percent)) == {80, 90, 255}
+    found = geopandas.read_file(vector)
+    assert found.crs == UTM
+    assert found.geometry.is_valid.all()
+    for number in (0, 1):
+        mine = found[found["class"] == number]
+        assert set(mine["name"]) == {f"class {number}"}
+        assert mine.area.sum() == pytest.approx(100 * np.sum(classes == number))
+        np.testing.assert_allclose(mine["area_m2"], mine.area)
+    back = rasterio.features.rasterize(
+        zip(found.geometry, found["class"], strict=True), classes.shape, 255, transform=GRID
+    )
+    np.testing.assert_array_equal(back, classes)
+    # Of 12 pixels, 1,200 square metres, nothing is left.
+    scenes.map_scene(model, [tmp_path / "square.tif"], vector=vector, min_area=1300.0, **options)
+    larger = geopandas.read_file(vector)
+    assert larger.area.min() >= 1300
+    assert len(larger) < len(found)
+    assert larger.area.sum() == pytest.approx(found.area.sum())
+    np.testing.assert_array_equal(read(paths["out"])[..., 0], classes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vector": "a.shp", "out": "map.tif"}, "name a .gpkg"),
+        ({"vector": "a.gpkg"}, "and the map it is made of by --out"),
+        ({"out": "map.tif", "min_area": 5.0}, "--min-area is 5.0"),
+        ({"vector": "a.gpkg", "out": "map.tif", "min_area": -1.0}, "--min-area is -1.0"),
+    ],
+)
+def test_polygons_that_cannot_be_are_refused(folders, scene, tmp_path, options, message):
+    paths = {n: tmp_path / v if isinstance(v, str) else v for n, v in options.items()}
+    with pytest.raises(InputError, match=message):
+        scenes.map_scene(inference.load(folders / "unet"), scene[0], **paths)
+    with pytest.raises(InputError, match=r"--confidence is for fine-tuned runs"):
+        scenes.map_scene(
+            inference.load(folders / "elevation"), scene[0], confidence=tmp_path / "c.tif"
+        )
+    assert not [*tmp_path.glob("*.gpkg"), *tmp_path.glob("map.*")]
 
 
 def test_a_map_has_no_seams(folders, scene, tmp_path):

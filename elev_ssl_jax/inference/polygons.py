@@ -1,0 +1,53 @@
+"""The classes of a map as polygons."""
+
+import math
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import rasterio
+import rasterio.features
+from shapely.geometry import shape
+
+from elev_ssl_jax.inference.area import pixel_areas
+
+LAYER = "classes"
+
+
+def write(
+    path: Path, source: rasterio.DatasetReader, names: tuple[str, ...], least: float = 0.0
+) -> int:
+    """Writes what lies together and is of one class, by edges; the number of polygons.
+
+    The map is held whole, a byte a pixel.
+
+    Args:
+      path: GeoPackage, with `class` (number), `name`, `area_m2` and `geometry`.
+      source: A map of classes, as `MapFiles` writes it.
+      names: Of the classes.
+      least: Square metres; what is smaller becomes part of its largest neighbour, if it has one.
+    """
+    classes, known = source.read(1), source.dataset_mask() > 0
+    sizes = pixel_areas(Path(source.name), source)
+    pixels = math.ceil(least / sizes.mean())
+    if pixels > 1:
+        classes = rasterio.features.sieve(classes, pixels, mask=known, connectivity=4)
+    found = rasterio.features.shapes(
+        classes, mask=known, connectivity=4, transform=source.transform
+    )
+    outlines, numbers = [], []
+    for outline, number in found:
+        outlines.append(shape(outline))
+        numbers.append(int(number))
+    frame = geopandas.GeoDataFrame(
+        {"class": numbers, "name": [names[number] for number in numbers]},
+        geometry=outlines,
+        crs=source.crs,
+    )
+    if frame.crs.is_projected:
+        frame["area_m2"] = frame.area * abs(sizes[0] / source.transform.determinant)
+    else:
+        geod = frame.crs.get_geod()
+        frame["area_m2"] = [abs(geod.geometry_area_perimeter(o)[0]) for o in frame.geometry]
+    frame.astype({"class": np.int16}).to_file(path, layer=LAYER, driver="GPKG")
+    return len(frame)
