@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -198,6 +198,30 @@ def draw_forest(path: Path, rows: Sequence[ForestRow], across: str) -> None:
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=across)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, calibration: dict[str, Any]) -> None:
+    """Accuracy by confidence, beside the diagonal where they are alike, and how often it occurs.
+
+    Args:
+      path: The PNG to write.
+      calibration: From `calibration.Reliability.summary`.
+    """
+    counts = np.array(calibration["count"])
+    some = np.flatnonzero(counts)
+    confidence, accuracy = (
+        np.array([calibration[name][i] for i in some]) for name in ("confidence", "accuracy")
+    )
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(4, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot((0, 1), (0, 1), color="0.7", linewidth=1)
+    above.plot(confidence, accuracy, "o-", color="tab:blue")
+    above.set(ylabel="accuracy", ylim=(0, 1), title=f"calibration error {calibration['error']:.3f}")
+    width = 1 / len(counts)
+    below.bar(width * (np.arange(len(counts)) + 0.5), counts / max(counts.sum(), 1), 0.9 * width)
+    below.set(xlabel="confidence", ylabel="share", xlim=(0, 1))
     _save(figure, path)
 
 

@@ -22,6 +22,7 @@ from elev_ssl_jax import files, metrics, pictures, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, objective
+from elev_ssl_jax.finetuning.calibration import Reliability
 from elev_ssl_jax.finetuning.selection import SCORE, Best
 from elev_ssl_jax.finetuning.step import (
     Labelled,
@@ -369,8 +370,12 @@ def finetune(
         if best:
             variables = best.variables(template, mesh)
 
-    matrix, classes = judge(setup, variables, test)
+    reliability = None if setup.target == "present" else Reliability()
+    matrix, classes = judge(setup, variables, test, reliability=reliability)
     scores = metrics.summary(matrix, names)
+    if reliability:
+        scores["calibration"] = reliability.summary()
+        pictures.draw_reliability(workdir / "reliability.png", scores["calibration"])
     if best:
         chosen = {"epoch": best.epoch, "of": ended, SCORE: best.score}
         scores["validation"] = {"split": config.data.validation_split, **chosen}
@@ -388,6 +393,11 @@ def finetune(
     save_by_block(workdir / _JUDGED, matrix, test, classes)
     files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
     print(_table(scores, len(test.targets)))
+    if reliability:
+        print(
+            f"calibration error {scores['calibration']['error']:.3f}: the mean gap between "
+            f"confidence and accuracy ({workdir / 'reliability.png'})"
+        )
     if setup.target == "mask":
         path = workdir / "predictions.png"
         few = sensors.join(sensors.of(config), test.take(slice(PICTURED)).inputs)

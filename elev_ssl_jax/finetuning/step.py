@@ -12,6 +12,7 @@ import optax
 
 from elev_ssl_jax import augment, metrics, sensors, squares
 from elev_ssl_jax.finetuning import objective
+from elev_ssl_jax.finetuning.calibration import Reliability
 from elev_ssl_jax.finetuning.labelled import Labelled, as_learned
 from elev_ssl_jax.runtime.batches import Rows
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -220,19 +221,30 @@ def statistics(setup: Setup, chips: Labelled) -> np.ndarray:
 
 
 def judge(
-    setup: Setup, variables: Any, chips: Labelled, without: str = ""
+    setup: Setup,
+    variables: Any,
+    chips: Labelled,
+    without: str = "",
+    *,
+    reliability: Reliability | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrix over all chips, int64, and the predicted classes, uint8.
 
     Where several classes may be present, there is a matrix [2, 2] for each class, and the
-    predictions are [N, K]. BatchNorm is in inference mode; `without` names a sensor to leave out.
+    predictions are [N, K]. BatchNorm is in inference mode; `without` names a sensor to leave out,
+    and `reliability` takes in how sure the model is, where there is one class.
     """
     count, parts = len(chips.targets), []
     kept = np.array([name != without for name in setup.bands])
     for i in range(0, count, _EVAL_BATCH):
         rows = np.arange(i, i + _EVAL_BATCH) % count  # one compiled program
         some = {name: array[rows] for name, array in chips.inputs.items()}
-        parts.append(_classify(setup, variables, some, kept))
+        classes, confidence = _classify(setup, variables, some, kept)
+        parts.append(classes)
+        if reliability is not None:
+            fresh = slice(0, count - i)  # the last batch begins again with the first chips
+            told, sure = np.asarray(classes)[fresh], np.asarray(confidence)[fresh]
+            reliability.add(chips.targets[rows[fresh]], told, sure)
     classes = np.concatenate(parts)[:count]
     if setup.target == "present":
         return metrics.presence_matrices(chips.targets, classes), classes
@@ -278,5 +290,6 @@ def _classify(setup, variables, chips, kept):
     images = sensors.standardize(setup.inputs, images)
     logits = setup.model.apply(variables, images, train=False)
     if setup.target == "present":
-        return (logits > 0).astype(jnp.uint8)
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return (logits > 0).astype(jnp.uint8), jax.nn.sigmoid(jnp.abs(logits))
+    classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    return classes, jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=-1)

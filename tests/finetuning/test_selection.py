@@ -41,8 +41,8 @@ class Judged:
     def __init__(self, right, count):
         self.right, self.count, self.judge = right, count, loop.judge
 
-    def __call__(self, setup, variables, chips, *more):
-        matrix, classes = self.judge(setup, variables, chips, *more)
+    def __call__(self, setup, variables, chips, *more, **named):
+        matrix, classes = self.judge(setup, variables, chips, *more, **named)
         if len(chips.targets) != self.count:
             return matrix, classes
         right = next(self.right)
