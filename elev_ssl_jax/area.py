@@ -35,10 +35,17 @@ def table(run: Path, path: Path) -> tuple[pd.DataFrame, str]:
     with ExitStack() as stack:
         source = open_raster(path, stack)
         whose = source.tags().get("run")
-        if source.dtypes[0] != "uint8" or whose is None:
+        if source.descriptions[0] != "class" or whose is None:
             raise InputError(f"{path} is no map of classes that predict has made")
         if whose != run.resolve().name:
             raise InputError(f"{path} is a map of the run {whose}; name that, or map it by {run}")
+        then, without = source.tags().get("step", str(model.step)), source.tags().get("without")
+        if then != str(model.step) or without:
+            raise InputError(
+                f"{path} was made "
+                + (f"without {without}" if without else f"after {then} steps of {run}")
+                + ", and the run's test is of another model; map it again"
+            )
         mapped = area.of_map(path, source, len(model.classes))
     alone = model.config.finetune.head in OF_CHIPS
     found = area.estimate(matrices, mapped, alone=alone)

@@ -157,7 +157,7 @@ def _pretrain(config, workdir: Path) -> None:
 
     with sharding.together():
         train = source.open_split(config.data, config.data.split)
-        _measure_alike(config, config)
+        _measure_alike(config, config, workdir)
         _measure(config, train)
         elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
@@ -373,10 +373,11 @@ def _name_classes(config, names: tuple[str, ...]) -> None:
     settings.num_classes = settings.num_classes or len(settings.classes) or 2
 
 
-def _measure_alike(config, settings) -> None:
+def _measure_alike(config, settings, workdir: Path | None = None) -> None:
     """What `config.data` asks to be measured is what the run has that is started from.
 
-    `settings` say which run. Images of other bands have a scale of their own.
+    `settings` say which run; one that has begun in `workdir` can do without it. Images of other
+    bands have a scale of their own.
     """
     from elev_ssl_jax.runtime import checkpoint
 
@@ -384,7 +385,8 @@ def _measure_alike(config, settings) -> None:
         return
     auto = [n for n in ("value_range", "mean", "std") if sensor_scale.is_auto(config.data[n])]
     if auto:
-        _, about = checkpoint.about(Path(settings.init_from))
+        begun = workdir is not None and checkpoint.steps(workdir)
+        _, about = checkpoint.about(workdir if workdir and begun else Path(settings.init_from))
         theirs = about["config"]["data"]
         config.data.update({name: tuple(theirs.get(name, ())) for name in auto})
 

@@ -196,7 +196,7 @@ def test_auto_is_measured_on_the_chips_or_taken_from_the_run_to_start_from(setti
     runs.save_run(tmp_path, run, (32, 32, 3))
     settings.init_from = str(tmp_path)
     settings.data.mean = settings.data.std = ("auto",)
-    elev_main._measure_alike(settings)
+    elev_main._measure_alike(settings, settings)
     elev_main._measure(settings, split)
     for field in ("value_range", "mean", "std"):
         assert sensors.pairs(settings.data.value_range) == run.data.value_range

@@ -309,7 +309,7 @@ def finetune(
         best = None
         if validation:
             kept = checkpoint.open_checkpoints(workdir / checkpoint.BEST, 1)
-            best = Best(stack.enter_context(kept), template, mesh)
+            best = Best(stack.enter_context(kept), template, mesh, new=not before)
         start = state if before else None
         print(
             f"{count} labelled chips, {len(test.targets)} to judge by; "
@@ -331,11 +331,34 @@ def finetune(
             steps=config.epochs * steps,
             data=data,
             shapes=labelled.shapes_of(test),
-            origin=origin,
+            origin=before.get("origin") if before else origin,
         )
         done = int(state.step) // steps + (config.finetune.frozen_epochs if start else 0)
         total, patience = config.finetune.frozen_epochs + config.epochs, config.finetune.patience
-        stopped = best and best.is_over(done - config.finetune.frozen_epochs, patience)
+
+        def offer(best, chips, number, state):
+            """Judges an epoch on the validation chips, and says whether it is the best so far."""
+            matrix, _ = judge(setup, state.variables, chips)
+            score = metrics.summary(matrix, names)[SCORE]
+            writer.write_scalars(
+                config.finetune.frozen_epochs + number, {f"validation_{SCORE}": score}
+            )
+            better = best.offer(number, score)
+            about["best"] = best.epoch, best.score
+            return better
+
+        stopped = False
+        if best and start:
+            number = int(state.step) // steps
+            if offer(best, validation, number, state) and number == before["best"][0]:
+                best.keep(state, about)
+            if best.epoch != before["best"][0]:
+                raise InputError(
+                    f"{workdir / checkpoint.BEST} lacks the run's best epoch, {before['best'][0]}; "
+                    "use another --workdir"
+                )
+            # A run that is whole; another one that has less patience now stops after an epoch more.
+            stopped = before["steps"] == int(state.step) and best.is_over(number, patience)
         with tqdm(total=total, initial=done, unit=" epochs", desc="fine-tuning") as bar:
             maps = None if start else encode_views(setup, variables, train.inputs)
             epochs = fit(setup, variables, train, config.seed, maps=maps, start=start)
@@ -353,17 +376,15 @@ def finetune(
                 state = epoch.state
                 if epoch.stage == "frozen":
                     continue
-                if best and validation:
-                    matrix, _ = judge(setup, state.variables, validation)
-                    score = metrics.summary(matrix, names)[SCORE]
-                    writer.write_scalars(bar.n, {f"validation_{SCORE}": score})
-                    best.offer(epoch.number, score, state, about)
-                    stopped = best.is_over(epoch.number, patience)
-                last = stopped or epoch.number == config.epochs
+                better = best is not None and offer(best, validation, epoch.number, state)
+                stopped = best is not None and best.is_over(epoch.number, patience)
                 if stopped:
                     about["steps"] = int(state.step)  # the run is whole
-                if last or epoch.number % config.checkpoint.every_epochs == 0:
+                last = stopped or epoch.number == config.epochs
+                if last or better or epoch.number % config.checkpoint.every_epochs == 0:
                     checkpoint.save(checkpoints, state, about)
+                if best and better:
+                    best.keep(state, about)
                 if stopped:
                     break
         variables, ended = state.variables, int(state.step) // steps

@@ -15,26 +15,32 @@ SCORE = "macro_f1"  # that epochs are compared by: rare classes count as much as
 class Best:
     """The best epoch so far, which has a checkpoint of its own beside the last ones.
 
-    Of a run that is killed it may be ahead of these. The epochs in between then come again, to the
-    same bits, and none of them is better.
+    It is never ahead of these: an epoch that is better has one of either, and where a run goes on,
+    the epoch that it goes on from is offered again.
     """
 
-    def __init__(self, checkpoints: ocp.CheckpointManager, template: TrainState, mesh: Mesh):
-        """As `checkpoint.restore_latest`, of the checkpoints in the run's folder `best`."""
+    def __init__(
+        self, checkpoints: ocp.CheckpointManager, template: TrainState, mesh: Mesh, *, new: bool
+    ):
+        """As `checkpoint.restore_latest`, of the checkpoints in the run's folder `best`.
+
+        What is there of a run that had no other checkpoint yet goes, if this one is `new`.
+        """
         self._checkpoints = checkpoints
-        _, about = checkpoint.restore_latest(checkpoints, template, mesh)
+        for stale in checkpoints.all_steps() if new else ():
+            checkpoints.delete(stale)
+        about = {} if new else checkpoint.restore_latest(checkpoints, template, mesh)[1]
         self.epoch, self.score = about.get("best", (0, -math.inf))
 
-    def offer(self, epoch: int, score: float, state: TrainState, about: dict[str, Any]) -> None:
-        """Keeps an epoch if it is better than those before."""
-        if not score > self.score:
-            return
-        # Where a run goes on from before its best epoch by another schedule.
-        for stale in self._checkpoints.all_steps():
-            if stale >= int(state.step):
-                self._checkpoints.delete(stale)
-        self.epoch, self.score = epoch, score
-        checkpoint.save(self._checkpoints, state, {**about, "best": (epoch, score)})
+    def offer(self, epoch: int, score: float) -> bool:
+        """Whether an epoch is better than those before; `keep` must follow then."""
+        if better := score > self.score:
+            self.epoch, self.score = epoch, score
+        return better
+
+    def keep(self, state: TrainState, about: dict[str, Any]) -> None:
+        """Saves the epoch that was the best when it was offered."""
+        checkpoint.save(self._checkpoints, state, about)
 
     def is_over(self, epoch: int, patience: int) -> bool:
         """Whether none of the `patience` epochs up to this one is the best; 0 is never."""

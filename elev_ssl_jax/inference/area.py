@@ -110,7 +110,13 @@ def pixel_areas(path: Path, source: rasterio.DatasetReader) -> NDArray[np.float6
     crs, grid = pyproj.CRS.from_user_input(source.crs), source.transform
     if crs.is_projected:
         unit = crs.axis_info[0].unit_conversion_factor
-        return np.full(source.height, abs(grid.determinant) * unit**2)
+        # What the projection makes of areas, which is 4 times too much of them in Web Mercator at
+        # 60 degrees: by row, over some columns.
+        columns = np.linspace(0.5, source.width - 0.5, 5)
+        x, y = grid @ np.meshgrid(columns, np.arange(source.height) + 0.5)
+        to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        scale = pyproj.Proj(crs).get_factors(*to_degrees.transform(x, y)).areal_scale
+        return abs(grid.determinant) * unit**2 / np.asarray(scale).mean(axis=1)
     geod = crs.get_geod()
     if geod is None or not crs.is_geographic or grid.b or grid.d:
         raise InputError(

@@ -91,7 +91,7 @@ class MapFiles:
     def _tell(self, kind, error, _):
         """Errors of writing as an `InputError`; reading has errors of its own."""
         # Of what GDAL raises in the middle of things not all is a RasterioError.
-        of_gdal = kind is not None and kind.__module__.startswith("rasterio.")
+        of_gdal = kind is not None and kind.__module__.startswith(("rasterio.", "pyogrio."))
         if of_gdal or isinstance(error, OSError | pa.ArrowException):
             paths = ", ".join(map(str, self.paths.values()))
             reason = str(error).splitlines()[0] if str(error) else kind.__name__
@@ -126,7 +126,8 @@ class MapFiles:
             zlevel=1,
             bigtiff="if_safer",
         )
-        raster.update_tags(run=self.model.run.resolve().name, commit=self.model.commit)
+        about = {"step": self.model.step, "without": " ".join(self.model.absent)}
+        raster.update_tags(run=self.model.run.resolve().name, commit=self.model.commit, **about)
         raster.descriptions = descriptions
         self.rasters[name] = raster
 

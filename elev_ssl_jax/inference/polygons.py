@@ -25,7 +25,8 @@ def write(
       path: GeoPackage, with `class` (number), `name`, `area_m2` and `geometry`.
       source: A map of classes, as `MapFiles` writes it.
       names: Of the classes.
-      least: Square metres; what is smaller becomes part of its largest neighbour, if it has one.
+      least: Square metres; what is smaller becomes part of its largest neighbour (GDAL's sieve,
+        which leaves what has small neighbours only).
     """
     classes, known = source.read(1), source.dataset_mask() > 0
     sizes = pixel_areas(Path(source.name), source)
@@ -45,7 +46,9 @@ def write(
         crs=source.crs,
     )
     if frame.crs.is_projected:
-        frame["area_m2"] = frame.area * abs(sizes[0] / source.transform.determinant)
+        rows = (~source.transform @ (frame.centroid.x.to_numpy(), frame.centroid.y.to_numpy()))[1]
+        each = sizes[np.clip(rows, 0, source.height - 1).astype(int)]
+        frame["area_m2"] = frame.area * each / abs(source.transform.determinant)
     else:
         geod = frame.crs.get_geod()
         frame["area_m2"] = [abs(geod.geometry_area_perimeter(o)[0]) for o in frame.geometry]

@@ -19,6 +19,7 @@ from elev_ssl_jax.data.scene import Nodata, SensorFiles, open_scene, warn_of_bla
 from elev_ssl_jax.data.terrain import check_overlap
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
+from elev_ssl_jax.inference.area import pixel_areas
 from elev_ssl_jax.inference.maps import LOOK, MapFiles
 from elev_ssl_jax.inference.model import Model
 from elev_ssl_jax.runtime import sharding
@@ -133,6 +134,8 @@ def map_scene(
                 f"{scene.path} is {height} x {width} pixels, smaller than a window of {size}; set "
                 "--window"
             )
+        if vector is not None:
+            pixel_areas(Path(str(scene.path)), scene.grid)  # refuses grids that have none
         warn_of_blanks(scene)
         look = scene.sample(LOOK)
         _check_values(model, scene, *look)

@@ -101,6 +101,9 @@ def pretrain(
     )
     first, origin = init(config.seed), None
     if config.init_from and not checkpoint.steps(workdir):
+        with sharding.together():
+            descent = starting.descent_of(Path(config.init_from))
+        sharding.check_same(f"the weights of config.init_from={config.init_from}", descent)
         variables, origin = _take_weights(config, first.variables, mesh)
         first = first.replace(**variables)
         print(f"starting from weights: {starting.words_of(origin)}")

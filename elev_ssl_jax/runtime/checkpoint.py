@@ -247,7 +247,8 @@ def load(run: Path, mesh: Mesh | None = None) -> Saved:
         )
         restored = _restore(checkpoints, step, target, about)
     if steps(run / BEST):
-        return Saved(step, about, load(run / BEST, mesh).variables)
+        best = load(run / BEST, mesh)
+        return Saved(step, {**about, "checksum": best.about.get("checksum")}, best.variables)
     # Orbax leaves out what is empty.
     return Saved(step, about, {part: restored.get(part, {}) for part in ("params", "batch_stats")})
 

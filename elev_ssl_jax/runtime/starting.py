@@ -105,16 +105,26 @@ def _compare_scales(run, data, inputs, bands) -> None:
         if field == "scaling":
             then, now = (then or "range",), (now,)  # which it was before there was another
         then = sensors.pairs(then) if field == "value_range" else tuple(then)
-        if bands and len(then) > 1:
-            shown = data.get("bands") or range(len(then))
-            then = tuple(then[shown[band]] for band in bands)
+        if bands and field != "scaling" and then and now:
+            then = _of_bands(then, data.get("bands"), len(bands), bands)
+            now = _of_bands(now, inputs.bands, len(bands), range(len(bands)))
+            common = min(len(then), len(now))  # elevation has no numbers of its own
+            then, now = then[:common], now[:common]
         if then != now:
-            shown = [v[0] if len(v) == 1 else v for v in (then, now)]
+            shown = [v[0] if len(set(v)) == 1 else v for v in (then, now)]
             print(
                 f"warning: init_from={run} was trained with data.{field} {shown[0]}, and here it "
                 f"is {shown[1]}; where the sensor is the same, it should be the same",
                 file=sys.stderr,
             )
+
+
+def _of_bands(values, shown, count, chosen):
+    """One value for all of `count` bands, or those of the `chosen` ones of the bands shown."""
+    if len(values) == 1:
+        return tuple(values) * count
+    of_shown = [values[band] for band in shown] if shown else values
+    return tuple(of_shown[band] for band in chosen if band < len(of_shown))
 
 
 def origin_of(

@@ -1,6 +1,7 @@
+import shutil
+
 import jax
 import numpy as np
-import optax
 import pytest
 
 from elev_ssl_jax import main
@@ -8,10 +9,8 @@ from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop
-from elev_ssl_jax.finetuning.selection import Best
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.runtime import checkpoint, sharding
-from elev_ssl_jax.runtime.train_state import TrainState
 from tests.pretraining.test_loop import Writer
 
 SIZE = 32
@@ -94,11 +93,11 @@ def test_the_best_epoch_on_validation_chips_counts(
 
     with pytest.raises(Stop):
         run(tmp_path / "parts", writer=Stopping())
-    assert run(tmp_path / "parts", first=2) == scores
-    # Called again, it has nothing to do; with more patience it goes on.
-    assert run(tmp_path / "parts", first=6) == scores
+    # Where it goes on, and when it is called again and has nothing to do, the last is judged again.
+    assert run(tmp_path / "parts", first=1) == scores
+    assert run(tmp_path / "parts", first=3) == scores
     config.finetune.patience = 0
-    longer = run(tmp_path / "parts", first=4)
+    longer = run(tmp_path / "parts", first=3)
     assert longer["validation"] == wanted | {"epoch": 5, "of": 6, "macro_f1": 1.0}
     best = checkpoint.load(tmp_path / "parts").variables
     jax.tree.map(np.testing.assert_array_equal, dict(best), states[4])
@@ -136,25 +135,52 @@ def test_validation_chips_are_neither_learned_from_nor_judged_by(config, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_epochs_are_offered_in_any_order_and_only_better_ones_kept(tmp_path, batch_mesh):
-    def state(step):
-        kernel = np.full((2, 2), float(step), np.float32)
-        made = TrainState.create({"params": {"encoder": {"kernel": kernel}}}, optax.sgd(0.1))
-        return made.replace(step=np.int32(step))
+def test_what_a_killed_run_left_is_not_the_best_of_another(
+    config, tmp_path, monkeypatch, batch_mesh
+):
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
+    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
+    config.epochs = 3
+    alone = loop.finetune(config, tmp_path / "alone", train, test, Writer(), validation)
+    # One that had its best epoch saved, and no other.
+    shutil.copytree(tmp_path / "alone" / "best", tmp_path / "run" / "best")
+    config.seed = 7
+    other = loop.finetune(config, tmp_path / "run", train, test, Writer(), validation)
+    config.seed = 0
+    again = loop.finetune(config, tmp_path / "alone", train, test, Writer(), validation)
+    assert again == alone
+    assert checkpoint.load(tmp_path / "run" / "best").about["config"]["seed"] == 7
+    assert other["validation"]["epoch"] >= 1
+    # And without its best epoch a run says so, rather than judge what it hasn't.
+    before = (tmp_path / "run" / "results.json").read_text()
+    shutil.rmtree(tmp_path / "run" / "best")
+    config.seed = 7
+    if other["validation"]["epoch"] < 3:
+        with pytest.raises(InputError, match=r"best lacks the run's best epoch, [12]; use another"):
+            loop.finetune(config, tmp_path / "run", train, test, Writer(), validation)
+    assert (tmp_path / "run" / "results.json").read_text() == before
 
-    about = checkpoint.describe(fine_tuning("linear"), steps=9, shapes={"image": (8, 8, 3)})
-    with checkpoint.open_checkpoints(tmp_path, 1) as checkpoints:
-        best = Best(checkpoints, state(0), batch_mesh(1))
-        for epoch, score in ((1, 0.5), (4, 0.7), (5, 0.7)):
-            best.offer(epoch, score, state(epoch), about)
-        assert (best.epoch, best.score) == (4, 0.7)
-        assert [best.is_over(epoch, 2) for epoch in (4, 5, 6)] == [False, False, True]
-        assert not best.is_over(100, 0)
-        # Gone on with from before the best, by a schedule that does better.
-        checkpoints.wait_until_finished()
-        again = Best(checkpoints, state(0), batch_mesh(1))
-        again.offer(3, 0.7, state(3), about)
-        again.offer(3, 0.8, state(3), about)
-        found = again.variables(state(0), batch_mesh(1))
-    np.testing.assert_array_equal(found["params"]["encoder"]["kernel"], 3.0)
-    assert checkpoint.steps(tmp_path) == [3]
+
+def test_less_patience_than_a_run_had_ends_it_after_an_epoch_more(
+    config, tmp_path, monkeypatch, batch_mesh
+):
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
+    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Writer):
+        def write_scalars(self, step, scalars):
+            if step == 6:  # the fifth epoch, after a checkpoint of the fourth
+                raise Stop
+
+    judged = Judged(iter([9, 5, 5, 5, 5, 5]), 6)
+    monkeypatch.setattr(loop, "judge", judged)
+    with pytest.raises(Stop):
+        loop.finetune(config, tmp_path, train, test, Stopping(), validation)
+    config.finetune.patience = 2
+    monkeypatch.setattr(loop, "judge", Judged(iter([5, 5]), 6))
+    scores = loop.finetune(config, tmp_path, train, test, Writer(), validation)
+    assert (scores["validation"]["epoch"], scores["validation"]["of"]) == (1, 5)
+    assert inference.load(tmp_path).step == 5 * 2

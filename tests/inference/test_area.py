@@ -1,6 +1,9 @@
 import numpy as np
+import pyproj
 import pytest
 import rasterio
+import rasterio.warp
+import shapely
 from rasterio.transform import from_origin
 
 from elev_ssl_jax.errors import InputError
@@ -59,12 +62,24 @@ def test_pixels_have_the_size_that_their_grid_says(tmp_path, rng):
     classes = rng.choice([0, 1, 255], (90, 70)).astype(np.uint8)
     counts = np.array([(classes == k).sum() for k in (0, 1)])
     path = tmp_path / "map.tif"
-    for crs, side, unit in (("EPSG:32612", 30.0, 1.0), ("EPSG:2263", 100.0, 1200 / 3937)):
-        write_map(path, classes, crs, from_origin(1000, 2000, side, side))
+    for crs, side, unit, corner in (
+        ("EPSG:32612", 30.0, 1.0, (500_000, 4_100_000)),
+        ("EPSG:2263", 100.0, 1200 / 3937, (1_000_000, 200_000)),
+    ):
+        write_map(path, classes, crs, from_origin(*corner, side, side))
         with rasterio.open(path) as source:
             np.testing.assert_allclose(
-                area.of_map(path, source, 2), counts * (side * unit) ** 2, rtol=1e-9
+                area.of_map(path, source, 2), counts * (side * unit) ** 2, rtol=1e-3
             )
+    # Web Mercator makes areas at 60 degrees four times what they are.
+    top = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(10, 60)
+    write_map(path, np.zeros((4, 4), np.uint8), "EPSG:3857", from_origin(*top, 10, 10))
+    with rasterio.open(path) as source:
+        corners = rasterio.warp.transform_bounds(3857, 4326, *source.bounds)
+        whole = pyproj.Geod(ellps="WGS84").geometry_area_perimeter(shapely.box(*corners))[0]
+        found = area.of_map(path, source, 1)
+    np.testing.assert_allclose(found, abs(whole), rtol=5e-3)  # its formulas are a sphere's
+    assert found[0] < 0.26 * 1600
     # Of degrees a cell is the smaller the nearer to a pole: on a sphere, by the sine's difference.
     one = np.zeros((2, 3), np.uint8)
     one[1] = 1

@@ -121,7 +121,7 @@ def test_polygons_and_confidence_say_what_the_map_says(folders, scene, tmp_path,
         mine = found[found["class"] == number]
         assert set(mine["name"]) == {f"class {number}"}
         assert mine.area.sum() == pytest.approx(100 * np.sum(classes == number))
-        np.testing.assert_allclose(mine["area_m2"], mine.area)
+        np.testing.assert_allclose(mine["area_m2"], mine.area, rtol=2e-3)  # UTM's own scale
     back = rasterio.features.rasterize(
         zip(found.geometry, found["class"], strict=True), classes.shape, 255, transform=GRID
     )

@@ -83,3 +83,17 @@ def test_a_decoder_that_is_not_there_is_refused(folder, ours):
         starting.from_run(folder / "three", without, decoder=True)
     found, _ = starting.from_run(folder / "three", without)
     assert same(found["params"]["encoder"], theirs(folder)["params"]["encoder"])
+
+
+def test_scales_are_compared_band_by_band(folder, ours, capsys):
+    """Of one range for all, or one for each band, and of elevation, which has none."""
+    low = starting.sensors.of(runs.settings())
+    four = low._replace(names=("image", "elevation"), value_range=((0.0, 6000.0),) * 3)
+    starting.from_run(folder / "three", ours[4], four, bands=(0, 1, 2, 0))
+    starting.from_run(folder / "three", ours[4], low, bands=(0, 1, 2, 0))
+    assert capsys.readouterr().err == ""
+    other = low._replace(value_range=((0.0, 6000.0), (0.0, 6000.0), (0.0, 1.0), (0.0, 6000.0)))
+    starting.from_run(folder / "three", ours[4], other, bands=(0, 1, 2, 0))
+    assert "was trained with data.value_range (0.0, 6000.0), and here it is" in (
+        capsys.readouterr().err
+    )
