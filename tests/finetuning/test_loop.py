@@ -256,7 +256,7 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     assert min(resumed.scalars) == 4
 
     for width, bands, message in (
-        (0.25, 3, r"has another encoder \(bn1/bias is \(8,\) there .*model.width"),
+        (0.25, 3, r"has another encoder \(encoder/bn1/bias is \(8,\) there .*model.width"),
         (0.125, 4, "takes 3 bands, but these images have 4"),
     ):
         config.model.width = width
