@@ -207,7 +207,9 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
     flat = flatten(config)
     for name in flat:
         if name not in known:
-            raise InputError(f"config.{name} is unknown; the fields are in elev_ssl_jax/config.py")
+            raise InputError(
+                f"config.{name} is unknown; the fields are in elev_ssl_jax/config/defaults.py"
+            )
     for name in known:
         if name not in flat:
             raise InputError(f"config.{name} is missing; begin with elev_ssl_jax.config.default()")

@@ -40,7 +40,9 @@ def parse(argv: list[str], config: Any) -> list[str]:
             text = str(error.args[0]) if error.args else repr(error)
             reason = text.replace("\\n", "\n").strip().splitlines()[-1].strip(" '\"")
             if isinstance(error, LookupError | AttributeError) or "Did you mean" in reason:
-                reason = f"unknown configuration field; the fields are in config.py: {reason}"
+                reason = (
+                    f"unknown configuration field; the fields are in config/defaults.py: {reason}"
+                )
             raise InputError(reason) from error
 
 
