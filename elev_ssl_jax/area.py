@@ -12,7 +12,7 @@ import pandas as pd
 from elev_ssl_jax import files
 from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.errors import InputError, reported
-from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.finetuning import single
 from elev_ssl_jax.inference import area
 from elev_ssl_jax.inference.model import load
 from elev_ssl_jax.recipes import OF_CHIPS
@@ -31,7 +31,7 @@ def table(run: Path, path: Path) -> tuple[pd.DataFrame, str]:
     model = load(run)
     if model.num_classes is None or model.together:
         raise InputError(f"{run} doesn't tell one class a pixel or chip; areas are of classes")
-    matrices, blocks = loop.judged(run)
+    matrices, blocks = single.judged(run)
     with ExitStack() as stack:
         source = open_raster(path, stack)
         whose = source.tags().get("run")

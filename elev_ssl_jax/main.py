@@ -185,7 +185,7 @@ def _pretrain(config, workdir: Path) -> None:
 
 def _finetune(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
-    from elev_ssl_jax.finetuning import loop
+    from elev_ssl_jax.finetuning import single
 
     train = _labelled(config, config.data.split)
     test = _labelled(config, config.data.eval_split)
@@ -194,7 +194,7 @@ def _finetune(config, workdir: Path) -> None:
         counts = source.open_split(config.data, config.data.eval_split).counts
         _check_apart(config, "data.split", config.data.split, counts)
         validation = _labelled(config, config.data.validation_split)
-    loop.finetune(config, workdir, train, test, _Writer(workdir), validation)
+    single.finetune(config, workdir, train, test, _Writer(workdir), validation)
 
 
 def _experiment(config, workdir: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 
 from elev_ssl_jax import area, predict
-from elev_ssl_jax.finetuning import labelled, loop
+from elev_ssl_jax.finetuning import labelled, single
 from tests import runs
 from tests.data.test_chips import write
 from tests.inference.test_scenes import GRID
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     classes = np.where(rng.random(targets.shape) < 0.8, targets, 1 - targets).astype(np.uint8)
     test = labelled.Labelled({}, targets, np.array([f"b{i // 2}" for i in range(12)]))
     matrix = np.array([[np.sum((targets == i) & (classes == j)) for j in (0, 1)] for i in (0, 1)])
-    loop.save_by_block(folder / "forest" / "judged.npz", matrix, test, classes)
+    single.save_by_block(folder / "forest" / "judged.npz", matrix, test, classes)
     results = {"confusion_matrix": matrix.tolist()}
     (folder / "forest" / "results.json").write_text(json.dumps(results))
     write(folder / "scene.tif", rng.integers(0, 6000, (3, 90, 70)).astype(np.uint16), GRID)

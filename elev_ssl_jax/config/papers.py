@@ -1,4 +1,4 @@
-"""The settings of the papers beside `default`: fine-tuning, comparisons, two sensors; their demos."""
+"""The papers' settings beside `default`: fine-tuning, comparisons, two sensors; and their demos."""
 
 import ml_collections
 

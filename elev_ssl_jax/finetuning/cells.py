@@ -196,7 +196,7 @@ def _make_run(config, starts, train, test, shared, device) -> Run:
         if recipe(cell.method).members:
             return step.judge_together(found, test)
         ((setup, variables),) = found
-        return loop.judge(setup, variables, test)
+        return step.judge(setup, variables, test)
 
     return run_cell
 

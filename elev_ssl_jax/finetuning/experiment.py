@@ -26,7 +26,7 @@ from tqdm import tqdm
 from elev_ssl_jax import checks, files, metrics, pictures, sensors
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import cells, labelled, loop, methods
+from elev_ssl_jax.finetuning import cells, labelled, loop, methods, single
 from elev_ssl_jax.recipes import recipe
 from elev_ssl_jax.runtime import checkpoint, run_folder, starting
 
@@ -251,7 +251,7 @@ def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
         chosen = np.load(workdir / "panel.npz")["chosen"]
         with files.new_file(path.with_suffix(".npy")) as partial:
             np.save(partial, classes[chosen])
-    loop.save_by_block(path.with_suffix(".npz"), result["confusion_matrix"], test, classes)
+    single.save_by_block(path.with_suffix(".npz"), result["confusion_matrix"], test, classes)
     files.write_text(path, json.dumps(result) + "\n")
 
 
@@ -261,7 +261,7 @@ def _write_panel(config, workdir, test) -> None:
     flat = np.asarray(test.targets).reshape(len(test.targets), -1)
     counts = np.stack([(flat == i).sum(axis=1) for i in range(config.finetune.num_classes)])
     largest = counts.max(axis=0) / np.maximum(counts.sum(axis=0), 1)
-    chosen = np.argsort(largest, kind="stable")[: loop.PICTURED]
+    chosen = np.argsort(largest, kind="stable")[: single.PICTURED]
     images = sensors.join(sensors.of(config), test.take(chosen).inputs)
     with files.new_file(path) as partial:
         np.savez(

@@ -118,8 +118,8 @@ def presence(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def class_weights(
     asked: Sequence[Any], targets: NDArray[np.uint8], target: str, count: int
-) -> NDArray[np.float32] | None:
-    """The weight of each class, float32 [K]; None where all are alike.
+) -> NDArray[np.float32]:
+    """The weight of each class, float32 [K].
 
     Args:
       asked: `finetune.class_weights`: numbers, or "balanced", which makes each class weigh as much
@@ -128,8 +128,6 @@ def class_weights(
       target: As `Setup.target`.
       count: How many classes there are.
     """
-    if not asked:
-        return None
     if tuple(asked) != (BALANCED,):
         return np.asarray(asked, np.float32)
     # -1, of a chip without a class, becomes 255, as of a pixel.

@@ -57,7 +57,7 @@ def test_a_judged_model_is_as_sure_as_its_probabilities(rng):
     setup = loop.make_setup(config, {"image": (32, 32, 3)}, 70)
     variables = loop.init(setup, 0, (32, 32, 3))
     reliability = Reliability()
-    matrix, classes = loop.judge(setup, variables, chips, reliability=reliability)
+    matrix, classes = step.judge(setup, variables, chips, reliability=reliability)
     likely = np.concatenate(
         [
             np.asarray(step._probabilities(setup, variables, {"image": images[rows]}))

@@ -13,7 +13,7 @@ from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import comparison
 from elev_ssl_jax.data import source, synthetic
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import experiment, loop, methods
+from elev_ssl_jax.finetuning import experiment, loop, methods, single, step
 from elev_ssl_jax.finetuning.labelled import Labelled
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.recipes import METHODS, Recipe
@@ -66,7 +66,7 @@ def untrained(monkeypatch):
         return metrics.confusion_matrix(chips.targets, classes, 2), classes
 
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(loop, "judge", judge)
+    monkeypatch.setattr(step, "judge", judge)
     monkeypatch.setattr(
         loop,
         "encode_views",
@@ -140,7 +140,7 @@ def test_a_cell_is_the_fine_tuning_that_runs_alone(config, data, tmp_path):
     config.experiment.pretrain_seeds = 1
     experiment.run(config, tmp_path, train, test, lambda *_: None)
     cell = json.loads((tmp_path / "cells" / "random-16-0-0-0.json").read_text())
-    alone = loop.finetune(config, tmp_path / "alone", train, test, Writer())
+    alone = single.finetune(config, tmp_path / "alone", train, test, Writer())
     about = {"method": "random", "labels": 16, "repetition": 0, "draw": 0, "seed": 0}
     said = json.loads((tmp_path / "config.json").read_text())["fingerprint"]
     del alone["calibration"]  # which the cells of an experiment don't have
@@ -393,7 +393,7 @@ def test_a_damaged_panel_is_written_again(config, data, tmp_path, untrained):
     config.experiment.methods, config.experiment.labels = ("random",), (8,)
     (tmp_path / "panel.npz").write_bytes(b"PK half of it")
     assert experiment.run(config, tmp_path, train, test, lambda *_: None) == []
-    assert len(np.load(tmp_path / "panel.npz")["chosen"]) == loop.PICTURED
+    assert len(np.load(tmp_path / "panel.npz")["chosen"]) == single.PICTURED
 
 
 def test_more_labels_than_there_are_end_it_before_anything_is_written(config, data, tmp_path):

@@ -13,11 +13,11 @@ from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, loop
+from elev_ssl_jax.finetuning import labelled, loop, single, step
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.runtime import sharding, starting
-from tests.pretraining.test_loop import Writer
+from tests.pretraining.test_loop import Stop, Stopping, Writer
 
 SIZE = 32
 
@@ -154,7 +154,7 @@ def test_it_learns_and_counts_like_scikit_learn(config, chips, head):
     setup, variables = start(config, chips)
     *_, last = loop.fit(setup, variables, chips, seed=0)
     test = make_chips(head, 70, seed=1)  # more than a batch, and not a whole number of them
-    matrix, classes = loop.judge(setup, last.state.variables, test)
+    matrix, classes = step.judge(setup, last.state.variables, test)
     assert classes.shape == test.targets.shape
     known = test.targets != labelled.UNLABELLED
     expected = sklearn.metrics.confusion_matrix(test.targets[known], classes[known])
@@ -233,7 +233,7 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     config.init_from = str(tmp_path / "pretrained")
     test = make_chips(head, 10, seed=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    scores = loop.finetune(config, whole, chips, test, Writer())
+    scores = single.finetune(config, whole, chips, test, Writer())
     assert json.loads((whole / "results.json").read_text()) == scores
     classes = inference.load(whole).predict(test.inputs["image"])
     matrix = metrics.confusion_matrix(test.targets, classes, 2)
@@ -241,18 +241,10 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     assert (whole / "predictions.png").stat().st_size > 5000
     assert sum(map(sum, scores["confusion_matrix"])) == (test.targets < 2).sum()
 
-    class Stop(Exception):
-        pass
-
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 4:  # the second epoch of the full stage
-                raise Stop
-
-    with pytest.raises(Stop):
-        loop.finetune(config, parts, chips, test, Stopping())
+    with pytest.raises(Stop):  # in the second epoch of the full stage
+        single.finetune(config, parts, chips, test, Stopping(4))
     resumed = Writer()
-    assert loop.finetune(config, parts, chips, test, resumed) == scores
+    assert single.finetune(config, parts, chips, test, resumed) == scores
     assert min(resumed.scalars) == 4
 
     for width, bands, message in (
@@ -292,7 +284,7 @@ def pretrain_settings(config):
 def test_chips_that_are_fewer_than_a_batch_are_one(config, tmp_path):
     config.batch_size, config.finetune.frozen_epochs = 32, 0
     train = make_chips("linear", 5)
-    scores = loop.finetune(config, tmp_path, train, make_chips("linear", 12, seed=1), Writer())
+    scores = single.finetune(config, tmp_path, train, make_chips("linear", 12, seed=1), Writer())
     assert scores["accuracy"] >= 0.5
     assert inference.load(tmp_path).step == config.epochs == 3
 

@@ -8,10 +8,12 @@ from elev_ssl_jax import main
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.data import synthetic
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, loop
+from elev_ssl_jax.finetuning import labelled, loop, single, step
+from elev_ssl_jax.finetuning.selection import Best
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.runtime import checkpoint, sharding
-from tests.pretraining.test_loop import Writer
+from tests import runs
+from tests.pretraining.test_loop import Stop, Stopping, Writer
 
 SIZE = 32
 
@@ -27,6 +29,11 @@ def config():
     return config
 
 
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch, batch_mesh):
+    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
+
+
 def make_chips(count, seed):
     rng = np.random.default_rng(seed)
     label = np.arange(count) % 2
@@ -34,37 +41,36 @@ def make_chips(count, seed):
     return labelled.Labelled({"image": images.astype(np.uint16)}, label.astype(np.uint8))
 
 
-class Judged:
-    """Says of the validation chips what it is told, epoch by epoch, of others what is so."""
+@pytest.fixture
+def finetune(config, monkeypatch):
+    """Fine-tunes in a folder, where the validation chips are told with so many of ten right."""
+    train, test, validation = (make_chips(count, i) for i, count in enumerate((16, 10, 6)))
 
-    def __init__(self, right, count):
-        self.right, self.count, self.judge = right, count, loop.judge
+    def run(folder, right=(), writer=None, validation=validation):
+        following, judge = iter(right), step.judge
 
-    def __call__(self, setup, variables, chips, *more, **named):
-        matrix, classes = self.judge(setup, variables, chips, *more, **named)
-        if len(chips.targets) != self.count:
+        def told(setup, variables, chips, *more, **named):
+            matrix, classes = judge(setup, variables, chips, *more, **named)
+            if right and len(chips.targets) == 6:
+                ten = next(following)
+                matrix = np.array([[ten, 10 - ten], [10 - ten, ten]])
             return matrix, classes
-        right = next(self.right)
-        return np.array([[right, 10 - right], [10 - right, right]]), classes
+
+        with monkeypatch.context() as patch:
+            patch.setattr(single, "judge", told)
+            return single.finetune(
+                config, folder, train, test, writer or Writer(), validation=validation
+            )
+
+    run.train, run.test, run.validation = train, test, validation
+    return run
 
 
-def test_the_best_epoch_on_validation_chips_counts(
-    config, tmp_path, monkeypatch, batch_mesh, capsys
-):
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
-    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
+def test_the_best_epoch_on_validation_chips_counts(config, finetune, tmp_path, capsys):
     config.finetune.patience = 2
     right = [5, 9, 8, 9, 10, 10]  # the second is best, and the fourth no better
-
-    def run(folder, first=0, writer=None):
-        monkeypatch.setattr(loop, "judge", Judged(iter(right[first:]), 6))
-        try:
-            return loop.finetune(config, folder, train, test, writer or Writer(), validation)
-        finally:
-            monkeypatch.undo()
-            monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
-
-    scores = run(tmp_path / "whole")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    scores = finetune(whole, right)
     wanted = {"split": "labeled[16:]", "epoch": 2, "of": 4, "macro_f1": pytest.approx(0.9)}
     assert scores["validation"] == wanted
     assert "epoch 2 of 4 counts" in capsys.readouterr().out
@@ -73,56 +79,48 @@ def test_the_best_epoch_on_validation_chips_counts(
     variables = loop.init(setup, 0, (SIZE, SIZE, 3))
     states = [
         jax.device_get(epoch.state.variables)
-        for epoch in loop.fit(setup, variables, train, config.seed)
+        for epoch in loop.fit(setup, variables, finetune.train, config.seed)
         if epoch.stage == "full"
     ]
-    model = inference.load(tmp_path / "whole")
+    model = inference.load(whole)
     jax.tree.map(np.testing.assert_array_equal, dict(model.variables), states[1])
     assert model.step == 4 * 2
-    matrix, _ = loop.judge(setup, model.variables, test)
+    matrix, _ = step.judge(setup, model.variables, finetune.test)
     np.testing.assert_array_equal(matrix, scores["confusion_matrix"])
 
     # Killed in its third epoch, when the last checkpoint is of the second.
-    class Stop(Exception):
-        pass
-
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 4:
-                raise Stop
-
     with pytest.raises(Stop):
-        run(tmp_path / "parts", writer=Stopping())
-    # Where it goes on, and when it is called again and has nothing to do, the last is judged again.
-    assert run(tmp_path / "parts", first=1) == scores
-    assert run(tmp_path / "parts", first=3) == scores
+        finetune(parts, right, Stopping(4))
+    assert finetune(parts, right[2:]) == scores
+    # Called again, it has nothing to do; with more patience it goes on.
+    assert finetune(parts, [0]) == scores
     config.finetune.patience = 0
-    longer = run(tmp_path / "parts", first=3)
+    longer = finetune(parts, right[4:])
     assert longer["validation"] == wanted | {"epoch": 5, "of": 6, "macro_f1": 1.0}
-    best = checkpoint.load(tmp_path / "parts").variables
+    best = checkpoint.load(parts).variables
     jax.tree.map(np.testing.assert_array_equal, dict(best), states[4])
+    assert (
+        checkpoint.load(parts).about["checksum"]
+        == checkpoint.load(parts / "best").about["checksum"]
+    )
 
 
-def test_an_epoch_is_judged_by_what_the_model_says_of_the_chips(
-    config, tmp_path, monkeypatch, batch_mesh
-):
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
-    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
-    writer = Writer()
-    scores = loop.finetune(config, tmp_path, train, test, writer, validation)
+def test_an_epoch_is_judged_by_what_the_model_says_of_the_chips(config, finetune, tmp_path):
+    writer, validation = Writer(), finetune.validation
+    scores = finetune(tmp_path, writer=writer)
     said = [s["validation_macro_f1"] for s in writer.scalars.values() if "validation_macro_f1" in s]
     assert len(said) == 6
     assert scores["validation"]["macro_f1"] == max(said)
     assert scores["validation"]["epoch"] == 1 + said.index(max(said))
     setup = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, 16)
-    matrix, _ = loop.judge(setup, checkpoint.load(tmp_path).variables, validation)
+    matrix, _ = step.judge(setup, checkpoint.load(tmp_path).variables, validation)
     recall = np.diag(matrix) / matrix.sum(axis=1)
     precision = np.diag(matrix) / np.maximum(matrix.sum(axis=0), 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
     assert scores["validation"]["macro_f1"] == pytest.approx(f1.mean())
     other = validation._replace(targets=1 - validation.targets)
     with pytest.raises(InputError, match=r"other data .validation: "):
-        loop.finetune(config, tmp_path, train, test, Writer(), other)
+        finetune(tmp_path, validation=other)
 
 
 @pytest.mark.parametrize("split", ["test[:10]", "labeled[8:]"])
@@ -135,52 +133,59 @@ def test_validation_chips_are_neither_learned_from_nor_judged_by(config, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_killed_run_left_is_not_the_best_of_another(
-    config, tmp_path, monkeypatch, batch_mesh
-):
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
-    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
+def test_what_a_killed_run_left_is_not_the_best_of_another(config, finetune, tmp_path):
     config.epochs = 3
-    alone = loop.finetune(config, tmp_path / "alone", train, test, Writer(), validation)
-    # One that had its best epoch saved, and no other.
-    shutil.copytree(tmp_path / "alone" / "best", tmp_path / "run" / "best")
+    finetune(tmp_path / "one", [9, 5, 5])
+    # Of one that was killed while its first checkpoint was under way.
+    shutil.copytree(tmp_path / "one" / "best", tmp_path / "other" / "best")
     config.seed = 7
-    other = loop.finetune(config, tmp_path / "run", train, test, Writer(), validation)
-    config.seed = 0
-    again = loop.finetune(config, tmp_path / "alone", train, test, Writer(), validation)
-    assert again == alone
-    assert checkpoint.load(tmp_path / "run" / "best").about["config"]["seed"] == 7
-    assert other["validation"]["epoch"] >= 1
-    # And without its best epoch a run says so, rather than judge what it hasn't.
-    before = (tmp_path / "run" / "results.json").read_text()
-    shutil.rmtree(tmp_path / "run" / "best")
-    config.seed = 7
-    if other["validation"]["epoch"] < 3:
-        with pytest.raises(InputError, match=r"best lacks the run's best epoch, [12]; use another"):
-            loop.finetune(config, tmp_path / "run", train, test, Writer(), validation)
-    assert (tmp_path / "run" / "results.json").read_text() == before
+    scores = finetune(tmp_path / "other", [5, 8, 5])
+    assert (scores["validation"]["epoch"], scores["validation"]["macro_f1"]) == (2, 0.8)
+    assert checkpoint.load(tmp_path / "other" / "best").about["config"]["seed"] == 7
 
 
-def test_less_patience_than_a_run_had_ends_it_after_an_epoch_more(
-    config, tmp_path, monkeypatch, batch_mesh
+def test_without_its_best_epoch_a_run_says_so_and_judges_nothing(config, finetune, tmp_path):
+    config.epochs = 2
+    finetune(tmp_path, [9, 5])
+    before = (tmp_path / "results.json").read_bytes()
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(InputError, match=r"best lacks the run's best epoch, 1; use another"):
+        finetune(tmp_path, [0])
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_run_killed_between_the_two_saves_of_its_best_epoch_makes_it_good(
+    config, finetune, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: batch_mesh(1))
-    train, test, validation = make_chips(16, 0), make_chips(10, 1), make_chips(6, 2)
+    def killed(*_):
+        raise Stop
 
-    class Stop(Exception):
-        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(Best, "keep", killed)
+        with pytest.raises(Stop):
+            finetune(tmp_path, [9])
+    assert checkpoint.steps(tmp_path) == [2]
+    assert checkpoint.steps(tmp_path / "best") == []
+    config.epochs = 6
+    scores = finetune(tmp_path, [5, 5, 5, 5, 5])
+    assert (scores["validation"]["epoch"], scores["validation"]["of"]) == (1, 6)
 
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 6:  # the fifth epoch, after a checkpoint of the fourth
-                raise Stop
 
-    judged = Judged(iter([9, 5, 5, 5, 5, 5]), 6)
-    monkeypatch.setattr(loop, "judge", judged)
+def test_less_patience_than_a_run_had_ends_it_after_an_epoch_more(config, finetune, tmp_path):
     with pytest.raises(Stop):
-        loop.finetune(config, tmp_path, train, test, Stopping(), validation)
+        finetune(tmp_path, [9, 5, 5, 5], Stopping(6))  # after a checkpoint of the fourth epoch
     config.finetune.patience = 2
-    monkeypatch.setattr(loop, "judge", Judged(iter([5, 5]), 6))
-    scores = loop.finetune(config, tmp_path, train, test, Writer(), validation)
+    scores = finetune(tmp_path, [5, 5])
     assert (scores["validation"]["epoch"], scores["validation"]["of"]) == (1, 5)
     assert inference.load(tmp_path).step == 5 * 2
+
+
+def test_where_a_run_comes_from_is_what_it_was_when_it_began(config, finetune, tmp_path):
+    settings = runs.settings()
+    runs.save_run(tmp_path / "first", settings, (SIZE, SIZE, 3), step=4, steps=4)
+    config.init_from, config.epochs = str(tmp_path / "first"), 2
+    with pytest.raises(Stop):
+        finetune(tmp_path / "run", [5, 5], Stopping(3))
+    runs.save_run(tmp_path / "first", settings, (SIZE, SIZE, 3), step=8, steps=8, seed=1)
+    finetune(tmp_path / "run", [5])
+    assert checkpoint.load(tmp_path / "run").about["origin"]["step"] == 4

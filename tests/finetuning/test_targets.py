@@ -12,7 +12,7 @@ from elev_ssl_jax import metrics, sensors
 from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import labelled, loop, methods, step
+from elev_ssl_jax.finetuning import labelled, loop, methods, single, step
 from elev_ssl_jax.inference import model as inference
 from tests.pretraining.test_loop import Writer
 
@@ -92,7 +92,7 @@ def test_tests_are_on_squares_that_stand_side_by_side(config):
         np.testing.assert_allclose(cells[i::4], whole, rtol=1e-5)
     config.augment.crop_size, chips = 33, make_chips(8)
     with pytest.raises(InputError, match="crop_size is 33; s1 has 32 x 32"):
-        loop.finetune(config, None, chips, chips, None)
+        single.finetune(config, None, chips, chips, None)
 
 
 def test_squares_of_which_nothing_can_be_judged_are_refused(config):
@@ -176,7 +176,7 @@ def test_two_sensors_tell_what_each_alone_does_not(config, tmp_path, target):
     config.finetune.frozen_epochs, config.epochs = 0, 12
     check(config)
     train, test = make_chips(40), make_chips(20, seed=1)
-    scores = loop.finetune(config, tmp_path, train, test, Writer())
+    scores = single.finetune(config, tmp_path, train, test, Writer())
     assert scores["macro_f1"] > 0.7
     # Without one of them it says what it can, and is told to be worse.
     assert set(scores["without"]) == {"s1", "s2"}
@@ -193,15 +193,15 @@ def test_two_sensors_tell_what_each_alone_does_not(config, tmp_path, target):
     if target == "commonest":
         np.testing.assert_allclose(whole.sum(axis=-1), 1, rtol=1e-5)
     # Again goes on, which is to say that nothing is left to do.
-    assert loop.finetune(config, tmp_path, train, test, Writer()) == scores
+    assert single.finetune(config, tmp_path, train, test, Writer()) == scores
 
 
 def test_a_frozen_fine_tuning_ends_with_its_frozen_stage(config, tmp_path):
     config.finetune.frozen_epochs, config.epochs = 3, 0
     check(config)
     train, test = make_chips(16), make_chips(8, seed=1)
-    scores = loop.finetune(config, tmp_path, train, test, Writer())
-    assert loop.finetune(config, tmp_path, train, test, Writer()) == scores
+    scores = single.finetune(config, tmp_path, train, test, Writer())
+    assert single.finetune(config, tmp_path, train, test, Writer()) == scores
     setup = loop.make_setup(config, labelled.shapes_of(train), 16)
     variables = loop.init(setup, config.seed, (16, 16, 5))
     loaded = inference.load(tmp_path).variables

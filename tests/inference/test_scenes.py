@@ -12,7 +12,7 @@ import rasterio.features
 import rasterio.shutil
 import scipy.ndimage
 from hypothesis import strategies as st
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from rasterio.vrt import WarpedVRT
 
 from elev_ssl_jax import predict
@@ -155,6 +155,19 @@ def test_polygons_that_cannot_be_are_refused(folders, scene, tmp_path, options, 
     assert not [*tmp_path.glob("*.gpkg"), *tmp_path.glob("map.*")]
 
 
+def test_polygons_of_ground_of_unknown_size_are_refused_before_anything_is_predicted(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(windows, "write", None)
+    turned = Affine.translation(10, 50) @ Affine.rotation(20) @ Affine.scale(1e-4, -1e-4)
+    bands = np.full((3, 64, 64), 3000, np.uint16)
+    write(tmp_path / "turned.tif", bands, turned, crs="EPSG:4326")
+    paths = {"out": tmp_path / "map.tif", "vector": tmp_path / "classes.gpkg"}
+    with pytest.raises(InputError, match="its pixels' size is not known in WGS 84"):
+        scenes.map_scene(inference.load(folders / "unet"), [tmp_path / "turned.tif"], **paths)
+    assert [path.name for path in tmp_path.iterdir()] == ["turned.tif"]
+
+
 def test_a_map_has_no_seams(folders, scene, tmp_path):
     images, _ = scene
     model = inference.load(folders / "unet")
@@ -283,7 +296,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
     def file(name, array, **more):
         return [write(bad / name, array, GRID, **more)]
 
-    nowhere = file("nowhere.tif", bands, crs=None)
+    nowhere = file("turned.tif", bands, crs=None)
     small = file("small.tif", bands[:, :20])
     torn = file("torn.tif", bands)
     torn[0].write_bytes(torn[0].read_bytes()[: 2 * 150 * 90])
@@ -293,7 +306,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
     out = bad / "map.tif"
     for model, files, options, message in (
         (unet, images[:1], {}, r"two.tif has 2 bands; .*unet takes 3"),
-        (unet, nowhere, {}, "nowhere.tif has no CRS; assign one"),
+        (unet, nowhere, {}, "turned.tif has no CRS; assign one"),
         (unet, [bad / "none.tif"], {}, "none.tif not found"),
         (unet, small, {}, "small.tif is 20 x 90 pixels, smaller than a window of 32"),
         (unet, torn, {}, "torn.tif can't be read at row .*; is it truncated"),

@@ -21,7 +21,7 @@ from elev_ssl_jax.pretraining import fusion, loop
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import checkpoint, sharding
 from elev_ssl_jax.runtime.train_state import TrainState
-from tests.pretraining.test_loop import Writer, final_state
+from tests.pretraining.test_loop import Stop, Stopping, Writer, final_state
 
 SIZE = 32
 KINDS = {
@@ -232,13 +232,8 @@ def test_a_run_is_scored_goes_on_to_the_same_bits_and_can_be_loaded(
     arrays = make_chips(24)
     data = loop.Data(arrays, {k: v[:10] for k, v in arrays.items()}, arrays)
 
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 4:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        loop.pretrain(config, tmp_path / "parts", data, Stopping())
+    with pytest.raises(Stop):
+        loop.pretrain(config, tmp_path / "parts", data, Stopping(4))
     loop.pretrain(config, tmp_path / "parts", data, Writer())
     scores = loop.pretrain(config, tmp_path / "whole", data, Writer())
     assert json.loads((tmp_path / "parts" / "results.json").read_text()) == scores

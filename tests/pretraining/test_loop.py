@@ -25,6 +25,22 @@ class Writer:
         pass
 
 
+class Stop(Exception):
+    """A run is killed."""
+
+
+class Stopping(Writer):
+    """Kills a run when it reports a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.last = step
+
+    def write_scalars(self, step, scalars):
+        if step == self.last:
+            raise Stop
+
+
 def final_state(workdir):
     manager = checkpoint.open_checkpoints(workdir, 2)
     with manager:
@@ -73,16 +89,8 @@ def test_a_run_learns_reports_and_resumes_to_the_same_bits(tiny, data, tmp_path,
     assert "no relief" in printed
 
     # Stopped within the second epoch, so that the last checkpoint is of the first.
-    class Stop(Exception):
-        pass
-
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 3:
-                raise Stop
-
     with pytest.raises(Stop):
-        loop.pretrain(tiny, parts, data, Stopping())
+        loop.pretrain(tiny, parts, data, Stopping(3))
     resumed = Writer()
     loop.pretrain(tiny, parts, data, resumed)
     assert "going on after step 2 of 6" in capsys.readouterr().out
@@ -113,16 +121,8 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tiny, data, tmp_path, 
     ]
     assert 0 < np.abs(stems[1] - stems[0]).max() < 0.05  # four steps of Adam from there
 
-    class Stop(Exception):
-        pass
-
-    class Stopping(Writer):
-        def write_scalars(self, step, scalars):
-            if step == 3:
-                raise Stop
-
     with pytest.raises(Stop):
-        loop.pretrain(tiny, parts, data, Stopping())
+        loop.pretrain(tiny, parts, data, Stopping(3))
     shutil.rmtree(first)
     assert loop.pretrain(tiny, parts, data, Writer()) == after
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(second))
