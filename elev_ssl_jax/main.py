@@ -24,10 +24,10 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, command_line, fields, files, sensor_scale
+from elev_ssl_jax import checks, command_line, fields, files, run_data
 from elev_ssl_jax.errors import InputError, reported
-from elev_ssl_jax.finetuning import labelled, methods
-from elev_ssl_jax.recipes import PROBES, made_of, recipe
+from elev_ssl_jax.finetuning import methods
+from elev_ssl_jax.recipes import PROBES, recipe
 from elev_ssl_jax.runtime import quiet, run_folder, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's configuration.")
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         if sharding.is_first():
             for line in fields.without_effect(config):
                 print(f"note: {line}", file=sys.stderr)
-        _find_data(config, workdir)
+        run_data.find(config, workdir)
         try:
             with ExitStack() as stack:
                 with sharding.together():
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
                         stack.enter_context(files.sole_writer(workdir, refusal))
                 sharding.check_shared(workdir)
                 if config.data.synthetic.chips:
-                    _make_synthetic(config, workdir)
+                    run_data.make_synthetic(config, workdir)
                 task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
                 task[config.task](config, workdir)
                 sharding.wait_for_all("end")  # the first has pictures to draw
@@ -103,66 +103,20 @@ def _join_processes(config) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, for as long as the process lives
 
 
-def _make_synthetic(config, workdir: Path) -> None:
-    from elev_ssl_jax.data import synthetic
-
-    _check_synthetic(config)
-    with sharding.together():
-        if sharding.is_first():
-            synthetic.prepare(config.data, workdir)
-
-
-def _check_synthetic(config) -> None:
-    """Refuses chips of a size that the encoders can't do with, before they are made."""
-    from elev_ssl_jax.models import encoders
-    from elev_ssl_jax.pretraining import elevation
-
-    size = config.data.synthetic.size
-    side = config.augment.crop_size or size
-    if side > size:
-        raise InputError(
-            f"config.augment.crop_size is {side}; it must be at most {size}, as "
-            "config.data.synthetic.size is"
-        )
-    runs: list[tuple[bool, dict]] = [(config.task == "pretrain", {})]
-    if config.task == "experiment":
-        runs = [(its.pretrained, its.fields) for its in made_of(config.experiment.methods)]
-    for pretrained, its in runs:
-        settings = config.copy_and_resolve_references()
-        settings.update_from_flattened_dict(its)
-        check = elevation.check_image_size if pretrained else encoders.check_size
-        check(settings, side, side)
-
-
-def _find_data(config, workdir: Path) -> None:
-    """Sets `config.data` to the data that there are, or that will be made."""
-    if config.data.synthetic.chips:
-        from elev_ssl_jax.data import synthetic
-
-        synthetic.point_to(config.data, workdir)
-        return
-    from elev_ssl_jax.data import source
-
-    with sharding.together():
-        name = source.find_name(config.data)
-    if name != config.data.name:
-        where = config.data.dir or "the default data.dir"
-        print(f"note: {where} has no {config.data.name}, but {name}, which is taken")
-        config.data.name = name
-
-
 def _pretrain(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.pretraining import elevation, loop
 
     with sharding.together():
         train = source.open_split(config.data, config.data.split)
-        _measure_alike(config, config, workdir)
-        _measure(config, train)
+        run_data.measure_alike(config, config, workdir)
+        run_data.measure(config, train)
         elevation.check(config, train.shapes)
         heldout = source.open_split(config.data, config.data.eval_split)
         if config.data.probe_split:
-            _check_apart(config, "data.probe_split", config.data.probe_split, heldout.counts)
+            run_data.check_apart(
+                config, "data.probe_split", config.data.probe_split, heldout.counts
+            )
         learned, validated = (
             source.open_split(config.data, name) if name else None
             for name in (config.data.probe_split, config.data.validation_split)
@@ -187,13 +141,13 @@ def _finetune(config, workdir: Path) -> None:
     from elev_ssl_jax.data import source
     from elev_ssl_jax.finetuning import single
 
-    train = _labelled(config, config.data.split)
-    test = _labelled(config, config.data.eval_split)
+    train = run_data.read_labelled(config, config.data.split)
+    test = run_data.read_labelled(config, config.data.eval_split)
     validation = None
     if config.data.validation_split:
         counts = source.open_split(config.data, config.data.eval_split).counts
-        _check_apart(config, "data.split", config.data.split, counts)
-        validation = _labelled(config, config.data.validation_split)
+        run_data.check_apart(config, "data.split", config.data.split, counts)
+        validation = run_data.read_labelled(config, config.data.validation_split)
     single.finetune(config, workdir, train, test, _Writer(workdir), validation)
 
 
@@ -218,8 +172,8 @@ def _compare(config, workdir: Path) -> None:
         data = config.data.copy_and_resolve_references()
         data.name = config.experiment.pretrain.name or data.name
         split = source.open_split(data, config.experiment.pretrain.split)
-        _measure_alike(config, config.experiment.pretrain)
-        _measure(config, split)
+        run_data.measure_alike(config, config.experiment.pretrain)
+        run_data.measure(config, split)
         unlabelled = loop.fingerprint(config, loop.sample_of(split), len(split))
     kept: dict[Any, Any] = {}  # tasks have chips in common
     tasks = {name: _task(its, kept) for name, its in study.configs_of(config).items()}
@@ -273,7 +227,7 @@ def _task(config, kept):
 
     members = {m for name in config.experiment.methods for m in methods.members_of(name)}
     more = tuple(sorted({n for name in members for n in recipe(name).also_sees}))
-    labelled_by = functools.partial(_labelled, config, more=more, kept=kept)
+    labelled_by = functools.partial(run_data.read_labelled, config, more=more, kept=kept)
     train = labelled_by(config.experiment.split)  # whatever the counts: the same data
     test = labelled_by(config.data.eval_split)
     validation = None
@@ -281,114 +235,8 @@ def _task(config, kept):
         validation = labelled_by(config.data.validation_split)
     splits = source.open_split(config.data, config.data.eval_split).counts
     if config.finetune.head in PROBES:
-        _check_apart(config, "experiment.split", config.experiment.split, splits)
+        run_data.check_apart(config, "experiment.split", config.experiment.split, splits)
     return study.Task(config, train, test, validation, splits)
-
-
-def _check_apart(config, field, split, counts) -> None:
-    """Refuses to learn from chips that are validated on, or judged by."""
-    from elev_ssl_jax.data import source
-
-    known = {field: split}
-    for name in ("validation_split", "eval_split"):
-        if its := config.data[name]:
-            for other, theirs in known.items():
-                if count := source.shared(theirs, its, counts):
-                    raise InputError(
-                        f"config.{other}={theirs!r} and config.data.{name}={its!r} have {count} "
-                        f"chips of {config.data.name} in common; choose them apart"
-                    )
-            known[f"data.{name}"] = its
-
-
-def _measure(config, split) -> None:
-    """Sets what `config.data` leaves to the data, so that the run's own record has it."""
-    from elev_ssl_jax.pretraining import loop
-
-    if not config.data.nodata:
-        config.data.nodata = split.nodata(config.data.inputs)
-    if sensor_scale.is_open(config):
-        config.data.update(sensor_scale.measure(config, loop.sample_of(split)))
-
-
-def _labelled(config, split, more=(), kept=None):
-    """Chips of a split with their classes, and features beside the inputs.
-
-    What is read is kept in `kept`, and taken from there another time.
-    """
-    from elev_ssl_jax import sensors
-    from elev_ssl_jax.data import source
-
-    opened = source.open_split(config.data, split, exact=True)
-    target = "label" if labelled.target_of(config) == "label" else "mask"
-    if target not in opened.features:
-        raise InputError(
-            f"config.finetune learns a {target}, but {config.data.name} has no "
-            f"{target}; prepare the chips with --config classification for a class a chip, with "
-            "--config segmentation for a class a pixel (a chip's commonest is learned by "
-            "--config.finetune.target=commonest)"
-        )
-    sensors.check_names(config, opened.shapes)
-    for name in more:
-        if name not in opened.shapes:
-            raise InputError(
-                f"{split} of {config.data.name} has no {name}, which a method of "
-                "config.experiment.methods sees"
-            )
-    _name_classes(config, opened.classes)
-    _measure_alike(config, config)
-    _measure(config, opened)
-    # Older data don't say in which block of ground a chip lies.
-    ground = [name for name in ("block", "tile") if name in opened.features][:1]
-    names = dict.fromkeys((*config.data.inputs, *more))
-    features = *names, target, *ground
-    key = config.data.name, config.data.dir, split, features
-    kept = {} if kept is None else kept
-    arrays = kept[key] = kept.get(key) or opened.arrays(*features)
-    return labelled.Labelled(
-        {name: arrays[name] for name in names},
-        labelled.as_targets(arrays[target]),
-        *(arrays[name] for name in ground),
-    )
-
-
-def _name_classes(config, names: tuple[str, ...]) -> None:
-    """Sets the number and the names of the classes that `config.finetune` leaves to the data.
-
-    Raises:
-      InputError: They contradict the data.
-    """
-    settings = config.finetune
-    there = f"{config.data.name} has {len(names)}: {', '.join(names)}"
-    if names and settings.num_classes not in (0, len(names)):
-        raise InputError(
-            f"config.finetune.num_classes is {settings.num_classes}, but {there}; leave it at 0"
-        )
-    if names and tuple(settings.classes) not in ((), names):
-        raise InputError(
-            f"config.finetune.classes is {', '.join(settings.classes)}, but {there}; leave it at ()"
-        )
-    settings.classes = tuple(settings.classes) or names
-    # Data that have no names for their classes are from when there were always two.
-    settings.num_classes = settings.num_classes or len(settings.classes) or 2
-
-
-def _measure_alike(config, settings, workdir: Path | None = None) -> None:
-    """What `config.data` asks to be measured is what the run has that is started from.
-
-    `settings` say which run; one that has begun in `workdir` can do without it. Images of other
-    bands have a scale of their own.
-    """
-    from elev_ssl_jax.runtime import checkpoint
-
-    if not settings.init_from or settings.init_bands:
-        return
-    auto = [n for n in ("value_range", "mean", "std") if sensor_scale.is_auto(config.data[n])]
-    if auto:
-        begun = workdir is not None and checkpoint.steps(workdir)
-        _, about = checkpoint.about(workdir if workdir and begun else Path(settings.init_from))
-        theirs = about["config"]["data"]
-        config.data.update({name: tuple(theirs.get(name, ())) for name in auto})
 
 
 class _Writer:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -84,6 +85,8 @@ def test_without_blocks_there_is_no_interval_of_pixels(folder, monkeypatch, caps
     [
         ("another run", "map.tif is a map of the run forest"),
         ("a scene", "is no map of classes that predict has made"),
+        ("without a sensor", "was made without s1, and the run's test is of another model"),
+        ("an earlier step", "was made after 1 steps of"),
         ("a pre-training", "doesn't tell one class a pixel or chip"),
         ("no results", "has no results that can be read"),
         ("other results", "it is of another test than results.json"),
@@ -99,6 +102,11 @@ def test_what_is_no_map_of_the_run_is_refused_in_a_line(
         (name / "results.json").write_text((folder / "forest" / "results.json").read_text())
     elif change == "a scene":
         path = folder / "scene.tif"
+    elif change in ("without a sensor", "an earlier step"):
+        path = tmp_path / "map.tif"
+        shutil.copy(folder / "map.tif", path)
+        with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as source:
+            source.update_tags(**{"without": "s1"} if "sensor" in change else {"step": "1"})
     elif change == "a pre-training":
         name = tmp_path / "elevation"
         runs.save_run(name, runs.settings(), (32, 32, 3))

@@ -169,15 +169,13 @@ def first_state(
 
 
 def check_weights(config: Any, method: Method, sample: Arrays) -> None:
-    """Refuses weights of `config.init_from`, if it names any, that don't fit the method's model.
+    """Refuses weights of `config.init_from` that don't fit the method's model.
 
     Raises:
       InputError: As `starting.from_run`.
     """
-    if config.init_from:
-        optimizer = optax.identity()
-        ours = jax.eval_shape(lambda: first_state(method, optimizer, sample, 0))
-        _take_weights(config, ours.variables, None)
+    ours = jax.eval_shape(lambda: first_state(method, optax.identity(), sample, 0))
+    _take_weights(config, ours.variables, None)
 
 
 def _take_weights(config, variables, mesh) -> starting.Start:
