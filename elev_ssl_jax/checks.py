@@ -16,6 +16,7 @@ from elev_ssl_jax.recipes import (
     METRICS_OF_PRESENCE,
     OF_CHIPS,
     PROBES,
+    REGRESSION,
     goes_with,
     made_of,
     recipe,
@@ -133,8 +134,13 @@ _RULES = {
     "*optimizer.weight_decay": number(0),
     "*optimizer.name": one_of("adamw", "adam", "lars"),
     "*optimizer.drop_epoch": whole(0),
-    "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", *PROBES),
-    "finetune.target": one_of("", "label", "mask", "commonest", "present"),
+    "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", REGRESSION, *PROBES),
+    "finetune.target": one_of("", "label", "mask", "commonest", "present", "elevation"),
+    "finetune.scale": several(
+        "(), or a mean and a standard deviation above 0",
+        ANY,
+        lambda v: not v or (len(v) == 2 and v[1] > 0),
+    ),
     "finetune.present_share": number(0, 1, above=True),
     "finetune.patience": whole(0),
     "finetune.loss": one_of("cross_entropy", "focal", "dice", "cross_entropy+dice"),
@@ -330,6 +336,13 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
     need("model.encoder", swin or head != "swin_unet", "swin_t with finetune.head=swin_unet")
     fitting: tuple[str, ...] = ("", "label", "commonest") if head in OF_CHIPS else ("", "mask")
     fitting += ("present",) * (head == "linear")
+    if head == REGRESSION:
+        fitting = ("", "elevation")
+        need("finetune.head", not compared, "another in an experiment, which compares classes")
+        need("data.inputs", "elevation" not in config.data.inputs, "without elevation, to learn it")
+        for name in ("loss", "class_weights", "label_smoothing", "oversample", "num_classes"):
+            usual = default().finetune[name]
+            need(f"finetune.{name}", config.finetune[name] == usual, f"{usual!r} in a regression")
     allowed = " or ".join(repr(name) for name in fitting)
     need("finetune.target", target in fitting, f"{allowed} with finetune.head={head}")
     several = len(names) > 1 or not config.finetune.drop_sensor

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from elev_ssl_jax.config import default
-from elev_ssl_jax.recipes import FROZEN, PROBES, made_of
+from elev_ssl_jax.recipes import FROZEN, PROBES, REGRESSION, made_of
 from elev_ssl_jax.rules import is_named_range
 
 # What each task reads, as fields or groups of fields. Another that is not at its default is
@@ -88,7 +88,7 @@ FREE_TO_CHANGE = (
 # Fields that may be left to the data, with a value that says so.
 _OF_DATA = (
     *("data.value_range", "data.mean", "data.std", "data.nodata"),
-    *("finetune.num_classes", "finetune.classes"),
+    *("finetune.num_classes", "finetune.classes", "finetune.scale"),
 )
 
 
@@ -144,6 +144,11 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
             "no epoch is chosen",
             ("finetune.patience",),
             config.task == "finetune" and bool(config.data.validation_split),
+        ),
+        (
+            "nothing is regressed",
+            ("finetune.scale",),
+            config.finetune.head == REGRESSION,
         ),
         (
             "finetune.target is not present",

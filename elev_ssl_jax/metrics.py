@@ -1,4 +1,4 @@
-"""Classification metrics, all from one confusion matrix."""
+"""How right classes are, all from one confusion matrix, and how far off a quantity is."""
 
 import math
 from collections.abc import Sequence
@@ -155,6 +155,30 @@ def per_class(matrices: ArrayLike) -> dict[str, NDArray[np.float64]]:
         "recall": ratio(correct, labelled),
         "f1": ratio(2 * correct, labelled + predicted),
         "iou": ratio(correct, labelled + predicted - correct),
+    }
+
+
+def regression_scores(true: ArrayLike, told: ArrayLike) -> dict[str, float]:
+    """How far a quantity that is told is from the true one, over all of it that is known.
+
+    Args:
+      true: Of any shape and unit, NaN where unknown; some is known.
+      told: Of the same.
+
+    Returns:
+      In that unit, `rmse`, `mae` and `bias`, which is above zero where too much is told; and `r2`,
+      one minus the squared error over that of the true mean, NaN if the truth is a single value.
+    """
+    right = np.asarray(true, np.float64)
+    known = ~np.isnan(right)
+    error = (np.asarray(told, np.float64) - right)[known]
+    variance = float(right[known].var())
+    squared = float(np.mean(error**2))
+    return {
+        "rmse": math.sqrt(squared),
+        "mae": float(np.abs(error).mean()),
+        "bias": float(error.mean()),
+        "r2": 1 - squared / variance if variance else math.nan,
     }
 
 

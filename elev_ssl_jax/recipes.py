@@ -9,6 +9,7 @@ ELSEWHERE = "-transfer"  # behind a task's name: on `data.transfer`
 # Heads that are not trained step by step: they tell classes from frozen features.
 PROBES = ("probe", "knn")
 OF_CHIPS = ("linear", *PROBES)  # heads that tell something of a whole chip
+REGRESSION = "regression"  # the head that tells a quantity rather than classes
 
 # What an experiment can compare: of one class a chip or pixel, and of classes that are present.
 METRICS_OF_CLASSES = {

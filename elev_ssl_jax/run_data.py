@@ -7,7 +7,7 @@ from typing import Any
 from elev_ssl_jax import sensor_scale
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled
-from elev_ssl_jax.recipes import made_of
+from elev_ssl_jax.recipes import REGRESSION, made_of
 from elev_ssl_jax.runtime import sharding
 
 
@@ -117,7 +117,11 @@ def read_labelled(
     from elev_ssl_jax.data import source
 
     opened = source.open_split(config.data, split, exact=True)
-    target = "label" if labelled.target_of(config) == "label" else "mask"
+    regressed = config.finetune.head == REGRESSION
+    target = labelled.target_of(config)
+    target = target if regressed or target == "label" else "mask"
+    if regressed and target not in opened.features:
+        raise InputError(f"config.finetune learns {target}, but {config.data.name} has none")
     if target not in opened.features:
         raise InputError(
             f"config.finetune learns a {target}, but {config.data.name} has no "
@@ -132,7 +136,8 @@ def read_labelled(
                 f"{split} of {config.data.name} has no {name}, which a method of "
                 "config.experiment.methods sees"
             )
-    name_classes(config, opened.classes)
+    if not regressed:
+        name_classes(config, opened.classes)
     measure_alike(config, config)
     measure(config, opened)
     # Older data don't say in which block of ground a chip lies.
@@ -144,7 +149,7 @@ def read_labelled(
     arrays = kept[key] = kept.get(key) or opened.arrays(*features)
     return labelled.Labelled(
         {name: arrays[name] for name in names},
-        labelled.as_targets(arrays[target]),
+        arrays[target] if regressed else labelled.as_targets(arrays[target]),
         *(arrays[name] for name in ground),
     )
 

@@ -89,6 +89,17 @@ def test_impossible_values_are_named(tiny, field, value):
         ({"finetune.class_weights": (1.0,), "finetune.target": "present"}, None),
         ({"finetune.loss": "focal", "finetune.target": "present"}, "finetune.loss"),
         ({"optimizer.encoder_scale": -1.0}, "optimizer.encoder_scale"),
+        ({"finetune.head": "regression", "finetune.target": "mask"}, "finetune.target"),
+        ({"finetune.target": "elevation"}, "finetune.target"),
+        ({"finetune.head": "regression", "finetune.loss": "dice"}, "finetune.loss"),
+        ({"finetune.head": "regression", "finetune.oversample": True}, "finetune.oversample"),
+        ({"finetune.head": "regression", "finetune.num_classes": 4}, "finetune.num_classes"),
+        ({"finetune.head": "regression", "finetune.scale": (10.0,)}, "finetune.scale"),
+        ({"finetune.head": "regression", "finetune.scale": (1.0, 0.0)}, "finetune.scale"),
+        (
+            {"finetune.head": "regression", "data.inputs": ("image", "elevation")},
+            "data.inputs",
+        ),
         ({"init_bands": (0, 1)}, "init_bands"),
         ({"init_bands": (0, -1), "init_from": "runs/a"}, "init_bands"),
     ],
@@ -262,6 +273,14 @@ def test_what_does_not_go_together_is_named():
     config = comparison("linear")
     config.experiment.methods, config.finetune.target = ("ensemble",), "present"
     with pytest.raises(InputError, match="one class a chip or pixel with ensemble"):
+        checks.check(config)
+
+
+def test_an_experiment_compares_classes():
+    config = comparison("unet")
+    checks.check(config)
+    config.finetune.head = "regression"
+    with pytest.raises(InputError, match=r"finetune.head is 'regression'; .* compares classes"):
         checks.check(config)
 
 

@@ -171,14 +171,18 @@ def default() -> ml_collections.ConfigDict:
     # One layer on the pooled features, or a class per pixel: "unet" (the decoder of arXiv
     # 2304.06857), "plain_unet", or "swin_unet" for Swin encoders. An experiment may compare what
     # frozen features tell, too: by logistic regression ("probe"), or the five nearest ("knn").
+    # "regression" tells a quantity, in the cells in which the data have it, by the U-Net's decoder.
     finetune.head = "linear"
     # What is learned: the data's "label" of a chip or "mask" of its pixels, or of the mask within
     # the crop that is seen the "commonest" class or each that is "present". "" is label, or mask
-    # where the head tells pixels.
+    # where the head tells pixels. A regression learns "elevation", or "".
     finetune.target = ""
     finetune.present_share = 0.1  # of the crop that a class covers at least that is present
     finetune.num_classes = 0  # 0 is as many as the data have
     finetune.classes = ()  # their names; () is what the data say
+    # Mean and standard deviation of what a regression tells, which become 0 and 1; () measures the
+    # labels that are learned from.
+    finetune.scale = ()
     finetune.frozen_epochs = 20
     finetune.frozen_learning_rate = 1e-3
     # Stage two ends after so many epochs of which none is the best on data.validation_split; 0 is

@@ -7,10 +7,13 @@ from elev_ssl_jax.recipes import FROZEN
 
 
 def fine_tuning(head: str) -> ml_collections.ConfigDict:
-    """The settings of sections 5.1.2 (`head` "linear") and 5.2.2 ("unet") of arXiv 2304.06857."""
+    """The settings of sections 5.1.2 (`head` "linear") and 5.2.2 ("unet") of arXiv 2304.06857.
+
+    Those of other heads are the same.
+    """
     config = default()
     config.task = "finetune"
-    config.data.name = {"linear": "nwrc/classification", "unet": "nwrc/segmentation"}[head]
+    config.data.name = "nwrc/segmentation" if head == "unet" else "nwrc/classification"
     config.data.split = "labeled[:80]"
     config.finetune.head = head
     # 20 epochs of the new layers, then 80 of everything, batches of 8, Adam.

@@ -11,7 +11,7 @@ import numpy as np
 from elev_ssl_jax.convert import branches
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import Model
-from elev_ssl_jax.recipes import METHODS
+from elev_ssl_jax.recipes import METHODS, REGRESSION
 from elev_ssl_jax.runtime.starting import words_of
 from elev_ssl_jax.sensors import ELEVATION, LEAST, pairs
 
@@ -34,7 +34,12 @@ def metadata(model: Model) -> dict[str, str]:
     config = model.config.copy_and_resolve_references()
     # Of paths their last parts: where they lie on this machine is nobody's business.
     config.data.dir, config.init_from = Path(config.data.dir).name, Path(config.init_from).name
-    fitted = branches.head(model) is not None
+    head = branches.head(model)
+    classes = head not in (None, REGRESSION)
+    regression = ""
+    if head == REGRESSION:
+        mean, deviation = config.finetune.scale
+        regression = f"elevation in metres is {mean:.12g} + {deviation:.12g} x the decoder's output"
     return {
         "format": "pt",
         "encoder": config.model.encoder,
@@ -56,8 +61,9 @@ def metadata(model: Model) -> dict[str, str]:
         "scaling": config.data.scaling,
         "elevation_scale": f"{config.data.elevation_scale:.12g}",
         "normalization": _NORMALIZATION[config.data.scaling],
-        "classes": json.dumps(model.classes if fitted else ()),
-        "probabilities": ("sigmoid" if model.together else "softmax") if fitted else "",
+        "classes": json.dumps(model.classes if classes else ()),
+        "probabilities": ("sigmoid" if model.together else "softmax") if classes else "",
+        "regression": regression,
         "commit": model.commit,
         "config": json.dumps(config.to_dict()),
     }

@@ -1,4 +1,4 @@
-"""Chips with their classes: what of them is learned, how often, and by what they are judged."""
+"""Chips with labels: what of them is learned, how often, and by what they are judged."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.finetuning import objective
 from elev_ssl_jax.models import encoders
-from elev_ssl_jax.recipes import OF_CHIPS
+from elev_ssl_jax.recipes import OF_CHIPS, REGRESSION
 from elev_ssl_jax.runtime import run_folder
 
 
 class Labelled(NamedTuple):
-    """Chips with their classes."""
+    """Chips with their classes, or with a quantity."""
 
     inputs: Any  # by feature: sensors [N, H, W, C] in their units, `elevation` [N, h, w] in metres
     # uint8: a class for each chip [N] or each pixel [N, H, W], 255 is unlabelled; or, of test
-    # chips, whether each class is there [N, K].
+    # chips, whether each class is there [N, K]. Or a quantity, float32 [N, h, w], NaN if unknown.
     targets: Any
     groups: Any = None  # str [N], the block of ground that each lies in, if that is known
 
@@ -33,8 +33,9 @@ class Labelled(NamedTuple):
 
 def target_of(config: Any) -> str:
     """`config.finetune.target`, where "" is what suits the head."""
-    of_chips = config.finetune.head in OF_CHIPS
-    return config.finetune.target or ("label" if of_chips else "mask")
+    settings = config.finetune
+    usual = {name: "label" for name in OF_CHIPS} | {REGRESSION: sensors.ELEVATION}
+    return settings.target or usual.get(settings.head, "mask")
 
 
 def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
@@ -76,7 +77,16 @@ def as_targets(classes: np.ndarray) -> np.ndarray:
 
 
 def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
-    """The configuration with as many classes as the data have, if it leaves that to them."""
+    """The configuration with as many classes as the data have, if it leaves that to them.
+
+    Of a regression, with the scale of what is learned.
+    """
+    if config.finetune.head == REGRESSION:
+        heights = train.targets[~np.isnan(train.targets)].astype(np.float64)
+        if len(heights) and not config.finetune.scale:
+            config = config.copy_and_resolve_references()
+            config.finetune.scale = float(heights.mean()), float(heights.std()) or 1.0
+        return config
     if config.finetune.num_classes:
         return config
     known = [chips.targets[chips.targets != UNLABELLED] for chips in (train, test)]
@@ -91,10 +101,17 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
     """Chips as they are judged: `as_squares`, in which there is something to tell apart.
 
     Raises:
-      InputError: What is known of them is all of one class.
+      InputError: What is known of them is all of one class, or of one value.
     """
     chips, settings = as_squares(config, chips), config.finetune
     targets = chips.targets
+    if settings.head == REGRESSION:
+        if not np.nanstd(targets):
+            raise InputError(
+                f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
+                f"{config.data.name}, are all of one {target_of(config)}"
+            )
+        return chips
     if target_of(config) == "present" and not targets.any():
         raise InputError(
             f"config.finetune.present_share is {settings.present_share}, which no class covers of "
@@ -125,7 +142,8 @@ def as_squares(config: Any, chips: Labelled) -> Labelled:
         }
         targets, groups = chips.targets, chips.groups
         if targets.ndim > 2:
-            targets = Squares(targets, places, side)[:]
+            of_cells = config.finetune.head == REGRESSION
+            targets = Squares(targets, places, side, size if of_cells else None)[:]
         chips = Labelled(
             inputs, targets, None if groups is None else np.repeat(groups, len(places))
         )
@@ -177,8 +195,11 @@ class Squares:
 
 
 def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
-    """Of each input of a chip."""
-    return {name: array.shape[1:] for name, array in chips.inputs.items()}
+    """Of each input of a chip, and of the elevation that is learned of it, if it is that."""
+    shapes = {name: array.shape[1:] for name, array in chips.inputs.items()}
+    if np.issubdtype(chips.targets.dtype, np.floating):
+        shapes[sensors.ELEVATION] = chips.targets.shape[1:]
+    return shapes
 
 
 def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
@@ -201,33 +222,15 @@ def check_chips(
     Raises:
       InputError: There are fewer chips than `labels`, all are of one class, or a class is unknown.
     """
-    data, classes, count = config.data, config.finetune.num_classes, len(train.targets)
+    data, count = config.data, len(train.targets)
     if labels is not None and labels > count:
         raise InputError(f"{labels} labels are more than {data.name} has: {count}; ask for fewer")
-    weights = tuple(config.finetune.class_weights)
-    if weights not in ((), (objective.BALANCED,)) and len(weights) != classes:
-        raise InputError(
-            f"config.finetune.class_weights is {weights}; {data.name} has {classes} classes "
-            f"({', '.join(class_names(config))}): give a number for each, or balanced"
-        )
     train = train.take(slice(labels))
-    for chips, name in ((train, "labelled"), (test, "test"), (validation, "validation")):
-        if chips is None:
-            continue
-        values = np.unique(chips.targets)
-        unknown = values[(values >= classes) & (values != UNLABELLED)]
-        if len(unknown):
-            raise InputError(
-                f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
-                f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
-            )
-        known, names = values[values != UNLABELLED], class_names(config)
-        if len(known) < 2:
-            raise InputError(
-                f"the {len(chips.targets)} {name} chips of {data.name} are all "
-                + (f"of class {names[known[0]]}" if len(known) else "unlabelled")
-                + "; there is nothing to tell apart"
-            )
+    named = (train, "labelled"), (test, "test"), (validation, "validation")
+    for chips, name in named:
+        if chips is not None:
+            check = _check_quantity if config.finetune.head == REGRESSION else _check_classes
+            check(config, chips, name)
     shapes = shapes_of(train)
     sensors.check(config, shapes)
     sensors.check_values(config, train.inputs)
@@ -238,11 +241,45 @@ def check_chips(
         )
     height, width, _ = image_shape_of(config, train)
     encoders.check_size(config, height, width)
-    if config.augment.finetune.transpose and height != width:
+    sizes: dict[str, tuple[int, ...]] = {"images": (height, width)}
+    if sensors.ELEVATION in shapes:
+        sizes["elevation"] = shapes[sensors.ELEVATION]
+    for name, (height, width) in sizes.items():
+        if config.augment.finetune.transpose and height != width:
+            raise InputError(
+                f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it "
+                f"must be 0 for {name} of {height} x {width}"
+            )
+
+
+def _check_classes(config, chips, name):
+    data, classes = config.data, config.finetune.num_classes
+    weights, names = tuple(config.finetune.class_weights), class_names(config)
+    if weights not in ((), (objective.BALANCED,)) and len(weights) != classes:
         raise InputError(
-            f"config.augment.finetune.transpose is {config.augment.finetune.transpose}; it must be "
-            f"0 for images of {height} x {width} pixels"
+            f"config.finetune.class_weights is {weights}; {data.name} has {classes} classes "
+            f"({', '.join(names)}): give a number for each, or balanced"
         )
+    values = np.unique(chips.targets)
+    known = values[values != UNLABELLED]
+    unknown = known[known >= classes]
+    if len(unknown):
+        raise InputError(
+            f"the {name} chips of {data.name} have class {unknown[0]}; config.finetune."
+            f"num_classes is {classes}, so that it must be below {classes}, or 255 (unlabelled)"
+        )
+    if len(known) < 2:
+        raise InputError(
+            f"the {len(chips.targets)} {name} chips of {data.name} are all "
+            + (f"of class {names[known[0]]}" if len(known) else "unlabelled")
+            + "; there is nothing to tell apart"
+        )
+
+
+def _check_quantity(config, chips, name):
+    target, count = target_of(config), len(chips.targets)
+    if np.isnan(chips.targets).all():
+        raise InputError(f"none of the {count} {name} chips of {config.data.name} has any {target}")
 
 
 def as_learned(masks: jax.Array, target: str, num_classes: int, present_share: float) -> jax.Array:

@@ -26,7 +26,7 @@ from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
-from elev_ssl_jax.recipes import OF_CHIPS
+from elev_ssl_jax.recipes import OF_CHIPS, REGRESSION
 from elev_ssl_jax.runtime import batches
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -51,7 +51,7 @@ def make_model(
 
     Args:
       config: The run's configuration.
-      shapes: Of each input of a chip, as the network sees it.
+      shapes: Of each input of a chip, as the network sees it; and of what a regression tells.
       platform: Of the devices that are to compute.
       size: Of the images in pixels, if it isn't that of a chip.
     """
@@ -60,6 +60,9 @@ def make_model(
     common = {"width": config.model.width, "dtype": compute_dtype(config, platform)}
     if config.finetune.head in OF_CHIPS:
         return Classifier(classes, encoder, **common)
+    if config.finetune.head == REGRESSION:
+        height, width = shapes[sensors.ELEVATION]
+        return UNet(1, (height, width), encoder, **common)
     if config.finetune.head == "swin_unet":
         branches = len(config.data.inputs) if config.model.fusion == "late" else 1
         return SwinUNet(classes, size, encoder, branches=branches, **common)
@@ -102,6 +105,7 @@ def make_setup(
         bands=sensors.band_inputs(sensors.of(config), shapes),
         target=labelled.target_of(config),
         present_share=config.finetune.present_share,
+        scale=tuple(config.finetune.scale),
         objective=objective.of(config),
         class_weights=tuple(config.finetune.class_weights),
         oversample=config.finetune.oversample,

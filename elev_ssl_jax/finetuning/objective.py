@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: how far logits are from the classes that are right."""
+"""What fine-tuning minimises: how far what is told is from what is right."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -114,6 +114,23 @@ def _right(targets, count):
 def presence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Mean binary cross-entropy of logits [B, K] that tell whether each class is there [B, K]."""
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
+
+
+def squared_error(told: jax.Array, targets: jax.Array, scale: tuple[float, float]) -> jax.Array:
+    """Mean squared error of a quantity over the cells in which it is known, in units of `scale`.
+
+    Args:
+      told: float [B, h, w, 1], 0 for the mean of `scale`, 1 for a deviation above.
+      targets: float32 [B, h, w] in the data's unit, NaN where unknown.
+      scale: Mean and standard deviation.
+
+    Returns:
+      A float32 scalar; zero if nothing is known.
+    """
+    mean, deviation = scale
+    known = ~jnp.isnan(targets)
+    error = told[..., 0].astype(jnp.float32) - (jnp.where(known, targets, mean) - mean) / deviation
+    return jnp.sum(known * error**2) / jnp.maximum(jnp.sum(known), 1)
 
 
 def class_weights(

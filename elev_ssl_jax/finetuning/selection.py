@@ -11,7 +11,6 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import checkpoint
 from elev_ssl_jax.runtime.train_state import TrainState
 
-SCORE = "macro_f1"  # that epochs are compared by: rare classes count as much as common ones
 _NONE = 0, -math.inf
 
 

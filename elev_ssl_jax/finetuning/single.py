@@ -20,8 +20,9 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop
 from elev_ssl_jax.finetuning.calibration import Reliability
 from elev_ssl_jax.finetuning.labelled import Labelled
-from elev_ssl_jax.finetuning.selection import SCORE, Best
-from elev_ssl_jax.finetuning.step import Setup, judge
+from elev_ssl_jax.finetuning.selection import Best
+from elev_ssl_jax.finetuning.step import Setup, judge, tell
+from elev_ssl_jax.pretraining.measures import level_and_relief
 from elev_ssl_jax.recipes import METRICS
 from elev_ssl_jax.runtime import checkpoint, run_folder, sharding, starting
 from elev_ssl_jax.runtime.optimizer import rate_change
@@ -29,6 +30,13 @@ from elev_ssl_jax.runtime.train_state import TrainState
 
 PICTURED = 6  # chips in a picture
 _JUDGED = "judged.npz"  # of a run: confusion matrices by block of test ground
+_QUANTITY = {  # scores of a regression
+    "rmse": "RMSE (m)",
+    "mae": "MAE (m)",
+    "bias": "bias (m)",
+    "r2": "R2",
+    "relief_rmse": "relief RMSE (m)",
+}
 
 
 def finetune(
@@ -157,9 +165,8 @@ def _learn(parts, writer) -> _Learned:
                     continue
                 better = False
                 if best and validation:
-                    matrix, _ = judge(setup, state.variables, validation)
-                    score = metrics.summary(matrix, class_names(config))[SCORE]
-                    writer.write_scalars(bar.n, {f"validation_{SCORE}": score})
+                    name, score = _score(setup, state.variables, validation)
+                    writer.write_scalars(bar.n, {f"validation_{name}": score})
                     better = best.offer(epoch.number, score)
                     stopped = best.is_over(epoch.number, patience)
                     about["best"] = best.epoch, best.score
@@ -177,10 +184,43 @@ def _learn(parts, writer) -> _Learned:
         return _Learned(variables, int(state.step) // steps, best)
 
 
+def _score(setup, variables, chips) -> tuple[str, float]:
+    """What epochs are compared by, the more the better.
+
+    Of classes macro F1, in which rare ones count as much as common ones.
+    """
+    if setup.scale:
+        told = tell(setup, variables, chips)
+        return "r2", metrics.regression_scores(chips.targets, told)["r2"]
+    matrix, _ = judge(setup, variables, chips)
+    return "macro_f1", metrics.summary(matrix)["macro_f1"]
+
+
 def _report(parts, learned, writer) -> dict[str, Any]:
     """Judges by the test chips, and writes, draws and prints what that says."""
+    config, workdir, best = parts.config, parts.workdir, learned.best
+    judged = _judge_quantity if parts.setup.scale else _judge_classes
+    scores, lines = judged(parts, learned.variables)
+    if best:
+        name, _ = _score(parts.setup, learned.variables, parts.validation)
+        chosen = {"epoch": best.epoch, "of": learned.epochs, name: best.score}
+        scores["validation"] = {"split": config.data.validation_split, **chosen}
+        lines.append(
+            f"epoch {best.epoch} of {learned.epochs} counts, which has the best "
+            f"{'R2' if name == 'r2' else 'macro F1'} on {config.data.validation_split}: "
+            f"{best.score:.3f}"
+        )
+    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
+    total = config.finetune.frozen_epochs + config.epochs
+    writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
+    writer.flush()
+    print("\n".join(lines))
+    return scores
+
+
+def _judge_classes(parts, variables) -> tuple[dict[str, Any], list[str]]:
+    """Scores of classes, and lines that say them."""
     config, workdir, setup, test = parts.config, parts.workdir, parts.setup, parts.test
-    variables, epochs, best = learned
     names = class_names(config)
     reliability = None if setup.target == "present" else Reliability()
     matrix, classes = judge(setup, variables, test, reliability=reliability)
@@ -199,28 +239,55 @@ def _report(parts, learned, writer) -> dict[str, Any]:
             f"calibration error {scores['calibration']['error']:.3f}: the mean gap between "
             f"confidence and accuracy ({path})"
         )
-    if best:
-        chosen = {"epoch": best.epoch, "of": epochs, SCORE: best.score}
-        scores["validation"] = {"split": config.data.validation_split, **chosen}
-        lines.append(
-            f"epoch {best.epoch} of {epochs} counts, which has the best macro F1 on "
-            f"{config.data.validation_split}: {best.score:.3f}"
-        )
     if setup.target == "mask":
         path = workdir / "predictions.png"
-        few = sensors.join(sensors.of(config), test.take(slice(PICTURED)).inputs)
-        shown = pictures.displayable(np.asarray(few), sensors.colors(config))
-        pictures.draw_classes(
-            path, shown, test.targets[:PICTURED], {"predicted": classes[:PICTURED]}, names
-        )
+        few = test.targets[:PICTURED]
+        pictures.draw_classes(path, _shown(parts), few, {"predicted": classes[:PICTURED]}, names)
         lines.append(f"picture: {path}")
     save_by_block(workdir / _JUDGED, matrix, test, classes)
-    files.write_text(workdir / "results.json", json.dumps(scores, indent=2) + "\n")
-    total = config.finetune.frozen_epochs + config.epochs
-    writer.write_scalars(total, {k: v for k, v in scores.items() if isinstance(v, float)})
-    writer.flush()
-    print("\n".join(lines))
-    return scores
+    return scores, lines
+
+
+def _judge_quantity(parts, variables) -> tuple[dict[str, Any], list[str]]:
+    """Scores of a regression, in metres, beside those of saying one number, and lines for them."""
+    config, setup, test = parts.config, parts.setup, parts.test
+    mean, _ = setup.scale
+    told, true = tell(setup, variables, test), test.targets
+    known = ~np.isnan(true)
+    reliefs = [level_and_relief(field, known)[1] for field in (true, told)]
+    scores: dict[str, Any] = {"unit": "m", **metrics.regression_scores(true, told)}
+    rivals = metrics.regression_scores(true, np.full(true.shape, mean))
+    of_relief = [metrics.regression_scores(reliefs[0], f)["rmse"] for f in (reliefs[1], 0 * told)]
+    scores["relief_rmse"], rivals["relief_rmse"] = of_relief
+    scores["of_mean"] = rivals
+    seen = [name for name in config.data.inputs if name != sensors.ELEVATION]
+    if len(seen) > 1:
+        scores["without"] = {
+            name: metrics.regression_scores(true, tell(setup, variables, test, name))
+            for name in seen
+        }
+    path = parts.workdir / "predictions.png"
+    few = slice(PICTURED)
+    pictures.draw_elevation(path, _shown(parts), true[few], told[few], *(r[few] for r in reliefs))
+    lines = [
+        f"{setup.target} of {known.sum():,} cells of {len(true)} test chips, BatchNorm in "
+        "inference mode",
+        f"  {'':<16}{'told':>10}{'one mean':>10}",
+    ]
+    for name, title in _QUANTITY.items():
+        pair = "".join(
+            f"{format(s[name], '.3f' if name == 'r2' else '.1f'):>10}" for s in (scores, rivals)
+        )
+        lines.append(f"  {title:<16}{pair}")
+    for name, less in scores.get("without", {}).items():
+        lines.append(f"  without {name}: RMSE {less['rmse']:.1f} m, R2 {less['r2']:.3f}")
+    return scores, [*lines, f"picture: {path}"]
+
+
+def _shown(parts) -> np.ndarray:
+    """The first test chips, to look at."""
+    few = sensors.join(sensors.of(parts.config), parts.test.take(slice(PICTURED)).inputs)
+    return pictures.displayable(np.asarray(few), sensors.colors(parts.config))
 
 
 def save_by_block(path: Path, matrix: np.ndarray, test: Labelled, classes: np.ndarray) -> None:

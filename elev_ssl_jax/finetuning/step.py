@@ -38,8 +38,9 @@ class Setup:
     fixed: bool  # the frozen encoder's BatchNorm is in inference mode
     inputs: sensors.Inputs
     bands: tuple[str, ...]  # the input that each band of the image is of
-    target: str  # "label", "mask", "commonest" or "present"
+    target: str  # "label", "mask", "commonest", "present", or, of a regression, "elevation"
     present_share: float
+    scale: tuple[float, ...]  # mean and deviation of what a regression tells; () is of classes
     objective: objective.Objective
     class_weights: tuple[Any, ...]  # as `finetune.class_weights`
     oversample: bool
@@ -165,10 +166,12 @@ def _draw_views(setup, keys):
 def _examples(setup, keys, chips, indices):
     """The chips at `indices` as they are learned from: images float32 [B, H, W, C], and targets."""
     which = _draw_views(setup, keys)
-    chosen = {name: array[indices] for name, array in {**chips.inputs, "": chips.targets}.items()}
+    name = sensors.ELEVATION if setup.scale else ""  # of what is told, beside the inputs
+    chosen = {**chips.inputs, name: chips.targets}
+    chosen = {key: array[indices] for key, array in chosen.items()}
     chosen = squares.cut_chips(chosen, setup.crop_size, keys)
-    chosen = {name: augment.dihedral(array, which) for name, array in chosen.items()}
-    targets = _learned(setup, chosen.pop(""))
+    chosen = {key: augment.dihedral(array, which) for key, array in chosen.items()}
+    targets = _learned(setup, chosen.pop(name))
     images = sensors.join(setup.inputs, chosen)
     if setup.drop_sensor:
         images *= _kept_sensors(setup, keys)
@@ -192,6 +195,8 @@ def _learned(setup, masks):
 
 @jax.named_scope("loss")
 def _loss(setup, logits, targets, weights):
+    if setup.scale:
+        return objective.squared_error(logits, targets, setup.scale)
     if setup.target == "present":
         return objective.presence(logits, targets)
     return objective.loss(setup.objective, logits, targets, weights)
@@ -251,6 +256,20 @@ def judge(
     return metrics.confusion_matrix(chips.targets, classes, setup.model.num_classes), classes
 
 
+def tell(setup: Setup, variables: Any, chips: Labelled, without: str = "") -> np.ndarray:
+    """What a regression tells of chips, float32 [N, h, w] in the data's unit.
+
+    BatchNorm is in inference mode; `without` names a sensor to leave out.
+    """
+    count, parts = len(chips.targets), []
+    kept = np.array([name != without for name in setup.bands])
+    for i in range(0, count, _EVAL_BATCH):
+        rows = np.arange(i, i + _EVAL_BATCH) % count
+        some = {name: array[rows] for name, array in chips.inputs.items()}
+        parts.append(_tell(setup, variables, some, kept))
+    return np.concatenate(parts)[:count]
+
+
 def judge_together(
     members: Sequence[tuple[Setup, Any]], chips: Labelled
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -285,10 +304,21 @@ def _features(setup, variables, chips):
 
 
 @functools.partial(jax.jit, static_argnames="setup")
-def _classify(setup, variables, chips, kept):
+def _tell(setup, variables, chips, kept):
+    mean, deviation = setup.scale
+    return mean + deviation * _logits(setup, variables, chips, kept)[..., 0]
+
+
+def _logits(setup, variables, chips, kept):
+    """Of the bands that are `kept`."""
     images = jnp.where(kept, sensors.join(setup.inputs, chips), 0)
     images = sensors.standardize(setup.inputs, images)
-    logits = setup.model.apply(variables, images, train=False)
+    return setup.model.apply(variables, images, train=False)
+
+
+@functools.partial(jax.jit, static_argnames="setup")
+def _classify(setup, variables, chips, kept):
+    logits = _logits(setup, variables, chips, kept)
     if setup.target == "present":
         return (logits > 0).astype(jnp.uint8), jax.nn.sigmoid(jnp.abs(logits))
     classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)

@@ -20,7 +20,7 @@ from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.pretraining import progress
 from elev_ssl_jax.pretraining.methods import make as make_method
 from elev_ssl_jax.pretraining.step import make_train_step
-from elev_ssl_jax.recipes import ELSEWHERE, PROBES, goes_with, recipe
+from elev_ssl_jax.recipes import ELSEWHERE, PROBES, REGRESSION, goes_with, recipe
 from elev_ssl_jax.runtime import batches, flops, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -117,20 +117,26 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     """Fine-tuning on one device, `times` over: with a frozen encoder, and all; see `of_run`."""
     one = sharding.replicated(Mesh(mesh.devices.flat[:1], mesh.axis_names))
     shapes = {name: chip[name].shape for name in config.data.inputs}
-    if not config.finetune.num_classes:
-        config = config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references()
+    if config.finetune.head == REGRESSION:
+        shapes[sensors.ELEVATION] = chip[sensors.ELEVATION].shape
+        config.finetune.scale = config.finetune.scale or (0.0, 1.0)
+    elif not config.finetune.num_classes:
         config.finetune.num_classes = len(config.finetune.classes) or 2
     setup = finetuning.make_setup(config, shapes, count, sharding.platform(mesh))
-    inputs = {name: chip[name] for name in shapes}
+    inputs = {name: chip[name] for name in config.data.inputs}
     target = () if setup.target == "label" else sensors.image_size(setup.inputs, shapes)
+    kind: Any = np.uint8
+    if setup.scale:
+        target, kind = shapes[sensors.ELEVATION], np.float32
     some = labelled.Labelled(
         {name: np.zeros((2, *array.shape), array.dtype) for name, array in inputs.items()},
-        np.zeros((2, *target), np.uint8),
+        np.zeros((2, *target), kind),
     )
     image_shape = labelled.image_shape_of(config, some)
     variables = jax.eval_shape(lambda: finetuning.init(setup, 0, image_shape))
     chips = labelled.Labelled(
-        *_rows((_arrays(inputs, count), jax.ShapeDtypeStruct((count, *target), np.uint8))),
+        *_rows((_arrays(inputs, count), jax.ShapeDtypeStruct((count, *target), kind))),
     )
     maps = finetuning.cached_maps(setup, variables, _arrays(inputs, count))
     indices = jax.ShapeDtypeStruct((min(config.batch_size, count),), jnp.int32)

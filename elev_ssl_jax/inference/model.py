@@ -17,6 +17,7 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import loop
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.pretraining import methods
+from elev_ssl_jax.recipes import REGRESSION
 from elev_ssl_jax.runtime import checkpoint
 
 _BATCH = 32  # a power of two
@@ -95,17 +96,20 @@ class Model:
     def elevation_shape(self) -> tuple[int, int] | None:
         """Of the elevation that it tells, if it has learned that."""
         objective = self.config.objective
-        if self.config.task == "finetune" or objective.alpha == 0:
-            return None
-        if objective.target != "elevation":  # but a control in its place
+        if self.config.task == "finetune":
+            learned = self.config.finetune.head == REGRESSION
+        else:  # perhaps a control in its place
+            learned = objective.alpha > 0 and objective.target == "elevation"
+        if not learned:
             return None
         shape = self.shapes.get(sensors.ELEVATION)
         return None if shape is None else (shape[0], shape[1])
 
     @property
     def num_classes(self) -> int | None:
-        """Of a fine-tuned model."""
-        return self.config.finetune.num_classes if self.config.task == "finetune" else None
+        """Of a model that was fine-tuned to tell classes."""
+        told = self.config.task == "finetune" and self.config.finetune.head != REGRESSION
+        return self.config.finetune.num_classes if told else None
 
     @property
     def together(self) -> bool:
@@ -175,7 +179,7 @@ class Model:
         """A compiled function from inputs of `size` pixels to `probabilities`."""
         if self.num_classes is None:
             raise InputError(
-                f"{self.run} is a pre-training, which knows no classes; name a fine-tuned run"
+                f"{self.run} knows no classes; name a run that was fine-tuned to tell them"
             )
         module = loop.make_model(self.config, self.shapes, _platform(), size)
         link = jax.nn.sigmoid if self.together else jax.nn.softmax
@@ -185,6 +189,10 @@ class Model:
         """A compiled function from inputs of the chips' size to `elevation`."""
         if self.elevation_shape is None:
             raise InputError(f"{self.run} has not learned elevation; name a run that has")
+        if self.config.task == "finetune":
+            unet = loop.make_model(self.config, self.shapes, _platform())
+            scale = tuple(self.config.finetune.scale)
+            return functools.partial(_regressed, unet, self.inputs, scale, self.variables)
         config = self.config.copy_and_resolve_references()
         config.objective.alpha = 1.0  # without the heads of the contrast
         module = methods.make_model(config, self.shapes, _platform())
@@ -309,6 +317,13 @@ def _features(encoder, inputs, variables, chips):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _probabilities(module, inputs, link, variables, chips):
     return link(module.apply(variables, sensors.shown(inputs, chips), train=False))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _regressed(module, inputs, scale, variables, chips):
+    mean, deviation = scale
+    told = module.apply(variables, sensors.shown(inputs, chips), train=False)
+    return mean + deviation * told[..., 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

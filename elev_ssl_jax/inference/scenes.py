@@ -99,7 +99,7 @@ def map_scene(
     of_classes = {"probabilities": probabilities, "confidence": confidence, "vector": vector}
     for name, path in of_classes.items():
         if path is not None and model.num_classes is None:
-            raise InputError(f"--{name} is for fine-tuned runs; {model.run} is a pre-training")
+            raise InputError(f"--{name} is for runs that tell classes, which {model.run} doesn't")
     if vector is not None and (out is None or vector.suffix != ".gpkg"):
         raise InputError(f"--vector is {vector}; name a .gpkg, and the map it is made of by --out")
     if not 0 <= min_area < math.inf or (min_area and vector is None):

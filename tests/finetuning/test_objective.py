@@ -108,6 +108,27 @@ def test_what_is_unlabelled_or_told_already_costs_nothing(name, rng):
     np.testing.assert_allclose(objective.loss(its, logits, targets), wanted, rtol=1e-6)
 
 
+def test_squared_error_equals_pytorchs_over_what_is_known(rng):
+    told = rng.normal(size=(5, 4, 6, 1)).astype(np.float32)
+    targets = rng.normal(800, 300, (5, 4, 6)).astype(np.float32)
+    targets[rng.random(targets.shape) < 0.3] = np.nan
+    known = ~np.isnan(targets)
+    theirs = torch.tensor(told[known][:, 0], dtype=torch.float64, requires_grad=True)
+    wanted = (torch.tensor(targets[known], dtype=torch.float64) - 750) / 250
+    error = torch.nn.functional.mse_loss(theirs, wanted)
+    error.backward()
+    assert theirs.grad is not None
+
+    def ours(told):
+        return objective.squared_error(told, jnp.asarray(targets), (750.0, 250.0))
+
+    value, gradient = jax.value_and_grad(ours)(jnp.asarray(told))
+    assert float(value) == pytest.approx(error.item(), rel=1e-5)
+    np.testing.assert_allclose(gradient[known][:, 0], theirs.grad, rtol=1e-4, atol=1e-7)
+    assert not np.asarray(gradient)[~known].any()
+    assert float(objective.squared_error(jnp.asarray(told), np.nan * targets, (0.0, 1.0))) == 0
+
+
 def test_balanced_weights_equal_scikit_learns(rng):
     targets = rng.choice([0, 1, 3, 255], (5, 4, 4), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
     targets.flat[:3] = 0, 1, 3
