@@ -4,49 +4,42 @@ python -m elev_ssl_jax.area --run RUN --map map.tif --out areas.csv
 """
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from elev_ssl_jax import files
 from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import single
 from elev_ssl_jax.inference import area
-from elev_ssl_jax.inference.model import load
+from elev_ssl_jax.inference.model import Model, load
 from elev_ssl_jax.recipes import OF_CHIPS
 
 
-def table(run: Path, path: Path) -> tuple[pd.DataFrame, str]:
+def table(run: Path, paths: Sequence[Path]) -> tuple[pd.DataFrame, str]:
     """Hectares of each class, and how they are known.
 
     Args:
       run: Folder of the fine-tuning that made the map.
-      path: The map.
+      paths: The map, or several, of shards or of scenes apart from each other.
 
     Raises:
-      InputError: The map is another run's, or the run tells no classes, or has not been judged.
+      InputError: A map is another run's, or the run tells no classes, or has not been judged.
     """
     model = load(run)
     if model.num_classes is None or model.together:
         raise InputError(f"{run} doesn't tell one class a pixel or chip; areas are of classes")
     matrices, blocks = single.judged(run)
-    with ExitStack() as stack:
-        source = open_raster(path, stack)
-        whose = source.tags().get("run")
-        if source.descriptions[0] != "class" or whose is None:
-            raise InputError(f"{path} is no map of classes that predict has made")
-        if whose != run.resolve().name:
-            raise InputError(f"{path} is a map of the run {whose}; name that, or map it by {run}")
-        then, without = source.tags().get("step", str(model.step)), source.tags().get("without")
-        if then != str(model.step) or without:
-            raise InputError(
-                f"{path} was made "
-                + (f"without {without}" if without else f"after {then} steps of {run}")
-                + ", and the run's test is of another model; map it again"
-            )
-        mapped = area.of_map(path, source, len(model.classes))
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))}: a map is named twice")
+    mapped = np.sum([_mapped(model, path) for path in paths], axis=0)
+    if not mapped.sum():
+        raise InputError(f"{', '.join(map(str, paths))}: there is no pixel of a class")
     alone = model.config.finetune.head in OF_CHIPS
     found = area.estimate(matrices, mapped, alone=alone)
     hectares = mapped.sum() / 1e4
@@ -75,19 +68,46 @@ def table(run: Path, path: Path) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(rows), how
 
 
+def _mapped(model: Model, path: Path) -> NDArray[np.float64]:
+    """Square metres of each class of a map."""
+    with ExitStack() as stack:
+        source = open_raster(path, stack)
+        whose = source.tags().get("run")
+        if source.descriptions[0] != "class" or whose is None:
+            raise InputError(f"{path} is no map of classes that predict has made")
+        if whose != model.run.resolve().name:
+            raise InputError(
+                f"{path} is a map of the run {whose}; name that, or map it by {model.run}"
+            )
+        then, without = source.tags().get("step", str(model.step)), source.tags().get("without")
+        if then != str(model.step) or without:
+            raise InputError(
+                f"{path} was made "
+                + (f"without {without}" if without else f"after {then} steps of {model.run}")
+                + ", and the run's test is of another model; map it again"
+            )
+        return area.of_map(path, source, len(model.classes))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m elev_ssl_jax.area", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", type=Path, required=True, help="the fine-tuning that made the map")
-    parser.add_argument("--map", type=Path, required=True, help="the map, as predict writes it")
+    parser.add_argument(
+        "--map",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the map, as predict writes it, or several, of shards or of scenes that don't overlap",
+    )
     parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = parser.parse_args()
     with reported():
         if args.out:
-            files.check_outputs([args.out], inputs=[args.map], overwrite=args.overwrite)
+            files.check_outputs([args.out], inputs=args.map, overwrite=args.overwrite)
         found, how = table(args.run, args.map)
         print(found.round(1).to_string(index=False).replace("NaN", "  -"))
         print(

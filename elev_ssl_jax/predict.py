@@ -6,25 +6,35 @@ A fine-tuned run gives a class for each pixel, a pre-training run elevation in m
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from elev_ssl_jax.data.scene import parse_images, parse_nodata
-from elev_ssl_jax.errors import reported
+from elev_ssl_jax.data.scene_files import read_scenes
+from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.inference.many import map_scenes
 from elev_ssl_jax.inference.model import load
-from elev_ssl_jax.inference.scenes import map_scene
+from elev_ssl_jax.inference.scenes import files_of, map_scene
+
+_OUTPUTS = ("out", "probabilities", "confidence", "vector", "features")
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--image",
         nargs="+",
         action="append",
-        required=True,
         metavar="FILE",
         help="GeoTIFFs on one grid; NAME=FILE ..., once for each of several sensors",
+    )
+    source.add_argument(
+        "--scenes",
+        type=Path,
+        help="CSV of many: name, a column a sensor, elevation; outputs name folders then",
     )
     parser.add_argument("--elevation", type=Path, help="DEM, for a model that sees elevation")
     parser.add_argument("--out", type=Path, help="map to write; a .png to look at lies beside it")
@@ -51,19 +61,43 @@ def main() -> None:
         metavar="VALUE",
         help="image value that means no data, whatever the files say; NAME=VALUE of one sensor",
     )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="the I-th of N parts, from 1, of the rows of a scene, or of the scenes of a table",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that read (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = vars(parser.parse_args())
     with reported():
-        images = parse_images(args.pop("image"))
-        nodata = parse_nodata(args.pop("nodata"), list(images))
-        counts = map_scene(load(args.pop("run")), images, nodata=nodata, **args)
-    written = [args["out"], args["out"] and args["out"].with_suffix(".png")]
-    written += [args[name] for name in ("probabilities", "confidence", "vector", "features")]
+        model, table, images = load(args.pop("run")), args.pop("scenes"), args.pop("image")
+        outputs = {name: args.pop(name) for name in _OUTPUTS}
+        outputs = {name: path for name, path in outputs.items() if path is not None}
+        if table is not None:
+            if args.pop("elevation") is not None:
+                raise InputError("--elevation: with --scenes the table has it")
+            scenes = read_scenes(table, all_there=False)
+            args["nodata"] = parse_nodata(args["nodata"], list(scenes[0].images))
+            counts = map_scenes(model, scenes, outputs, **args)
+            written = [*outputs.values()]
+        else:
+            images = parse_images(images)
+            args["nodata"] = parse_nodata(args["nodata"], list(images))
+            counts = map_scene(model, images, **outputs, **args)
+            written = files_of(outputs, args["shard"])
     print(
-        f"{', '.join(str(path) for path in written if path)}: {counts.windows:,} windows, "
-        f"{counts.pixels:,} pixels in {counts.seconds:.0f} s, "
-        f"{counts.pixels / counts.seconds:,.0f} pixels/s"
+        f"{', '.join(map(str, written))}: {counts.windows:,} windows, {counts.pixels:,} pixels in "
+        f"{counts.seconds:.0f} s, {counts.pixels / max(counts.seconds, 1e-9):,.0f} pixels/s"
     )
+
+
+def _shard(words: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", words)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{words!r} is not I/N, with I in 1..N")
+    return number, count
 
 
 if __name__ == "__main__":

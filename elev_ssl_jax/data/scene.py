@@ -125,18 +125,24 @@ class Scene(NamedTuple):
                 seen += valid.size
         return float(blank / seen)
 
-    def sample(self, longest: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """As `read`, of every so many-th pixel, so that no side has more than `longest`."""
+    def sample(
+        self, longest: int, first: int = 0, after: int | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """As `read`, of every so many-th pixel, so that no side has more than `longest`.
+
+        Of the rows from `first` to before `after`, or to the last.
+        """
         height, width = self.grid.shape
-        step = math.ceil(max(height, width) / longest)
+        after = height if after is None else after
+        step = math.ceil(max(after - first, width) / longest)
         rows = []
         # By blocks: GDAL, asked for fewer pixels, may decode a tile again for each row of them.
-        for top in range(0, height, _ROWS):
+        for top in range(first, after, _ROWS):
             blocks = []
             for left in range(0, width, _COLUMNS):
-                size = min(_COLUMNS, width - left), min(_ROWS, height - top)
+                size = min(_COLUMNS, width - left), min(_ROWS, after - top)
                 pixels, valid = self.read(Window(left, top, *size))
-                every = slice(-top % step, None, step), slice(-left % step, None, step)
+                every = slice((first - top) % step, None, step), slice(-left % step, None, step)
                 parts = {name: part[:, *every] for name, part in pixels.items()}
                 blocks.append({**parts, "": valid[every]})
             rows.append({n: np.concatenate([b[n] for b in blocks], axis=-1) for n in blocks[0]})

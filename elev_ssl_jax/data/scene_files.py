@@ -33,11 +33,15 @@ class SceneFiles(NamedTuple):
         return SceneFiles(self.name, images, elevation, labels)
 
 
-def read_scenes(path: Path) -> list[SceneFiles]:
+def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
     """The scenes of a table: a row for each, with `name`, `elevation`, `labels` and sensors.
 
     Every other column is a sensor, whose files are parted by semicolons. Paths are relative to the
     table. Elevation and labels may be empty, or not be there.
+
+    Args:
+      path: Of the table.
+      all_there: Whether all files must be there.
 
     Raises:
       InputError: The table is missing or malformed, a name is there twice, or a file is missing.
@@ -71,7 +75,7 @@ def read_scenes(path: Path) -> list[SceneFiles]:
                 raise InputError(f"{path}: scene {name} has no {column}")
         for column, paths in listed.items():
             for file in paths:
-                if not file.is_file():
+                if all_there and not file.is_file():
                     raise InputError(f"{path}: scene {name}: {column} {file} not found")
         for column in ("elevation", "labels"):
             if len(listed.get(column, ())) > 1:

@@ -94,8 +94,6 @@ def of_map(path: Path, source: rasterio.DatasetReader, count: int) -> NDArray[np
         rows = areas[window.row_off : window.row_off + window.height]
         for value in np.unique(classes[classes < count]):
             total[value] += rows @ (classes == value).sum(axis=1)
-    if not total.sum():
-        raise InputError(f"{path} has no pixel of a class")
     return total
 
 

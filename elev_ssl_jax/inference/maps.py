@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +28,15 @@ LOOK = 1200  # pixels along the longer side of the picture
 _TILE = 512
 
 
+class Ground(NamedTuple):
+    """What a map covers."""
+
+    crs: rasterio.CRS
+    transform: rasterio.Affine
+    height: int
+    width: int
+
+
 class MapFiles:
     """The files under way. They lie in a hidden folder until `finish`, which gives them names.
 
@@ -39,7 +49,7 @@ class MapFiles:
     def __init__(
         self,
         model: Model,
-        grid: rasterio.DatasetReader,
+        ground: Ground,
         *,
         out: Path | None,
         probabilities: Path | None,
@@ -47,8 +57,13 @@ class MapFiles:
         confidence: Path | None = None,
         vector: Path | None = None,
         min_area: float = 0.0,
+        tags: Mapping[str, str] | None = None,
     ):
-        self.model, self.grid, self.min_area = model, grid, min_area
+        """Of a model over some ground; the paths are as of `map_scene`.
+
+        `tags` are written into rasters, beside those that say of which run they are.
+        """
+        self.model, self.ground, self.min_area, self.tags = model, ground, min_area, tags or {}
         self.bands = model.num_classes or 1
         paths = {"map": out, "probabilities": probabilities, "features": features}
         paths |= {"confidence": confidence, "vector": vector}
@@ -111,13 +126,13 @@ class MapFiles:
             self.folder / name,
             "w",
             driver="GTiff",
-            height=self.grid.height,
-            width=self.grid.width,
+            height=self.ground.height,
+            width=self.ground.width,
             count=len(descriptions),
             dtype=dtype,
             nodata=UNKNOWN if dtype == "uint8" else np.nan,
-            crs=self.grid.crs,
-            transform=self.grid.transform,
+            crs=self.ground.crs,
+            transform=self.ground.transform,
             tiled=True,
             blockxsize=_TILE,
             blockysize=_TILE,
@@ -126,14 +141,13 @@ class MapFiles:
             zlevel=1,
             bigtiff="if_safer",
         )
-        about = {"step": self.model.step, "without": " ".join(self.model.absent)}
-        raster.update_tags(run=self.model.run.resolve().name, commit=self.model.commit, **about)
+        raster.update_tags(commit=self.model.commit, **tags_of(self.model), **self.tags)
         raster.descriptions = descriptions
         self.rasters[name] = raster
 
     def _create_table(self):
         # GeoParquet 1.1, geoparquet.org: a Parquet file of WKB with these metadata.
-        crs = json.loads(pyproj.CRS.from_user_input(self.grid.crs).to_json())
+        crs = json.loads(pyproj.CRS.from_user_input(self.ground.crs).to_json())
         geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
         geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
         chips = {n: np.zeros((1, *s), np.float32) for n, s in self.model.shapes.items()}
@@ -186,7 +200,7 @@ class MapFiles:
         first, parts = self.pending.setdefault((name, left), (top, []))
         parts.append(rows)
         after = top + rows.shape[1]
-        ready = after if after == self.grid.height else after // _TILE * _TILE
+        ready = after if after == self.ground.height else after // _TILE * _TILE
         if ready <= first:
             return
         whole = np.concatenate(parts, axis=1)
@@ -201,7 +215,7 @@ class MapFiles:
         assert self.table is not None
         columns = lefts[:, None] + np.array([0, size, size, 0])
         rows = np.broadcast_to(top + np.array([0, 0, size, size]), columns.shape)
-        outlines = shapely.polygons(np.stack(self.grid.transform @ (columns, rows), axis=-1))
+        outlines = shapely.polygons(np.stack(self.ground.transform @ (columns, rows), axis=-1))
         flat = pa.array(features.astype(np.float32).ravel())
         fields = [
             pa.array(shapely.to_wkb(outlines), pa.binary()),
@@ -210,12 +224,12 @@ class MapFiles:
         ]
         self.table.write_table(pa.table(fields, schema=self.schema))
 
-    def finish(self, look: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
+    def finish(self, look: tuple[dict[str, np.ndarray], np.ndarray] | None) -> None:
         """Makes the rasters cloud-optimised, draws the map, and gives all files their names.
 
         Args:
           look: The scene as small as it is drawn: each sensor's bands [C, h, w], and where they
-            are valid [h, w].
+            are valid [h, w]. None draws none.
         """
         done = {}
         for name, raster in self.rasters.items():
@@ -236,7 +250,7 @@ class MapFiles:
         if self.table is not None:
             self.table.close()
             done["features"] = self.paths["features"]
-        if "map" in self.rasters:
+        if "map" in self.rasters and look is not None:
             self._draw(*look)
             done["look.png"] = self.paths["map"].with_suffix(".png")
         if "vector" in self.paths:
@@ -261,3 +275,12 @@ class MapFiles:
             np.ma.masked_array(shown, ~valid),
             self.model.classes,
         )
+
+
+def tags_of(model: Model) -> dict[str, str]:
+    """What a raster says of the model that made it."""
+    return {
+        "run": model.run.resolve().name,
+        "step": str(model.step),
+        "without": " ".join(model.absent),
+    }

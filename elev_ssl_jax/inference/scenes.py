@@ -14,18 +14,15 @@ import rasterio
 from tqdm import tqdm
 
 from elev_ssl_jax import files
-from elev_ssl_jax.data.rasters import open_raster
-from elev_ssl_jax.data.scene import Nodata, SensorFiles, open_scene, warn_of_blanks
-from elev_ssl_jax.data.terrain import check_overlap
+from elev_ssl_jax.data.scene import Nodata, SensorFiles, warn_of_blanks
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
 from elev_ssl_jax.inference.area import pixel_areas
-from elev_ssl_jax.inference.maps import LOOK, MapFiles
+from elev_ssl_jax.inference.maps import LOOK, Ground, MapFiles
 from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.inference.reading import Files, Source, open_source
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.sensors import ELEVATION
-
-_CACHE = 256  # MB for GDAL, whose default is a share of the machine's
 
 
 class Counts(NamedTuple):
@@ -51,8 +48,10 @@ def map_scene(
     overlap: int | None = None,
     batch_size: int = 32,
     nodata: Nodata | float | None = None,
+    shard: tuple[int, int] | None = None,
+    workers: int = 1,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: bool | tqdm = True,
 ) -> Counts:
     """Maps a scene of any size. Files get their names only when all of them are whole.
 
@@ -78,24 +77,30 @@ def map_scene(
       batch_size: Windows at a time, over all devices.
       nodata: The value of the images, or of each sensor, that means "no data", whatever they say
         of it.
+      shard: (i, n) maps the i-th of n parts of the rows, from 1, as they are in the whole map, and
+        draws no picture; see `part_of` for the files' names.
+      workers: Processes that read; 1 is this one.
       overwrite: Whether files that are there may be replaced; the images never are.
-      progress: Whether to show a bar.
+      progress: Whether to show a bar, or one of pixels that is moved on.
 
     Raises:
       InputError: Files, model and options don't fit one another, or can't be read or written.
     """
-    outputs = [
-        path for path in (out, probabilities, features, confidence, vector) if path is not None
-    ]
+    named = {"out": out, "probabilities": probabilities, "features": features}
+    named |= {"confidence": confidence, "vector": vector}
+    outputs = files_of({name: path for name, path in named.items() if path is not None}, shard)
     if not outputs:
         raise InputError(
             "nothing to write; name --out, --probabilities, --confidence or --features"
         )
-    if out is not None:
-        picture = out.with_suffix(".png")
-        if picture == out:
-            raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
-        outputs.append(picture)
+    if shard is not None:
+        if vector is not None:
+            raise InputError("--vector: polygons go on from one shard to the next; leave it out")
+        out, probabilities, features, confidence = (
+            path and part_of(path, shard) for path in (out, probabilities, features, confidence)
+        )
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; it must be at least 1")
     of_classes = {"probabilities": probabilities, "confidence": confidence, "vector": vector}
     for name, path in of_classes.items():
         if path is not None and model.num_classes is None:
@@ -120,7 +125,6 @@ def map_scene(
 
     start = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
         source = _open(model, images, elevation, nodata, size, stack)
         scene = source.scene
         # A mosaic names further files, and a run is more than what is read of it.
@@ -136,27 +140,38 @@ def map_scene(
             )
         if vector is not None:
             pixel_areas(Path(str(scene.path)), scene.grid)  # refuses grids that have none
+        number, count = shard or (1, 1)
+        top, bottom = height * (number - 1) // count, height * number // count
+        if top == bottom:
+            raise InputError(f"--shard is {number}/{count}; {scene.path} has {height} rows alone")
         warn_of_blanks(scene)
-        look = scene.sample(LOOK)
-        _check_values(model, scene, *look)
+        look = scene.sample(LOOK, top, bottom)
+        if shard is None or look[1].any():  # of a shard every pixel may be nodata
+            _check_values(model, scene, *look)
+        ground = Ground(
+            scene.grid.crs,
+            scene.grid.transform @ rasterio.Affine.translation(0, top),
+            bottom - top,
+            width,
+        )
         sink = stack.enter_context(
             MapFiles(
                 model,
-                scene.grid,
+                ground,
                 out=out,
                 probabilities=probabilities,
                 features=features,
                 confidence=confidence,
                 vector=vector,
                 min_area=min_area,
+                tags={"window": str(size), "overlap": str(overlap)},
             )
         )
-        bar = tqdm(
-            total=height * width,
-            unit=" pixels",
-            unit_scale=True,
-            desc="predicting",
-            disable=not progress,
+        pixels = ground.height * width
+        bar = (
+            progress
+            if isinstance(progress, tqdm)
+            else stack.enter_context(bar_of(pixels, disable=not progress))
         )
         mesh = sharding.make_mesh(jax.local_devices())
         functions = windows.make_functions(
@@ -168,10 +183,37 @@ def map_scene(
             features=features is not None,
         )
         batch_size = -(-batch_size // mesh.size) * mesh.size
-        with bar:
-            count = windows.write(source, functions, sink, size, overlap, batch_size, mesh, bar)
-        sink.finish(look)
-    return Counts(height * width, count, time.monotonic() - start)
+        work = windows.Work(top, bottom, size, overlap, batch_size, mesh, workers)
+        seen = windows.write(source, functions, sink, work, bar)
+        sink.finish(look if shard is None else None)
+    return Counts(pixels, seen, time.monotonic() - start)
+
+
+def files_of(outputs: Mapping[str, Path], shard: tuple[int, int] | None) -> list[Path]:
+    """The files that `map_scene` writes, with the picture beside a map.
+
+    Raises:
+      InputError: The map would be its own picture.
+    """
+    if shard is not None:
+        return [part_of(path, shard) for path in outputs.values()]
+    paths = [*outputs.values()]
+    if (out := outputs.get("out")) is not None:
+        if out.suffix == ".png":
+            raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
+        paths.insert(1, out.with_suffix(".png"))
+    return paths
+
+
+def part_of(path: Path, shard: tuple[int, int]) -> Path:
+    """The file of a shard: `map.2of4.tif` of `map.tif`."""
+    number, count = shard
+    return path.with_name(f"{path.stem}.{number}of{count}{path.suffix}")
+
+
+def bar_of(pixels: int, *, disable: bool) -> tqdm:
+    """A bar of pixels."""
+    return tqdm(total=pixels, unit=" pixels", unit_scale=True, desc="predicting", disable=disable)
 
 
 def _for_model(model, images, elevation) -> tuple[Model, dict[str, Any]]:
@@ -199,16 +241,16 @@ def _for_model(model, images, elevation) -> tuple[Model, dict[str, Any]]:
     return model, {name: images[name] for name in wanted}
 
 
-def _open(model, images, elevation, nodata, size, stack) -> windows.Source:
-    scene = open_scene(images, stack, nodata)
-    for name, rasters in scene.sensors.items():
-        model.check_bands(scene.bands(name), " + ".join(str(r.path) for r in rasters), name)
-    if elevation is None:
-        return windows.Source(scene, None, None, 0)
-    dem = open_raster(elevation, stack)
-    check_overlap(elevation, dem.crs, dem.bounds, scene.grid, scene.path)
-    cells = round(model.shapes[ELEVATION][0] * size / max(model.image_shape[:2]))
-    return windows.Source(scene, dem, elevation, max(1, cells))
+def _open(model, images, elevation, nodata, size, stack) -> Source:
+    cells = 0
+    if elevation is not None:
+        cells = max(1, round(model.shapes[ELEVATION][0] * size / max(model.image_shape[:2])))
+    files = {name: tuple(paths) for name, paths in images.items()}
+    source = open_source(Files(files, nodata, elevation, cells), stack)
+    for name, rasters in source.scene.sensors.items():
+        paths = " + ".join(str(r.path) for r in rasters)
+        model.check_bands(source.scene.bands(name), paths, name)
+    return source
 
 
 def _check_window(model, window, maps) -> int:

@@ -1,26 +1,22 @@
 """Windows over a scene that overlap: read in batches, blended on the device, written once."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rasterio
 from jax import lax
 from jax.sharding import Mesh
-from rasterio.transform import Affine
-from rasterio.windows import Window
 from tqdm import tqdm
 
-from elev_ssl_jax.data.scene import Scene
-from elev_ssl_jax.data.terrain import elevation_over
 from elev_ssl_jax.inference.maps import MapFiles
 from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.inference.reading import Row, Source, read_rows
 from elev_ssl_jax.runtime import sharding
-from elev_ssl_jax.sensors import ELEVATION
 
 _COLUMNS = 8192  # of a scene at a time, a whole number of the files' tiles: bounds the memory
 
@@ -32,21 +28,37 @@ class Grid(NamedTuple):
     weights: np.ndarray  # float32 [N, size]; those of all windows over a pixel sum to 1
 
 
-class Source(NamedTuple):
-    """What windows are read from."""
+class Work(NamedTuple):
+    """How a scene is gone over."""
 
-    scene: Scene
-    dem: rasterio.DatasetReader | None  # of a model that sees elevation
-    dem_path: Path | None
-    cells: int  # of elevation along a window's side
+    top: int  # the rows to write, from here
+    bottom: int  # to before here
+    size: int  # pixels along a window's side
+    overlap: int  # pixels that neighbours share at least
+    batch_size: int  # windows at a time, a multiple of the devices
+    mesh: Mesh  # the devices
+    workers: int  # processes that read
 
 
-class _Row(NamedTuple):
-    """A row of windows, side by side over some columns of a scene."""
+class _Rows(NamedTuple):
+    """Rows of windows."""
 
-    valid: np.ndarray  # bool [size, W]
-    seen: np.ndarray  # int [n], which windows have a valid pixel
-    batches: list[dict[str, jax.Array]]  # outputs of these, on the device
+    tops: np.ndarray  # int [N]
+    ends: np.ndarray  # int [N], where the next row begins: none further down touches what is above
+    weights: np.ndarray  # float32 [N, size], as of `Grid`
+
+
+class _Block(NamedTuple):
+    """Columns of a scene that are gone over together, and the windows that touch them."""
+
+    left: int
+    right: int
+    columns: Grid
+
+    @property
+    def first(self) -> int:
+        """Column where the first window begins."""
+        return int(self.columns.starts[0])
 
 
 def window_grid(length: int, size: int, overlap: int) -> Grid:
@@ -120,134 +132,99 @@ def _take(sums, done, whole):
 
 
 def write(
-    source: Source,
-    functions: dict[str, Callable],
-    sink: MapFiles,
-    size: int,
-    overlap: int,
-    batch_size: int,
-    mesh: Mesh,
-    bar: tqdm,
+    source: Source, functions: dict[str, Callable], sink: MapFiles, work: Work, bar: tqdm
 ) -> int:
-    """All windows, from top to bottom for some columns after others; how many there were.
+    """All windows of the rows to write, from top to bottom for some columns after others; how many.
+
+    Windows that begin above these rows are blended in, and not counted.
 
     Args:
       source: What they are read from.
       functions: From `make_functions`, of a model on all devices of the mesh.
       sink: Takes what they give.
-      size: Pixels along a window's side.
-      overlap: Pixels that neighbours share at least.
-      batch_size: A multiple of the devices.
-      mesh: The devices.
+      work: How.
       bar: Of pixels.
     """
     height, width = source.scene.grid.shape
-    rows, all_columns = (window_grid(length, size, overlap) for length in (height, width))
-    windows = 0
+    rows, columns = (window_grid(length, work.size, work.overlap) for length in (height, width))
+    touching = (rows.starts + work.size > work.top) & (rows.starts < work.bottom)
+    ends = np.array([*rows.starts[1:], height])
+    chosen = _Rows(rows.starts[touching], ends[touching], rows.weights[touching])
+    blocks = []
     for left in range(0, width, _COLUMNS):
         right = min(left + _COLUMNS, width)
-        touching = (all_columns.starts + size > left) & (all_columns.starts < right)
-        columns = Grid(*(part[touching] for part in all_columns))
-        first, last = columns.starts[0], columns.starts[-1] + size
-        within = slice(left - first, right - first)
-        # Of weighted predictions, for the rows that are not yet written.
-        one_device = mesh.devices.flat[0]
-        sums = jax.device_put(np.zeros((size, last - first, sink.bands), np.float32), one_device)
-        # A row is written while the devices are at work on the next.
-        waiting: list[Callable[[], None]] = []
-        predicted = _predict_rows(
-            source, functions, rows.starts, columns.starts, size, batch_size, mesh
-        )
-        for top, after, weights, row in zip(
-            rows.starts, [*rows.starts[1:], height], rows.weights, predicted, strict=True
-        ):
-            # A window that lies across `left` was counted and described further left.
-            own = columns.starts[row.seen] >= left
-            windows += own.sum()
-            ready, done = None, after - top  # no window further down touches these rows
-            if "map" in functions:
-                for i, batch in enumerate(row.batches):
-                    which = row.seen[i * batch_size : (i + 1) * batch_size]
-                    fill = (0, batch_size - len(which))
-                    sums = _blend(
-                        sums,
-                        jax.device_put(batch["map"], one_device),
-                        weights,
-                        np.pad(columns.weights[which], (fill, (0, 0))),
-                        np.pad(columns.starts[which] - first, fill),
-                    )
-                ready, sums = _take(sums, done, sink.takes_sums)
-            waiting.append(
-                partial(_write_row, sink, columns, size, top, left, within, done, row, own, ready)
-            )
-            if len(waiting) > 1:
-                waiting.pop(0)()
-            bar.update(done * (right - left))
-        for write in waiting:
-            write()
-    return int(windows)
+        touching = (columns.starts + work.size > left) & (columns.starts < right)
+        blocks.append(_Block(left, right, Grid(*(part[touching] for part in columns))))
+    places = ((top, block.columns.starts) for block in blocks for top in chosen.tops)
+    with closing(read_rows(source, places, work.size, work.workers)) as read:
+        windows = 0
+        for block in blocks:
+            some = itertools.islice(read, len(chosen.tops))
+            windows += _write_block(some, chosen, block, functions, sink, work, bar)
+    return windows
 
 
-def _write_row(sink, columns, size, top, left, within, done, row, own, ready) -> None:
-    """The rows of the map that are ready, and the features of a row of windows."""
-    if ready is not None:
-        sink.write_map(top, left, np.asarray(ready)[:done, within], row.valid[:done, within])
-    if row.batches and "features" in row.batches[0]:
-        lefts = columns.starts[row.seen]
-        shares = np.array([row.valid[:, i : i + size].mean() for i in lefts - columns.starts[0]])
-        parts = [np.asarray(batch["features"]) for batch in row.batches]
-        found = np.concatenate(parts)[: len(row.seen)]
-        sink.write_features(top, lefts[own], size, shares[own], found[own])
-
-
-def _predict_rows(source: Source, functions, tops, lefts, size, batch_size, mesh) -> Iterator[_Row]:
-    """Rows of windows; the next one is read while the devices are at work on this."""
-    first, width = lefts[0], lefts[-1] + size - lefts[0]
-    for top in tops:
-        pixels, valid = source.scene.read(Window(first, top, width, size))
-        seen = np.array(
-            [i for i, left in enumerate(lefts - first) if valid[:, left : left + size].any()], int
-        )
-        batches = []
-        for start in range(0, len(seen), batch_size):
-            at = lefts[seen[start : start + batch_size]]
-            # Filled up, so that there is one compiled program.
-            at = np.resize(at, batch_size)
-            chips = _chips(source, pixels, valid, top, at, first, size)
-            placed = jax.device_put(chips, sharding.split(mesh))
-            batches.append({name: function(placed) for name, function in functions.items()})
-        yield _Row(valid, seen, batches)
-
-
-def _chips(source, pixels, valid, top, lefts, first, size) -> dict[str, np.ndarray]:
-    """The inputs of windows that begin at `top` and `lefts`, by name."""
-    chips: dict[str, np.ndarray] = {
-        name: np.stack([_window(part, valid, left - first, size) for left in lefts])
-        for name, part in pixels.items()
-    }
-    if source.dem is not None:
-        grid = source.scene.grid
-        chips[ELEVATION] = np.stack(
-            [
-                elevation_over(
-                    source.dem_path,
-                    source.dem,
-                    grid.transform @ Affine.translation(left, top),
-                    grid.crs,
-                    size,
-                    source.cells,
+def _write_block(read, rows, block, functions, sink, work, bar) -> int:
+    # Of weighted predictions, for the rows that are not yet written.
+    one_device = work.mesh.devices.flat[0]
+    width = block.columns.starts[-1] + work.size - block.first
+    sums = jax.device_put(np.zeros((work.size, width, sink.bands), np.float32), one_device)
+    windows = 0
+    # A row is written, and the next one read, while the devices are at work.
+    waiting: list[Callable[[], int]] = []
+    for top, end, weights, row in zip(*rows, read, strict=True):
+        outputs, ready = _predict(row, functions, work), None
+        if "map" in functions:
+            for numbers, batch in zip(_batches(row, work), outputs, strict=True):
+                which = np.searchsorted(block.columns.starts, row.lefts[numbers])
+                fill = (0, work.batch_size - len(which))
+                sums = _blend(
+                    sums,
+                    jax.device_put(batch["map"], one_device),
+                    weights,
+                    np.pad(block.columns.weights[which], (fill, (0, 0))),
+                    np.pad(block.columns.starts[which] - block.first, fill),
                 )
-                for left in lefts
-            ]
-        )
-    return chips
+            ready, sums = _take(sums, int(end - top), sink.takes_sums)
+        waiting.append(partial(_write_row, sink, work, block, top, end, row, outputs, ready, bar))
+        if len(waiting) > 1:
+            windows += waiting.pop(0)()
+    return windows + sum(write() for write in waiting)
 
 
-def _window(pixels, valid, left, size):
-    """An image [size, size, C]; what has no value takes the mean of what has."""
-    image = np.moveaxis(pixels[:, :, left : left + size], 0, -1)
-    known = valid[:, left : left + size]
-    if known.all():
-        return image
-    mean = image[known].mean(axis=0).astype(image.dtype)
-    return np.where(known[..., None], image, mean)
+def _batches(row: Row, work: Work) -> list[np.ndarray]:
+    """The positions of a row's windows, some at a time."""
+    count = len(row.lefts)
+    starts = range(0, count, work.batch_size)
+    return [np.arange(start, min(start + work.batch_size, count)) for start in starts]
+
+
+def _predict(row: Row, functions, work) -> list[dict[str, jax.Array]]:
+    """The outputs of a row's windows, on the devices, which are still at work on them."""
+    outputs = []
+    for numbers in _batches(row, work):
+        # Filled up, so that there is one compiled program.
+        chips = row.chips(np.resize(numbers, work.batch_size))
+        placed = jax.device_put(chips, sharding.split(work.mesh))
+        outputs.append({name: function(placed) for name, function in functions.items()})
+    return outputs
+
+
+def _write_row(sink, work, block, top, end, row, outputs, ready, bar) -> int:
+    """The rows of the map that are ready, and the features of a row of windows: how many."""
+    # Of the rows that are ready, those that are to be written.
+    kept = slice(max(work.top - top, 0), max(min(work.bottom, end) - top, 0))
+    within = slice(block.left - block.first, block.right - block.first)
+    if ready is not None and kept.stop > kept.start:
+        at = top + kept.start - work.top
+        sink.write_map(at, block.left, np.asarray(ready)[kept, within], row.valid[kept, within])
+    # A window that lies across the block's border, or begins above the rows, is another's.
+    own = (row.lefts >= block.left) & (work.top <= top)
+    if own.any() and "features" in outputs[0]:
+        starts = row.lefts - row.first
+        shares = np.array([row.valid[:, i : i + work.size].mean() for i in starts])
+        found = np.concatenate([np.asarray(batch["features"]) for batch in outputs])
+        found = found[: len(row.lefts)][own]
+        sink.write_features(top - work.top, row.lefts[own], work.size, shares[own], found)
+    bar.update(max(kept.stop - kept.start, 0) * (block.right - block.left))
+    return int(own.sum())

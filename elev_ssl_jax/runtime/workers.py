@@ -1,10 +1,11 @@
 """Processes that work side by side, and end when the one that started them does."""
 
+import collections
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ def mapped(
     workers: int,
     start: Callable[..., None] | None = None,
     *arguments: Any,
+    ahead: int | None = None,
 ) -> Iterator[_Result]:
     """A function of each task, in their order, computed in several processes.
 
@@ -29,6 +31,7 @@ def mapped(
       workers: How many processes.
       start: Called in each of them first.
       *arguments: Of `start`.
+      ahead: How many tasks are taken on before their results are asked for; None is all.
 
     Raises:
       InputError: One of them was killed.
@@ -37,7 +40,13 @@ def mapped(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (start, *arguments)) as pool:
         try:
-            yield from pool.map(function, tasks)
+            waiting: collections.deque[Future[_Result]] = collections.deque()
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if ahead is not None and len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker process was killed, perhaps for want of memory; lower --workers, and run "

@@ -32,7 +32,7 @@ def test_a_pretrained_model_gives_features_and_metres(tmp_path, rng):
     np.testing.assert_allclose(elevation, 500 * outputs["elevation"], rtol=1e-4, atol=1e-2)
     assert features.dtype == elevation.dtype == np.float32
 
-    with pytest.raises(InputError, match="is a pre-training, which knows no classes"):
+    with pytest.raises(InputError, match="knows no classes; name a run that was fine-tuned"):
         model.predict(batch)
     with pytest.raises(InputError, match=r"images are 64 x 64 pixels; .* from 32 x 32"):
         model.elevation(images(rng, size=64))

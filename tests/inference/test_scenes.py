@@ -6,6 +6,7 @@ from pathlib import Path
 import geopandas
 import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import rasterio.features
@@ -148,7 +149,7 @@ def test_polygons_that_cannot_be_are_refused(folders, scene, tmp_path, options, 
     paths = {n: tmp_path / v if isinstance(v, str) else v for n, v in options.items()}
     with pytest.raises(InputError, match=message):
         scenes.map_scene(inference.load(folders / "unet"), scene[0], **paths)
-    with pytest.raises(InputError, match=r"--confidence is for fine-tuned runs"):
+    with pytest.raises(InputError, match="--confidence is for runs that tell classes"):
         scenes.map_scene(
             inference.load(folders / "elevation"), scene[0], confidence=tmp_path / "c.tif"
         )
@@ -261,6 +262,56 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
     np.testing.assert_allclose(got, np.broadcast_to(wanted, got.shape), atol=1e-5)
 
 
+def test_shards_are_parts_of_the_whole_and_several_may_read(folders, scene, tmp_path, monkeypatch):
+    images, _ = scene
+    model = inference.load(folders / "unet")
+    monkeypatch.setattr(windows, "_COLUMNS", 64)
+
+    def paths(folder):
+        (tmp_path / folder).mkdir()
+        names = {"out": "map.tif", "probabilities": "p.tif", "features": "f.parquet"}
+        return {name: tmp_path / folder / file for name, file in names.items()}
+
+    def whole(folder, **options):
+        its = paths(folder)
+        counts = scenes.map_scene(model, images, progress=False, overlap=20, **its, **options)
+        table = geopandas.read_parquet(its["features"])
+        return counts, table, [read(its[name]) for name in ("out", "probabilities")]
+
+    alone, together = whole("alone"), whole("together", workers=2)
+    its = paths("shards")
+    parts: dict = {name: [] for name in its}
+    counts = []
+    for shard in ((1, 3), (2, 3), (3, 3)):
+        counts.append(
+            scenes.map_scene(model, images, progress=False, overlap=20, shard=shard, **its)
+        )
+        for name, path in its.items():
+            part = scenes.part_of(path, shard)
+            assert part.name == f"{path.stem}.{shard[0]}of3{path.suffix}"
+            if name == "features":
+                parts[name].append(geopandas.read_parquet(part))
+                continue
+            with rasterio.open(part) as source:
+                assert source.transform == GRID @ rasterio.Affine.translation(
+                    0, 50 * (shard[0] - 1)
+                )
+                parts[name].append(np.moveaxis(source.read(), 0, -1))
+    assert not list((tmp_path / "shards").glob("*.png"))
+    assert alone[0][:2] == together[0][:2]
+    assert alone[0][:2] == tuple(sum(c[i] for c in counts) for i in (0, 1))
+    joined = [np.concatenate(parts[name]) for name in ("out", "probabilities")]
+    for one, two, three in zip(alone[2], together[2], joined, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+    tables = alone[1], together[1], pd.concat(parts["features"])
+    first, *others = (
+        sorted((shape.wkt, *said) for shape, said in zip(t.geometry, t.features, strict=True))
+        for t in tables
+    )
+    assert others == [first, first]
+
+
 def test_features_are_a_table_of_windows(folders, scene, tmp_path, monkeypatch):
     images, pixels = scene
     monkeypatch.setattr(windows, "_COLUMNS", 50)
@@ -320,7 +371,10 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(folders, scene, tmp_pa
         (unet, images, {"features": bad / "no" / "f"}, "there is no folder"),
         (unet, images, {"features": tmp_path}, "is a folder; name a file"),
         (elevation, images, {"window": 64}, "--window is 64; .* from 32 x 32"),
-        (elevation, images, {"probabilities": bad / "p.tif"}, "is a pre-training"),
+        (elevation, images, {"probabilities": bad / "p.tif"}, "is for runs that tell classes"),
+        (unet, images, {"workers": 0}, "--workers is 0"),
+        (unet, images, {"shard": (1, 200)}, "--shard is 1/200; .* has 150 rows alone"),
+        (unet, images, {"shard": (1, 2), "vector": bad / "v.gpkg"}, "polygons go on from one"),
     ):
         with pytest.raises(InputError, match=message) as told:
             scenes.map_scene(model, files, out=out, progress=False, **options)
