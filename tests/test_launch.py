@@ -25,6 +25,23 @@ def test_scripts_are_sound_and_say_how_they_are_used(script):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_job_of_an_array_predicts_its_part(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").write_text(f'PATH={tmp_path / "bin"}:$PATH\n')
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    slurm = {"ARRAY_TASK_ID": "3", "ARRAY_TASK_MAX": "8", "CPUS_PER_TASK": "4"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+    done = subprocess.run(
+        ["bash", LAUNCH / "predict.sbatch", "--run", "a run", "--out", "map.tif"],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment | {"VENV": str(tmp_path)},
+    )
+    words = "-m elev_ssl_jax.predict --workers 3 --run a run --out map.tif --shard 3/8\n"
+    assert (done.stdout, done.stderr) == (words, "")
+
+
 def test_local_ends_with_the_error_of_its_processes(tmp_path):
     done = subprocess.run(
         [
