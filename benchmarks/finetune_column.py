@@ -18,6 +18,7 @@ import numpy as np
 
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.finetuning import labelled, loop
+from elev_ssl_jax.runtime import sharding
 
 
 def main() -> None:
@@ -38,35 +39,37 @@ def main() -> None:
         rng.integers(0, 2, shape if args.head == "unet" else shape[:1]).astype(np.uint8),
     )
     config.finetune.num_classes = 2
-    size, image_shape = (args.size, args.size), (args.size, args.size, 3)
-    encoder = loop.init(loop.make_setup(config, size, args.labels), 0, image_shape)
+    image_shape = (args.size, args.size, 3)
+    shapes = {"image": image_shape}
+    encoder = loop.init(loop.make_setup(config, shapes, args.labels), 0, image_shape)
 
-    def run(setup, seed, maps=None, device=None):
+    def run(setup, seed, maps=None, mesh=None):
         variables = loop.init(setup, seed, image_shape)
         variables = {p: v | {"encoder": encoder[p]["encoder"]} for p, v in variables.items()}
         if maps is None:
-            maps = loop.encode_views(setup, variables, chips.inputs, device)
-        *_, last = loop.fit(setup, variables, chips, seed, maps=maps, device=device)
+            maps = loop.encode_views(setup, variables, chips.inputs, mesh)
+        *_, last = loop.fit(setup, variables, chips, seed, maps=maps, mesh=mesh)
         return jax.device_get(last.state.params)
 
     start = time.perf_counter()
     alone = []
     for seed in range(args.seeds):
         jax.clear_caches()
-        setup = loop.make_setup(config, size, args.labels)
+        setup = loop.make_setup(config, shapes, args.labels)
         alone.append(run(setup, seed))
     one_by_one = time.perf_counter() - start
 
     jax.clear_caches()
     devices = jax.local_devices()
+    meshes = [sharding.make_mesh([device]) for device in devices]
     start = time.perf_counter()
-    setup = loop.make_setup(config, size, args.labels)
-    maps = [loop.encode_views(setup, encoder, chips.inputs, device) for device in devices]
+    setup = loop.make_setup(config, shapes, args.labels)
+    maps = [loop.encode_views(setup, encoder, chips.inputs, mesh) for mesh in meshes]
     with ThreadPoolExecutor(len(devices)) as pool:
 
         def work(seed):
             i = seed % len(devices)
-            return run(setup, seed, maps[i], devices[i])
+            return run(setup, seed, maps[i], meshes[i])
 
         together = list(pool.map(work, range(args.seeds)))
     shared = time.perf_counter() - start

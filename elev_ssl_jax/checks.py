@@ -142,6 +142,7 @@ _RULES = {
         lambda v: not v or (len(v) == 2 and v[1] > 0),
     ),
     "finetune.present_share": number(0, 1, above=True),
+    "finetune.devices": whole(0),
     "finetune.patience": whole(0),
     "finetune.loss": one_of("cross_entropy", "focal", "dice", "cross_entropy+dice"),
     "finetune.focal_gamma": number(0),

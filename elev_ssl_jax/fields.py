@@ -84,6 +84,7 @@ FREE_TO_CHANGE = (
     *("experiment.methods", "experiment.encoders", "experiment.labels", "experiment.seeds"),
     *("experiment.pretrain_seeds", "experiment.metrics", "finetune.classes"),
     *("experiment.tasks", "experiment.budget_hours", "data.transfer", "finetune.patience"),
+    "finetune.devices",
 )
 # Fields that may be left to the data, with a value that says so.
 _OF_DATA = (
@@ -145,6 +146,7 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
             ("finetune.patience",),
             config.task == "finetune" and bool(config.data.validation_split),
         ),
+        ("each cell has a device", ("finetune.devices",), config.task == "finetune"),
         (
             "nothing is regressed",
             ("finetune.scale",),

@@ -27,7 +27,7 @@ def test_scripts_are_sound_and_say_how_they_are_used(script):
 
 def test_a_job_of_an_array_predicts_its_part(tmp_path):
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "activate").write_text(f'PATH={tmp_path / "bin"}:$PATH\n')
+    (tmp_path / "bin" / "activate").write_text(f"PATH={tmp_path / 'bin'}:$PATH\n")
     (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)
     slurm = {"ARRAY_TASK_ID": "3", "ARRAY_TASK_MAX": "8", "CPUS_PER_TASK": "4"}

@@ -183,6 +183,9 @@ def default() -> ml_collections.ConfigDict:
     # Mean and standard deviation of what a regression tells, which become 0 and 1; () measures the
     # labels that are learned from.
     finetune.scale = ()
+    # Devices of the machine that share each batch of a fine-tuning by itself, which they divide; 0
+    # is all. Small batches are done sooner on one.
+    finetune.devices = 1
     finetune.frozen_epochs = 20
     finetune.frozen_learning_rate = 1e-3
     # Stage two ends after so many epochs of which none is the best on data.validation_split; 0 is

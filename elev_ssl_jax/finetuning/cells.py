@@ -21,7 +21,7 @@ from elev_ssl_jax.config import SEEDS_APART
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop, methods, step
 from elev_ssl_jax.recipes import PROBES, recipe
-from elev_ssl_jax.runtime import starting
+from elev_ssl_jax.runtime import sharding, starting
 
 # Of a cell: its confusion matrix, and the predicted classes.
 Run = Callable[["Cell"], tuple[np.ndarray, np.ndarray]]
@@ -97,7 +97,8 @@ def make_runs(
     # A cell is too small for two devices, but there are many cells.
     shared = _Shared(todo)
     return [
-        _make_run(config, starts, train, test, shared, device) for device in jax.local_devices()
+        _make_run(config, starts, train, test, shared, sharding.make_mesh([device]))
+        for device in jax.local_devices()
     ]
 
 
@@ -122,7 +123,7 @@ def _parts(cell):
     return [cell._replace(method=method) for method in methods.members_of(cell.method)]
 
 
-def _make_run(config, starts, train, test, shared, device) -> Run:
+def _make_run(config, starts, train, test, shared, mesh) -> Run:
     """A function that fine-tunes for a cell, and judges.
 
     Cells whose networks are alike share the compiled steps, those of one label draw the chips on
@@ -149,7 +150,7 @@ def _make_run(config, starts, train, test, shared, device) -> Run:
     @functools.lru_cache(maxsize=1)
     def chips_of(repetition, draw):
         first = order_of(config, train, repetition, draw)[: max(settings.labels)]
-        return loop.place(train.take(first), device)
+        return loop.place(train.take(first), mesh)
 
     @functools.lru_cache(maxsize=1)
     def encoder_of(method, repetition):
@@ -162,7 +163,7 @@ def _make_run(config, starts, train, test, shared, device) -> Run:
         inputs = chips_of(repetition, draw).inputs
         variables = encoder_of(method, repetition)
         chips = {name: inputs[name][:labels] for name in config_for(method).data.inputs}
-        return loop.encode_views(setup_of(method), variables, chips, device)
+        return loop.encode_views(setup_of(method), variables, chips, mesh)
 
     def fitted(cell):
         count = settings.labels[0]
@@ -184,7 +185,7 @@ def _make_run(config, starts, train, test, shared, device) -> Run:
             cell.seed,
             count=cell.labels,
             maps=maps_of(cell.method, cell.repetition, cell.draw, cell.labels),
-            device=device,
+            mesh=mesh,
         )
         epoch = collections.deque(epochs, maxlen=1).pop()  # the last
         if not np.isfinite(float(epoch.loss)):

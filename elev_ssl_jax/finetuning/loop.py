@@ -1,7 +1,7 @@
 """Fine-tuning: first with a frozen encoder, then all of it (sections 5.1.2 and 5.2.2).
 
-A fine-tuning is small, a few hundred chips in batches of eight, so that it runs on one device;
-`single` does one by itself, and `experiment` spreads many over the devices.
+A fine-tuning is small, a few hundred chips in batches of eight, so that it runs on one device,
+unless several are asked for; `single` does one by itself, and `experiment` spreads many over them.
 """
 
 import functools
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from elev_ssl_jax import sensors, squares
 from elev_ssl_jax.finetuning import labelled, objective
@@ -27,7 +28,7 @@ from elev_ssl_jax.models.plain_unet import PlainUNet
 from elev_ssl_jax.models.swin_unet import SwinUNet
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.recipes import OF_CHIPS, REGRESSION
-from elev_ssl_jax.runtime import batches
+from elev_ssl_jax.runtime import batches, sharding
 from elev_ssl_jax.runtime.optimizer import make_optimizer
 from elev_ssl_jax.runtime.train_state import TrainState
 
@@ -152,7 +153,7 @@ def fit(
     count: int | None = None,
     maps: list[batches.Rows] | None = None,
     start: TrainState | None = None,
-    device: jax.Device | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[Epoch]:
     """Trains, an epoch at a time. Only the loop runs on the host, and it waits for nothing.
 
@@ -165,13 +166,14 @@ def fit(
         serves every count.
       maps: `encode_views` of these variables and chips; None does without.
       start: A state of the full stage to go on from.
-      device: Where to compute; None is the first.
+      mesh: The devices, which share each batch that they divide; None is the first alone.
 
     Yields:
       After each epoch, the state; the next epoch uses it up. If there is no full stage, a last one,
       number 0 of it, has the state that it would begin with.
     """
-    device = device or jax.local_devices()[0]
+    mesh = mesh or sharding.make_mesh(jax.local_devices()[:1])
+    everywhere = sharding.replicated(mesh)
     targets = np.asarray(chips.targets)[:count]
     rows = labelled.epoch_rows(targets, oversample=setup.oversample)
     weights = None
@@ -179,20 +181,23 @@ def fit(
         weights = objective.class_weights(
             setup.class_weights, targets[rows], setup.target, setup.model.num_classes
         )
-        weights = jax.device_put(weights, device)
-    # All on one device in the same way, or the steps would be compiled again. The steps use their
-    # state up, so that it is a copy: the caller's variables outlive it. Chips that are there stay.
-    put = functools.partial(jax.device_put, device=device, may_alias=False)
-    chips = place(chips, device)
+        weights = jax.device_put(weights, everywhere)
+    chips = place(chips, mesh)
+
+    def put(tree):
+        # All there in the same way, or the steps would be compiled again. The steps use their state
+        # up, so that it is a copy: the caller's variables outlive it. (`device_put` may take one
+        # device's part as it is, whatever `may_alias` says.)
+        return jax.device_put(jax.tree.map(jnp.copy, tree), everywhere)
+
     if start is None:
         encoder = put(variables["params"]["encoder"])
         params = {name: p for name, p in variables["params"].items() if name != "encoder"}
         state = put(TrainState.create({**variables, "params": params}, setup.frozen_optimizer))
         for epoch in range(setup.frozen_epochs):
             for indices in _batches(seed, epoch, rows, setup.batch_size):
-                state, loss = frozen_step(
-                    setup, state, encoder, maps, chips, indices, seed, weights
-                )
+                shared = _shared(indices, mesh)
+                state, loss = frozen_step(setup, state, encoder, maps, chips, shared, seed, weights)
             yield Epoch("frozen", epoch + 1, state, loss)
         variables = {
             "params": {"encoder": encoder, **state.params},
@@ -206,22 +211,37 @@ def fit(
     for epoch in range(done, setup.full_epochs):
         order = setup.frozen_epochs + epoch
         for indices in _batches(seed, order, rows, setup.batch_size):
-            state, loss = full_step(setup, state, chips, indices, seed, weights)
+            state, loss = full_step(setup, state, chips, _shared(indices, mesh), seed, weights)
         yield Epoch("full", epoch + 1, state, loss)
 
 
-def place(chips: Labelled, device: jax.Device) -> Labelled:
-    """Labelled chips on a device, where steps can gather from them; those that are there stay."""
+def _shared(indices, mesh):
+    """A batch's chips, of which each device takes its part, and with them all that is made of them.
+
+    A batch that they don't divide, the last of an epoch perhaps, is each one's.
+    """
+    if mesh.size == 1 or len(indices) % mesh.size:
+        return indices
+    return jax.device_put(indices, sharding.split(mesh))
+
+
+def place(chips: Labelled, mesh: Mesh) -> Labelled:
+    """Labelled chips on all devices, where steps can gather from them; those that are there stay.
+
+    Args:
+      chips: On the host, or there.
+      mesh: The devices.
+    """
 
     def rows(arrays):
         return arrays if isinstance(arrays, batches.Rows) else batches.Rows.of(arrays)
 
     inputs = {name: rows(arrays) for name, arrays in chips.inputs.items()}
-    return jax.device_put(Labelled(inputs, rows(chips.targets)), device)
+    return jax.device_put(Labelled(inputs, rows(chips.targets)), sharding.replicated(mesh))
 
 
 def encode_views(
-    setup: Setup, variables: Any, chips: Any, device: jax.Device | None = None
+    setup: Setup, variables: Any, chips: Any, mesh: Mesh | None = None
 ) -> list[batches.Rows] | None:
     """What the frozen encoder says of every view of chips' inputs: arrays [N * V, ...].
 
@@ -232,8 +252,8 @@ def encode_views(
     """
     if cached_maps(setup, variables, chips) is None:
         return None
-    device = device or jax.local_devices()[0]
-    variables, chips = jax.device_put((variables, chips), device)
+    mesh = mesh or sharding.make_mesh(jax.local_devices()[:1])
+    variables, chips = jax.device_put((variables, chips), sharding.replicated(mesh))
     parts = []
     for i in range(0, batches.length(chips), setup.batch_size):
         some = {name: array[i : i + setup.batch_size] for name, array in chips.items()}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from elev_ssl_jax import files, metrics, pictures, sensors
@@ -113,7 +114,7 @@ def _learn(parts, writer) -> _Learned:
             return stack.enter_context(checkpoint.open_checkpoints(folder, keep))
 
         checkpoints = open_checkpoints(workdir, config.checkpoint.keep)
-        mesh = sharding.make_mesh(jax.devices()[:1])
+        mesh = _mesh(config)
         template = TrainState.create(variables, setup.full_optimizer)
         state, before = checkpoint.restore_latest(checkpoints, template, mesh)
         start, done = state if before else None, int(state.step) // steps
@@ -147,8 +148,10 @@ def _learn(parts, writer) -> _Learned:
         first = done + frozen if start else 0
         total = frozen + config.epochs
         with tqdm(total=total, initial=first, unit=" epochs", desc="fine-tuning") as bar:
-            maps = None if start else loop.encode_views(setup, variables, train.inputs)
-            epochs = loop.fit(setup, variables, train, config.seed, maps=maps, start=start)
+            maps = None if start else loop.encode_views(setup, variables, train.inputs, mesh)
+            epochs = loop.fit(
+                setup, variables, train, config.seed, maps=maps, start=start, mesh=mesh
+            )
             for epoch in () if stopped else epochs:
                 loss = float(epoch.loss)
                 if not np.isfinite(loss):
@@ -165,8 +168,8 @@ def _learn(parts, writer) -> _Learned:
                     continue
                 better = False
                 if best and validation:
-                    name, score = _score(setup, state.variables, validation)
-                    writer.write_scalars(bar.n, {f"validation_{name}": score})
+                    score = _score(setup, state.variables, validation)
+                    writer.write_scalars(bar.n, {f"validation_{_compared(setup)}": score})
                     better = best.offer(epoch.number, score)
                     stopped = best.is_over(epoch.number, patience)
                     about["best"] = best.epoch, best.score
@@ -184,16 +187,35 @@ def _learn(parts, writer) -> _Learned:
         return _Learned(variables, int(state.step) // steps, best)
 
 
-def _score(setup, variables, chips) -> tuple[str, float]:
-    """What epochs are compared by, the more the better.
+def _mesh(config) -> Mesh:
+    """The devices that share the batches.
 
-    Of classes macro F1, in which rare ones count as much as common ones.
+    Raises:
+      InputError: There are fewer, or they don't divide a batch.
     """
+    there, asked = jax.local_devices(), config.finetune.devices
+    if asked > len(there):
+        raise InputError(f"config.finetune.devices is {asked}; this machine has {len(there)}")
+    mesh = sharding.make_mesh(there[: asked or len(there)])
+    if config.batch_size % mesh.size:
+        raise InputError(
+            f"config.batch_size is {config.batch_size}; it must be a multiple of the {mesh.size} "
+            "devices of config.finetune.devices"
+        )
+    return mesh
+
+
+def _compared(setup) -> str:
+    """The score by which epochs are compared, the more the better."""
+    return "r2" if setup.scale else "macro_f1"  # in which rare classes count as much as common ones
+
+
+def _score(setup, variables, chips) -> float:
     if setup.scale:
-        told = tell(setup, variables, chips)
-        return "r2", metrics.regression_scores(chips.targets, told)["r2"]
-    matrix, _ = judge(setup, variables, chips)
-    return "macro_f1", metrics.summary(matrix)["macro_f1"]
+        found = metrics.regression_scores(chips.targets, tell(setup, variables, chips))
+    else:
+        found = metrics.summary(judge(setup, variables, chips)[0])
+    return found[_compared(setup)]
 
 
 def _report(parts, learned, writer) -> dict[str, Any]:
@@ -202,7 +224,7 @@ def _report(parts, learned, writer) -> dict[str, Any]:
     judged = _judge_quantity if parts.setup.scale else _judge_classes
     scores, lines = judged(parts, learned.variables)
     if best:
-        name, _ = _score(parts.setup, learned.variables, parts.validation)
+        name = _compared(parts.setup)
         chosen = {"epoch": best.epoch, "of": learned.epochs, name: best.score}
         scores["validation"] = {"split": config.data.validation_split, **chosen}
         lines.append(

@@ -114,8 +114,9 @@ def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int =
 
 
 def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float = 1) -> list[Stage]:
-    """Fine-tuning on one device, `times` over: with a frozen encoder, and all; see `of_run`."""
-    one = sharding.replicated(Mesh(mesh.devices.flat[:1], mesh.axis_names))
+    """Fine-tuning on `finetune.devices`, `times` over: a frozen encoder, and all; see `of_run`."""
+    mesh = Mesh(mesh.devices.flat[: config.finetune.devices or None], mesh.axis_names)
+    everywhere = sharding.replicated(mesh)
     shapes = {name: chip[name].shape for name in config.data.inputs}
     config = config.copy_and_resolve_references()
     if config.finetune.head == REGRESSION:
@@ -140,6 +141,8 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     )
     maps = finetuning.cached_maps(setup, variables, _arrays(inputs, count))
     indices = jax.ShapeDtypeStruct((min(config.batch_size, count),), jnp.int32)
+    divided = len(indices) % mesh.size == 0
+    shared = _placed(indices, sharding.split(mesh) if divided else everywhere)
     encoder = variables["params"]["encoder"]
     new = {name: p for name, p in variables["params"].items() if name != "encoder"}
 
@@ -160,10 +163,10 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     def stage(name, program, arrays, epochs, flop):
         return Stage(
             name=name,
-            step=program.lower(setup, *_placed(arrays, one), 0),
+            step=program.lower(setup, *_placed(arrays, everywhere), shared, 0),
             gather=None,
             steps=math.ceil(times * epochs * finetuning.steps_per_epoch(count, config.batch_size)),
-            devices=1,
+            devices=mesh.size,
             batch_size=min(config.batch_size, count),
             params=_size(variables["params"]),
             flop=flop,
@@ -174,11 +177,11 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     arrays: Any
     if setup.frozen_epochs:
         flop = 3 * told + (seen if maps is None else 0)
-        arrays = (state(new, setup.frozen_optimizer), encoder, maps, chips, indices)
+        arrays = (state(new, setup.frozen_optimizer), encoder, maps, chips)
         name = "fine-tuning, frozen encoder"
         stages.append(stage(name, step.frozen_step, arrays, setup.frozen_epochs, flop))
     if setup.full_epochs:
-        arrays = state(variables["params"], setup.full_optimizer), chips, indices
+        arrays = state(variables["params"], setup.full_optimizer), chips
         flop = 3 * (told + seen)
         stages.append(stage("fine-tuning", step.full_step, arrays, setup.full_epochs, flop))
     return stages

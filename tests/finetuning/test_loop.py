@@ -1,10 +1,12 @@
 import collections
+import dataclasses
 import functools
 import itertools
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 import sklearn.metrics
 from sklearn.utils.class_weight import compute_class_weight
@@ -17,6 +19,7 @@ from elev_ssl_jax.finetuning import labelled, loop, single, step
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.runtime import sharding, starting
+from elev_ssl_jax.runtime.train_state import TrainState
 from tests.pretraining.test_loop import Stop, Stopping, Writer
 
 SIZE = 32
@@ -268,6 +271,41 @@ def test_a_run_starts_from_an_encoder_and_resumes_to_the_same_bits(
     assert "data.value_range (0.0, 6000.0), and here it is (0.0, 10000.0)" in said
     with pytest.raises(InputError, match="nowhere has no checkpoint"):
         starting.from_run(tmp_path / "nowhere", variables)
+
+
+@pytest.mark.parametrize("head", ["unet"], indirect=True)
+def test_devices_share_a_batch_and_learn_the_same(config, chips, tmp_path):
+    # By plain descent in small steps: Adam makes much of what rounding leaves of small gradients.
+    setup, variables = start(config, chips)
+    descent = {"frozen_optimizer": optax.sgd(0.01), "full_optimizer": optax.sgd(0.01)}
+    setup = dataclasses.replace(setup, **descent)
+    found, work = [], []
+    for count in (1, 4):
+        mesh = sharding.make_mesh(jax.devices()[:count])
+        few = chips.take(slice(22))  # four devices don't divide the last batch, of 6
+        maps = loop.encode_views(setup, variables, few.inputs, mesh)
+        epochs = loop.fit(setup, variables, few, 0, maps=maps, mesh=mesh)
+        found.append([float(epoch.loss) for epoch in epochs])
+        state = jax.device_put(
+            TrainState.create(variables, setup.full_optimizer), sharding.replicated(mesh)
+        )
+        indices = jax.device_put(np.arange(8, dtype=np.int32), sharding.split(mesh))
+        program = step.full_step.lower(setup, state, loop.place(chips, mesh), indices, 0)
+        work.append(program.compile().cost_analysis()["flops"])
+    np.testing.assert_allclose(found[0][:3], found[1][:3], rtol=2e-4)
+    np.testing.assert_allclose(*found, rtol=1e-2)  # rounding adds up
+    assert work[1] < 0.5 * work[0]
+
+    test, shown = make_chips("unet", 10, seed=2), {}
+    for devices, message in ((4, ""), (3, "multiple of the 3 devices"), (99, "this machine has")):
+        config.finetune.devices = devices
+        workdir = tmp_path / str(devices)
+        if message:
+            with pytest.raises(InputError, match=message):
+                single.finetune(config, workdir, chips, test, Writer())
+        else:
+            shown = single.finetune(config, workdir, chips, test, Writer())
+    assert shown["accuracy"] > 0.6
 
 
 def pretrain_settings(config):
