@@ -1,12 +1,15 @@
 """A large made-up scene, predicted: pixels per second, and the most memory that it took.
 
-python benchmarks/predict_scene.py --run RUN --side 20000 --folder FOLDER
+python benchmarks/predict_scene.py --run RUN --side 20000 --folder FOLDER [--workers 2]
 
 The run has three bands. The scene is written first (two bytes a pixel and band, compressed), and
-deleted at the end; the prediction runs in a process of its own, whose memory is what counts.
+deleted at the end; the prediction runs in a process of its own, whose memory is what counts. With
+`--workers` it is predicted twice, read by one process and by so many: the maps must be the same,
+and the ratio of their pixels per second is printed.
 """
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
@@ -61,17 +64,27 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, default=Path("."))
+    parser.add_argument("--workers", type=int, help="processes that read, beside one")
     parser.add_argument("more", nargs="*", help="for elev_ssl_jax.predict, after --")
     args = parser.parse_args()
-    ((low, high),) = load(args.run).inputs.value_range
+    lows, highs = zip(*load(args.run).inputs.value_range, strict=True)
     with TemporaryDirectory(dir=args.folder) as folder:
-        scene, out = Path(folder) / "scene.tif", Path(folder) / "map.tif"
-        write_scene(scene, args.side, low, high)
-        command = [sys.executable, "-m", "elev_ssl_jax.predict", "--run", str(args.run)]
-        command += ["--image", str(scene), "--out", str(out), *args.more]
-        subprocess.run(command, check=True)
-        with rasterio.open(out) as source:
-            print(f"{source.width} x {source.height}, {out.stat().st_size / 1e6:.0f} MB")
+        scene = Path(folder) / "scene.tif"
+        write_scene(scene, args.side, max(lows), min(highs))
+        rates, maps = [], []
+        for workers in (1, args.workers) if args.workers else (1,):
+            out = Path(folder) / f"map{workers}.tif"
+            command = [sys.executable, "-m", "elev_ssl_jax.predict", "--run", str(args.run)]
+            command += ["--image", str(scene), "--out", str(out), "--workers", str(workers)]
+            done = subprocess.run([*command, *args.more], check=True, stdout=subprocess.PIPE)
+            said = done.stdout.decode().strip()
+            print(said)
+            rates.append(float(re.search(r"([\d,]+) pixels/s", said)[1].replace(",", "")))
+            maps.append(out.read_bytes())
+        print(f"{args.side} x {args.side}, {len(maps[0]) / 1e6:.0f} MB")
+        if args.workers:
+            print(f"ratio: {rates[1] / rates[0]:.2f} with {args.workers} processes that read")
+            print("the same map" if maps[0] == maps[1] else "ANOTHER MAP")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(f"peak memory {peak / 1024:.0f} MiB")
 

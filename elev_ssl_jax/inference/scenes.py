@@ -212,8 +212,9 @@ def part_of(path: Path, shard: tuple[int, int]) -> Path:
 
 
 def bar_of(pixels: int, *, disable: bool) -> tqdm:
-    """A bar of pixels."""
-    return tqdm(total=pixels, unit=" pixels", unit_scale=True, desc="predicting", disable=disable)
+    """A bar of pixels, unless TQDM_DISABLE says otherwise."""
+    off = {"disable": True} if disable else {}
+    return tqdm(total=pixels, unit=" pixels", unit_scale=True, desc="predicting", **off)
 
 
 def _for_model(model, images, elevation) -> tuple[Model, dict[str, Any]]:
