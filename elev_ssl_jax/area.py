@@ -74,7 +74,10 @@ def _mapped(model: Model, path: Path) -> NDArray[np.float64]:
         source = open_raster(path, stack)
         whose = source.tags().get("run")
         if source.descriptions[0] != "class" or whose is None:
-            raise InputError(f"{path} is no map of classes that predict has made")
+            raise InputError(
+                f"{path} is no map of classes that predict has made (of a map in parts, "
+                "name these: joined they say no more what made them)"
+            )
         if whose != model.run.resolve().name:
             raise InputError(
                 f"{path} is a map of the run {whose}; name that, or map it by {model.run}"

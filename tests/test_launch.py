@@ -30,16 +30,26 @@ def test_a_job_of_an_array_predicts_its_part(tmp_path):
     (tmp_path / "bin" / "activate").write_text(f"PATH={tmp_path / 'bin'}:$PATH\n")
     (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)
-    slurm = {"ARRAY_TASK_ID": "3", "ARRAY_TASK_MAX": "8", "CPUS_PER_TASK": "4"}
-    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
-    done = subprocess.run(
-        ["bash", LAUNCH / "predict.sbatch", "--run", "a run", "--out", "map.tif"],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment | {"VENV": str(tmp_path)},
-    )
-    words = "-m elev_ssl_jax.predict --workers 3 --run a run --out map.tif --shard 3/8\n"
-    assert (done.stdout, done.stderr) == (words, "")
+
+    def start(number, first, last, count, **more):
+        array = {"TASK_ID": number, "TASK_MIN": first, "TASK_MAX": last, "TASK_COUNT": count}
+        slurm = {f"SLURM_ARRAY_{name}": str(value) for name, value in array.items()}
+        return subprocess.run(
+            ["bash", LAUNCH / "predict.sbatch", "--run", "a run", "--out", "map.tif"],
+            capture_output=True,
+            text=True,
+            env=os.environ | slurm | {"VENV": str(tmp_path), **more},
+        )
+
+    words = "-m elev_ssl_jax.predict --workers {} --run a run --out map.tif --shard 3/8\n"
+    done = start(3, 1, 8, 8, SLURM_CPUS_PER_TASK="4")
+    assert (done.stdout, done.stderr) == (words.format(3), "")
+    # Some parts again: of how many, the array doesn't say.
+    done = start(3, 3, 5, 2)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: this array is not 1 to 5; say by PARTS=N")
+    done = start(3, 3, 5, 2, PARTS="8", SLURM_CPUS_PER_TASK="1")
+    assert (done.stdout, done.stderr) == (words.format(1), "")
 
 
 def test_local_ends_with_the_error_of_its_processes(tmp_path):

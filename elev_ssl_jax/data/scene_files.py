@@ -21,10 +21,14 @@ class SceneFiles(NamedTuple):
     elevation: Path | None
     labels: Path | None
 
+    def paths(self) -> list[Path]:
+        """All of them."""
+        paths = [*sum(self.images.values(), ()), self.elevation, self.labels]
+        return [path for path in paths if path is not None]
+
     def states(self) -> list[tuple[int, int]]:
         """Of the files, what tells them from others of their names."""
-        paths = [*sum(self.images.values(), ()), self.elevation, self.labels]
-        return [state(path) for path in paths if path is not None]
+        return [state(path) for path in self.paths()]
 
     def absolute(self) -> "SceneFiles":
         """With paths that hold wherever a process was started."""

@@ -243,7 +243,8 @@ def check_chips(
     encoders.check_size(config, height, width)
     sizes: dict[str, tuple[int, ...]] = {"images": (height, width)}
     if sensors.ELEVATION in shapes:
-        sizes["elevation"] = shapes[sensors.ELEVATION]
+        cut = squares.cut_shapes(shapes, config.augment.crop_size)
+        sizes["elevation"] = cut[sensors.ELEVATION]
     for name, (height, width) in sizes.items():
         if config.augment.finetune.transpose and height != width:
             raise InputError(

@@ -5,7 +5,7 @@ unless several are asked for; `single` does one by itself, and `experiment` spre
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elev_ssl_jax import sensors, squares
+from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, objective
 from elev_ssl_jax.finetuning.step import (
     Labelled,
@@ -213,6 +214,24 @@ def fit(
         for indices in _batches(seed, order, rows, setup.batch_size):
             state, loss = full_step(setup, state, chips, _shared(indices, mesh), seed, weights)
         yield Epoch("full", epoch + 1, state, loss)
+
+
+def shared_by(config: Any, there: Sequence[jax.Device]) -> list[jax.Device]:
+    """The devices that share the batches of a fine-tuning by itself, of those that are there.
+
+    Raises:
+      InputError: There are fewer, or they don't divide a batch.
+    """
+    asked = config.finetune.devices
+    if asked > len(there):
+        raise InputError(f"config.finetune.devices is {asked}; there are {len(there)}")
+    found = [*there[: asked or len(there)]]
+    if config.batch_size % len(found):
+        raise InputError(
+            f"config.batch_size is {config.batch_size}; it must be a multiple of the {len(found)} "
+            "devices of config.finetune.devices"
+        )
+    return found
 
 
 def _shared(indices, mesh):

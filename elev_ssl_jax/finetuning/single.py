@@ -66,6 +66,7 @@ def finetune(
     """
     config = labelled.with_classes(config, train, test)
     labelled.check_chips(config, train, test, validation=validation)
+    mesh = sharding.make_mesh(loop.shared_by(config, jax.local_devices()))
     data = labelled.fingerprints(train, test, validation)
     run_folder.check_same_run(workdir, config, data)
     rows = labelled.epoch_rows(train.targets, oversample=config.finetune.oversample)
@@ -73,7 +74,7 @@ def finetune(
     test = labelled.as_judged(config, test)
     validation = validation and labelled.as_judged(config, validation)
     steps = loop.steps_per_epoch(len(rows), config.batch_size)
-    parts = _Parts(config, workdir, setup, steps, train, test, validation, data)
+    parts = _Parts(config, workdir, setup, mesh, steps, train, test, validation, data)
     return _report(parts, _learn(parts, writer), writer)
 
 
@@ -83,6 +84,7 @@ class _Parts(NamedTuple):
     config: Any
     workdir: Path
     setup: Setup
+    mesh: Mesh
     steps: int  # an epoch
     train: Labelled
     test: Labelled  # as it is judged
@@ -100,7 +102,7 @@ class _Learned(NamedTuple):
 
 def _learn(parts, writer) -> _Learned:
     """Trains, from the folder's last checkpoint on, and saves."""
-    config, workdir, setup, steps, train, test, validation, data = parts
+    config, workdir, setup, mesh, steps, train, test, validation, data = parts
     variables = loop.init(setup, config.seed, labelled.image_shape_of(config, train))
     origin = None
     if config.init_from:
@@ -114,7 +116,6 @@ def _learn(parts, writer) -> _Learned:
             return stack.enter_context(checkpoint.open_checkpoints(folder, keep))
 
         checkpoints = open_checkpoints(workdir, config.checkpoint.keep)
-        mesh = _mesh(config)
         template = TrainState.create(variables, setup.full_optimizer)
         state, before = checkpoint.restore_latest(checkpoints, template, mesh)
         start, done = state if before else None, int(state.step) // steps
@@ -187,24 +188,6 @@ def _learn(parts, writer) -> _Learned:
         return _Learned(variables, int(state.step) // steps, best)
 
 
-def _mesh(config) -> Mesh:
-    """The devices that share the batches.
-
-    Raises:
-      InputError: There are fewer, or they don't divide a batch.
-    """
-    there, asked = jax.local_devices(), config.finetune.devices
-    if asked > len(there):
-        raise InputError(f"config.finetune.devices is {asked}; this machine has {len(there)}")
-    mesh = sharding.make_mesh(there[: asked or len(there)])
-    if config.batch_size % mesh.size:
-        raise InputError(
-            f"config.batch_size is {config.batch_size}; it must be a multiple of the {mesh.size} "
-            "devices of config.finetune.devices"
-        )
-    return mesh
-
-
 def _compared(setup) -> str:
     """The score by which epochs are compared, the more the better."""
     return "r2" if setup.scale else "macro_f1"  # in which rare classes count as much as common ones
@@ -273,7 +256,7 @@ def _judge_classes(parts, variables) -> tuple[dict[str, Any], list[str]]:
 def _judge_quantity(parts, variables) -> tuple[dict[str, Any], list[str]]:
     """Scores of a regression, in metres, beside those of saying one number, and lines for them."""
     config, setup, test = parts.config, parts.setup, parts.test
-    mean, _ = setup.scale
+    mean = np.nanmean(parts.train.targets, dtype=np.float64)
     told, true = tell(setup, variables, test), test.targets
     known = ~np.isnan(true)
     reliefs = [level_and_relief(field, known)[1] for field in (true, told)]

@@ -115,11 +115,14 @@ def of_pretraining(config: Any, chip: Chip, count: int, mesh: Mesh, times: int =
 
 def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float = 1) -> list[Stage]:
     """Fine-tuning on `finetune.devices`, `times` over: a frozen encoder, and all; see `of_run`."""
-    mesh = Mesh(mesh.devices.flat[: config.finetune.devices or None], mesh.axis_names)
+    devices = finetuning.shared_by(config, [*mesh.devices.flat])
+    mesh = Mesh(np.array(devices), mesh.axis_names)
     everywhere = sharding.replicated(mesh)
     shapes = {name: chip[name].shape for name in config.data.inputs}
     config = config.copy_and_resolve_references()
     if config.finetune.head == REGRESSION:
+        if sensors.ELEVATION not in chip:
+            raise InputError(f"config.finetune learns elevation, and {config.data.name} has none")
         shapes[sensors.ELEVATION] = chip[sensors.ELEVATION].shape
         config.finetune.scale = config.finetune.scale or (0.0, 1.0)
     elif not config.finetune.num_classes:

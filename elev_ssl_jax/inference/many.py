@@ -1,20 +1,23 @@
 """A model over many scenes: what is done stays done, and one that fails stops no other."""
 
+import json
 import operator
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from elev_ssl_jax import files
 from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.maps import tags_of
 from elev_ssl_jax.inference.model import Model
-from elev_ssl_jax.inference.scenes import Counts, bar_of, map_scene
+from elev_ssl_jax.inference.scenes import Counts, bar_of, files_of, map_scene
 
 # Of the folders that `map_scene`'s outputs go to: what its files are called behind a scene's name.
 _SUFFIXES = {
@@ -49,66 +52,97 @@ def map_scenes(
     Raises:
       InputError: Some scenes failed, which have been named, or the folders can't be.
     """
+    inputs = {path.resolve() for scene in scenes for path in scene.paths()}
     if shard is not None:
         scenes = scenes[shard[0] - 1 :: shard[1]]
-    outputs: list[dict[str, Any]] = [  # paths by name
-        {name: folder / f"{scene.name}{_SUFFIXES[name]}" for name, folder in folders.items()}
-        for scene in scenes
-    ]
-    for paths in outputs[:1]:
-        if len({path.resolve() for path in paths.values()}) < len(paths):
+    done, todo = 0, []
+    for scene in scenes:
+        paths = {n: folder / f"{scene.name}{_SUFFIXES[n]}" for n, folder in folders.items()}
+        if len(set(paths.values())) < len(paths):
             raise InputError("outputs of one kind would be written twice; name a folder for each")
+        for path in paths.values():
+            if path.resolve() in inputs:
+                raise InputError(f"{path} is a file of the table; name another folder")
+        record = _Record(scene, model, paths, options)
+        if not overwrite and record.is_done():
+            done += 1
+        else:
+            todo.append(record)
     for folder in folders.values():
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder} is no folder, and can't be made: {error}") from error
-    todo = [
-        (scene, paths)
-        for scene, paths in zip(scenes, outputs, strict=True)
-        if overwrite or not _is_done(paths, model, options)
-    ]
-    print(f"{len(scenes)} scenes, {len(scenes) - len(todo)} of them done already")
-    failed, done = 0, Counts(0, 0, 0.0)
-    total = sum(_pixels(scene) for scene, _ in todo)
-    with bar_of(total, disable=not progress) as bar:
-        for scene, paths in todo:
-            seen = {n: files for n, files in scene.images.items() if n in model.inputs.names}
-            elevation = scene.elevation if model.inputs.with_elevation else None
-            its: dict[str, Any] = {"elevation": elevation, "overwrite": overwrite, "progress": bar}
+    print(f"{len(scenes)} scenes, {done} of them done already")
+    failed, sums = 0, Counts(0, 0, 0.0)
+    with bar_of(sum(_pixels(record.scene) for record in todo), disable=not progress) as bar:
+        for record in todo:
             try:
-                counts = map_scene(model, seen or scene.images, **its, **paths, **options)
+                counts = record.map_scene(overwrite=overwrite, progress=bar)
             except InputError as error:
                 failed += 1
-                tqdm.write(f"failed: scene {scene.name}: {error}", file=sys.stderr)
+                tqdm.write(f"failed: scene {record.scene.name}: {error}", file=sys.stderr)
             else:
-                done = Counts(*map(operator.add, done, counts))
+                sums = Counts(*map(operator.add, sums, counts))
     if failed:
         raise InputError(
             f"{failed} of {len(scenes)} scenes failed, see above; the same command tries them again"
         )
-    return done
+    return sums
 
 
-def _is_done(paths: Mapping[str, Path], model: Model, options: Mapping[str, Any]) -> bool:
-    """Whether all outputs of a scene are there, and of this model.
+class _Record:
+    """What is to be made of a scene, and a hidden file beside it that says how far that has come.
 
-    Files of others are in the way, which `map_scene` says.
+    It tells what this command has made, or begun, from all else that lies there.
     """
-    if not all(path.exists() for path in paths.values()):
-        return False
-    given = {n: str(options[n]) for n in ("window", "overlap") if options.get(n) is not None}
-    wanted = {name: tag for name, tag in tags_of(model).items() if name != "without"} | given
-    for path in paths.values():
-        if path.suffix == ".tif":
-            try:
-                with ExitStack() as stack:
-                    tags = open_raster(path, stack).tags()
-            except InputError:
-                return False
-            if any(tags.get(name) != tag for name, tag in wanted.items()):
-                return False
-    return True
+
+    def __init__(self, scene: SceneFiles, model: Model, paths: Mapping[str, Path], options: Any):
+        self.scene, self._model = scene, model
+        seen = {n: files for n, files in scene.images.items() if n in model.inputs.names}
+        self._images = seen or scene.images
+        self._options = {**paths, **options}
+        self._outputs = files_of(paths, None)
+        first = next(iter(paths.values()))
+        self._path = first.with_name(f".{scene.name}.of-table")
+        made = {"run": tags_of(model), "images": [*self._images], "options": options}
+        made["outputs"] = sorted(paths)
+        self._digest = sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether all files are there as this command makes them."""
+        return self._said() == f"made {self._digest}" and all(p.exists() for p in self._outputs)
+
+    def map_scene(self, *, overwrite: bool, progress: tqdm) -> Counts:
+        """Makes them.
+
+        Raises:
+          InputError: As `scenes.map_scene`.
+        """
+        elevation = self.scene.elevation if self._model.inputs.with_elevation else None
+        if self._model.inputs.with_elevation and elevation is None:
+            raise InputError(f"{self._model.run} sees elevation, and the table names none")
+        # A command that was killed while files got their names has left some.
+        own = self._said().endswith(self._digest)
+        its: dict[str, Any] = {"elevation": elevation, "progress": progress, **self._options}
+        its["overwrite"] = overwrite or own
+        begins = not any(path.exists() for path in self._outputs)
+        if begins:
+            files.write_text(self._path, f"begun {self._digest}")
+        try:
+            counts = map_scene(self._model, self._images, **its)
+        except InputError:
+            if begins:
+                self._path.unlink()
+            raise
+        files.write_text(self._path, f"made {self._digest}")
+        return counts
+
+    def _said(self) -> str:
+        try:
+            return self._path.read_text()
+        except OSError:
+            return ""
 
 
 def _pixels(scene: SceneFiles) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,13 +56,9 @@ class MapFiles:
         confidence: Path | None = None,
         vector: Path | None = None,
         min_area: float = 0.0,
-        tags: Mapping[str, str] | None = None,
     ):
-        """Of a model over some ground; the paths are as of `map_scene`.
-
-        `tags` are written into rasters, beside those that say of which run they are.
-        """
-        self.model, self.ground, self.min_area, self.tags = model, ground, min_area, tags or {}
+        """Of a model over some ground; the paths are as of `map_scene`."""
+        self.model, self.ground, self.min_area = model, ground, min_area
         self.bands = model.num_classes or 1
         paths = {"map": out, "probabilities": probabilities, "features": features}
         paths |= {"confidence": confidence, "vector": vector}
@@ -141,7 +136,7 @@ class MapFiles:
             zlevel=1,
             bigtiff="if_safer",
         )
-        raster.update_tags(commit=self.model.commit, **tags_of(self.model), **self.tags)
+        raster.update_tags(commit=self.model.commit, **tags_of(self.model))
         raster.descriptions = descriptions
         self.rasters[name] = raster
 

@@ -1,5 +1,6 @@
 """What a model is shown of a scene: rows of windows, read by this process or by several."""
 
+import functools
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,21 +101,26 @@ def read_rows(
     """
     tasks = (_Task(top, lefts, size) for top, lefts in places)
     if workers > 1:
-        yield from mapped(_read_opened, tasks, workers, _open, source.files, ahead=workers)
+        yield from mapped(_read_opened, tasks, workers, _ask, source.files, ahead=workers)
     else:
         for task in tasks:
             yield _read(source, task)
 
 
-_opened: list[Source] = []  # in a process that reads
+_asked: list[Files] = []  # in a process that reads
 
 
-def _open(files: Files) -> None:
-    _opened.append(open_source(files, ExitStack()))  # until the process ends
+def _ask(files: Files) -> None:
+    _asked.append(files)
+
+
+@functools.cache
+def _opened() -> Source:
+    return open_source(_asked[0], ExitStack())  # until the process ends
 
 
 def _read_opened(task: _Task) -> Row:
-    return _read(_opened[0], task)
+    return _read(_opened(), task)  # whose errors are told, as those of starting aren't
 
 
 def _read(source: Source, task: _Task) -> Row:

@@ -79,7 +79,8 @@ def map_scene(
         of it.
       shard: (i, n) maps the i-th of n parts of the rows, from 1, as they are in the whole map, and
         draws no picture; see `part_of` for the files' names.
-      workers: Processes that read; 1 is this one.
+      workers: Processes that read; 1 is this one. They take some seconds to start, and a script
+        that asks for them needs `if __name__ == "__main__"`.
       overwrite: Whether files that are there may be replaced; the images never are.
       progress: Whether to show a bar, or one of pixels that is moved on.
 
@@ -146,8 +147,12 @@ def map_scene(
             raise InputError(f"--shard is {number}/{count}; {scene.path} has {height} rows alone")
         warn_of_blanks(scene)
         look = scene.sample(LOOK, top, bottom)
-        if shard is None or look[1].any():  # of a shard every pixel may be nodata
+        try:
             _check_values(model, scene, *look)
+        except InputError:
+            if shard is None:
+                raise
+            _check_values(model, scene, *scene.sample(LOOK))  # a part may be water, or nothing
         ground = Ground(
             scene.grid.crs,
             scene.grid.transform @ rasterio.Affine.translation(0, top),
@@ -164,7 +169,6 @@ def map_scene(
                 confidence=confidence,
                 vector=vector,
                 min_area=min_area,
-                tags={"window": str(size), "overlap": str(overlap)},
             )
         )
         pixels = ground.height * width

@@ -61,6 +61,7 @@ def test_scores_equal_scikit_learns_over_what_is_known(rng):
 
 def test_it_learns_is_chosen_by_validation_goes_on_and_maps(config, tmp_path, capsys):
     train, test, validation = make_chips(40), make_chips(12, 1), make_chips(10, 2)
+    config.finetune.scale = 1000.0, 500.0  # not that of the labels
     config.data.validation_split = "labeled[80:]"
     scores = single.finetune(config, tmp_path / "whole", train, test, Writer(), validation)
     assert json.loads((tmp_path / "whole" / "results.json").read_text()) == scores
@@ -68,6 +69,10 @@ def test_it_learns_is_chosen_by_validation_goes_on_and_maps(config, tmp_path, ca
     assert "RMSE (m)" in said
     assert "which has the best R2 on labeled[80:]" in said
     assert scores["r2"] > 0.5 > 0.01 > scores["of_mean"]["r2"]
+    labels_mean = np.nanmean(train.targets.astype(np.float64))
+    assert scores["of_mean"]["bias"] == pytest.approx(
+        labels_mean - np.nanmean(test.targets), abs=0.1
+    )
     assert scores["relief_rmse"] < scores["of_mean"]["relief_rmse"]
     model = inference.load(tmp_path / "whole")
     told = model.elevation(test.inputs["image"])
@@ -105,6 +110,15 @@ def test_squares_have_the_elevation_of_their_ground(config):
         at = jnp.full(3, top), jnp.full(3, left)
         wanted = squares.cut_elevation(jnp.asarray(chips.targets), at, 16, (SIZE, SIZE))
         np.testing.assert_array_equal(judged.targets[i::4], wanted)
+
+
+def test_squares_may_be_turned_whatever_the_chips_are(config, rng):
+    config.augment.crop_size = 24
+    chips = labelled.Labelled(
+        {"image": rng.integers(0, 6000, (4, 32, 40, 3)).astype(np.uint16)},
+        np.arange(4 * 8 * 10, dtype=np.float32).reshape(4, 8, 10),
+    )
+    labelled.check_chips(config, chips, chips)
 
 
 @pytest.mark.parametrize(

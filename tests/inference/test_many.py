@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,10 @@ def call(monkeypatch, capsys, *words):
     return code, capsys.readouterr()
 
 
+def shown(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def read(path):
     with rasterio.open(path) as source:
         return source.read(1)
@@ -58,8 +63,8 @@ def test_scenes_that_are_done_stay_and_one_that_fails_stops_no_other(
     assert f"failed: scene b: {tmp_path / 'b.tif'} not found" in said.err
     last = said.err.splitlines()[-1]
     assert last == "error: 1 of 3 scenes failed, see above; the same command tries them again"
-    assert {path.name for path in maps.iterdir()} == {"a.tif", "a.png", "c.tif", "c.png"}
-    assert {path.name for path in polygons.iterdir()} == {"a.gpkg", "c.gpkg"}
+    assert shown(maps) == {"a.tif", "a.png", "c.tif", "c.png"}
+    assert shown(polygons) == {"a.gpkg", "c.gpkg"}
 
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     before = (maps / "a.tif").stat().st_mtime_ns
@@ -89,7 +94,7 @@ def test_a_shard_of_a_table_is_every_nth_scene(run, table, tmp_path, monkeypatch
     for shard, names in (("2/2", {"b"}), ("1/2", {"a", "b", "c"})):
         code, _ = call(monkeypatch, capsys, *words, shard)
         assert code == 0
-        assert {path.stem for path in (tmp_path / "maps").iterdir()} == names
+        assert {Path(name).stem for name in shown(tmp_path / "maps")} == names
 
 
 def test_an_interruption_keeps_what_is_whole(run, table, tmp_path, monkeypatch, capsys):
@@ -105,7 +110,40 @@ def test_an_interruption_keeps_what_is_whole(run, table, tmp_path, monkeypatch, 
     words = ["--run", run, "--scenes", table, "--out", tmp_path / "maps"]
     with pytest.raises(KeyboardInterrupt):
         call(monkeypatch, capsys, *words)
-    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"a.tif", "a.png"}
+    assert shown(tmp_path / "maps") == {"a.tif", "a.png"}
+    # As if it had been killed while the files of c got their names.
+    (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
+    monkeypatch.setattr(windows, "write", write_all)
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    (tmp_path / "maps" / "c.tif").unlink()
+    code, said = call(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "3 scenes, 2 of them done already" in said.out
+    assert (tmp_path / "maps" / "c.tif").exists()
+
+
+def test_what_others_made_is_not_taken_for_done(run, table, tmp_path, monkeypatch, capsys):
+    (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
+    runs.save_run(tmp_path / "other", runs.settings("unet"), (32, 32, 3), seed=1)
+    words = ["--scenes", table, "--features", tmp_path / "table"]
+    assert call(monkeypatch, capsys, "--run", run, *words)[0] == 0
+    for change in (["--run", tmp_path / "other"], ["--run", run, "--nodata", 500]):
+        code, said = call(monkeypatch, capsys, *change, *words)
+        assert code == 2
+        assert said.err.count("exists already") == 3
+    code, said = call(monkeypatch, capsys, "--run", run, *words)
+    assert code == 0
+    assert "3 scenes, 3 of them done already" in said.out
+
+
+def test_no_file_of_the_table_is_overwritten(run, table, tmp_path, monkeypatch, capsys):
+    (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
+    words = ["--run", run, "--scenes", table, "--out", tmp_path, "--overwrite"]
+    before = (tmp_path / "a.tif").read_bytes()
+    code, said = call(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "a.tif is a file of the table; name another folder" in said.err
+    assert (tmp_path / "a.tif").read_bytes() == before
 
 
 @pytest.mark.parametrize(

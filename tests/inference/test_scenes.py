@@ -315,12 +315,16 @@ def test_shards_are_parts_of_the_whole_and_several_may_read(folders, scene, tmp_
 def test_a_shard_may_have_nothing_to_tell(folders, scene, tmp_path):
     pixels = scene[1].copy()
     pixels[90:] = 0
+    pixels[30:60] = 300  # calm water
     path = write(tmp_path / "half.tif", np.moveaxis(pixels, -1, 0), GRID, nodata=0)
     model, out = inference.load(folders / "unet"), tmp_path / "map.tif"
     counts = scenes.map_scene(model, [path], out=out, shard=(5, 5), overlap=0, progress=False)
     assert counts == (30 * 90, 0, counts.seconds)
     with rasterio.open(tmp_path / "map.5of5.tif") as source:
         assert (source.read(1) == 255).all()
+    scenes.map_scene(model, [path], out=out, shard=(2, 5), overlap=0, progress=False)
+    with rasterio.open(tmp_path / "map.2of5.tif") as source:
+        assert (source.read(1) < 255).all()
 
 
 def test_features_are_a_table_of_windows(folders, scene, tmp_path, monkeypatch):
