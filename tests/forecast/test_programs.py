@@ -142,6 +142,23 @@ def test_fine_tuning_gathers_its_chips_without_copies(tiny, head):
     assert found["hours"] == pytest.approx(sum(s["hours"] for s in found["stages"]))
 
 
+def test_devices_share_the_batches_of_a_regression_as_the_run_will(tiny):
+    tiny.task, tiny.finetune.head, tiny.finetune.frozen_epochs = "finetune", "regression", 0
+    tiny.finetune.devices, tiny.batch_size = 4, 8
+    (stage,), found = plan(tiny)
+    assert stage.devices == 4
+    assert found["fits"]
+    assert found["collectives"]["all-reduce"]["count"] > 0
+    mesh = topologies.make_mesh("v5e:2x2")
+    image = {"image": chip()["image"]}
+    with pytest.raises(InputError, match=r"learns elevation, and .* has none"):
+        of_run(tiny, image, COUNT, 80, mesh)
+    for devices, message in ((3, "a multiple of the 3 devices"), (8, "is 8; there are 4")):
+        tiny.finetune.devices = devices
+        with pytest.raises(InputError, match=message):
+            of_run(tiny, chip(), COUNT, 80, mesh)
+
+
 def test_an_experiment_is_its_pretrainings_and_its_cells(tiny):
     tiny.task = "experiment"
     tiny.experiment.methods = ("random", "simclr")
