@@ -1,15 +1,17 @@
 import json
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 
-from elev_ssl_jax import area, predict
+from elev_ssl_jax import area
 from elev_ssl_jax.finetuning import labelled, single
+from elev_ssl_jax.inference import scenes
+from elev_ssl_jax.inference.model import load
 from tests import runs
+from tests.commands import call
 from tests.data.test_chips import write
 from tests.inference.test_scenes import GRID
 
@@ -28,22 +30,14 @@ def folder(tmp_path_factory):
     results = {"confusion_matrix": matrix.tolist()}
     (folder / "forest" / "results.json").write_text(json.dumps(results))
     write(folder / "scene.tif", rng.integers(0, 6000, (3, 90, 70)).astype(np.uint16), GRID)
-    with pytest.MonkeyPatch.context() as patch:
-        names = ["--run", folder / "forest", "--image", folder / "scene.tif"]
-        words = ["predict", *map(str, [*names, "--out", folder / "map.tif"])]
-        patch.setattr(sys, "argv", words)
-        predict.main()
+    scenes.map_scene(
+        load(folder / "forest"), [folder / "scene.tif"], out=folder / "map.tif", progress=False
+    )
     return folder
 
 
 def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["area", *map(str, words)])
-    code = 0
-    try:
-        area.main()
-    except SystemExit as stop:
-        code = stop.code
-    said = capsys.readouterr()
+    code, said = call(area.main, monkeypatch, capsys, *words)
     return code, said.out + said.err
 
 

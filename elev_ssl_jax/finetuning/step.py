@@ -202,17 +202,24 @@ def _loss(setup, logits, targets, weights):
     return objective.loss(setup.objective, logits, targets, weights)
 
 
+def _batches(chips):
+    """The inputs of some chips at a time, as many each time, and the first's position.
+
+    The last batch begins again with the first chips, so that there is one compiled program.
+    """
+    count = len(chips.targets)
+    for start in range(0, count, _EVAL_BATCH):
+        rows = np.arange(start, start + _EVAL_BATCH) % count
+        yield start, {name: array[rows] for name, array in chips.inputs.items()}
+
+
 def features(setup: Setup, variables: Any, chips: Labelled) -> np.ndarray:
     """What the encoder says of each chip as it is, float32 [N, C], BatchNorm in inference mode.
 
     `setup` is of a head that sees a chip's features.
     """
-    count, parts = len(chips.targets), []
-    for i in range(0, count, _EVAL_BATCH):
-        rows = np.arange(i, i + _EVAL_BATCH) % count
-        some = {name: array[rows] for name, array in chips.inputs.items()}
-        parts.append(_features(setup, variables, some))
-    return np.concatenate(parts)[:count]
+    parts = [_features(setup, variables, some) for _, some in _batches(chips)]
+    return np.concatenate(parts)[: len(chips.targets)]
 
 
 def statistics(setup: Setup, chips: Labelled) -> np.ndarray:
@@ -241,15 +248,13 @@ def judge(
     """
     count, parts = len(chips.targets), []
     kept = np.array([name != without for name in setup.bands])
-    for i in range(0, count, _EVAL_BATCH):
-        rows = np.arange(i, i + _EVAL_BATCH) % count  # one compiled program
-        some = {name: array[rows] for name, array in chips.inputs.items()}
+    for start, some in _batches(chips):
         classes, confidence = _classify(setup, variables, some, kept)
         parts.append(classes)
         if reliability is not None:
-            fresh = slice(0, count - i)  # the last batch begins again with the first chips
-            told, sure = np.asarray(classes)[fresh], np.asarray(confidence)[fresh]
-            reliability.add(chips.targets[rows[fresh]], told, sure)
+            targets = chips.targets[start : start + _EVAL_BATCH]
+            fresh = slice(0, len(targets))
+            reliability.add(targets, np.asarray(classes)[fresh], np.asarray(confidence)[fresh])
     classes = np.concatenate(parts)[:count]
     if setup.target == "present":
         return metrics.presence_matrices(chips.targets, classes), classes
@@ -261,13 +266,9 @@ def tell(setup: Setup, variables: Any, chips: Labelled, without: str = "") -> np
 
     BatchNorm is in inference mode; `without` names a sensor to leave out.
     """
-    count, parts = len(chips.targets), []
     kept = np.array([name != without for name in setup.bands])
-    for i in range(0, count, _EVAL_BATCH):
-        rows = np.arange(i, i + _EVAL_BATCH) % count
-        some = {name: array[rows] for name, array in chips.inputs.items()}
-        parts.append(_tell(setup, variables, some, kept))
-    return np.concatenate(parts)[:count]
+    parts = [_tell(setup, variables, some, kept) for _, some in _batches(chips)]
+    return np.concatenate(parts)[: len(chips.targets)]
 
 
 def judge_together(
@@ -280,9 +281,7 @@ def judge_together(
       chips: What to judge by.
     """
     count, parts = len(chips.targets), []
-    for i in range(0, count, _EVAL_BATCH):
-        rows = np.arange(i, i + _EVAL_BATCH) % count
-        some = {name: array[rows] for name, array in chips.inputs.items()}
+    for _, some in _batches(chips):
         total = sum(np.asarray(_probabilities(*member, some)) for member in members)
         parts.append(np.argmax(total, axis=-1).astype(np.uint8))
     classes = np.concatenate(parts)[:count]

@@ -17,7 +17,7 @@ from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.maps import tags_of
 from elev_ssl_jax.inference.model import Model
-from elev_ssl_jax.inference.scenes import Counts, bar_of, files_of, map_scene
+from elev_ssl_jax.inference.scenes import NOTHING, Counts, bar_of, files_of, map_scene
 
 # Of the folders that `map_scene`'s outputs go to: what its files are called behind a scene's name.
 _SUFFIXES = {
@@ -52,6 +52,8 @@ def map_scenes(
     Raises:
       InputError: Some scenes failed, which have been named, or the folders can't be.
     """
+    if not folders:
+        raise InputError(NOTHING)
     inputs = {path.resolve() for scene in scenes for path in scene.paths()}
     if shard is not None:
         scenes = scenes[shard[0] - 1 :: shard[1]]
@@ -105,7 +107,8 @@ class _Record:
         self._outputs = files_of(paths, None)
         first = next(iter(paths.values()))
         self._path = first.with_name(f".{scene.name}.of-table")
-        made = {"run": tags_of(model), "images": [*self._images], "options": options}
+        shaping = {n: value for n, value in options.items() if n not in ("workers", "batch_size")}
+        made = {"run": tags_of(model), "images": [*self._images], "options": shaping}
         made["outputs"] = sorted(paths)
         self._digest = sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from elev_ssl_jax.data.terrain import check_overlap, elevation_over
 from elev_ssl_jax.runtime.workers import mapped
 from elev_ssl_jax.sensors import ELEVATION
 
-CACHE = 256  # MB for GDAL, whose default is a share of the machine's
+_CACHE = 256  # MB for GDAL, whose default is a share of the machine's
 
 
 class Files(NamedTuple):
@@ -76,7 +76,7 @@ def open_source(files: Files, stack: ExitStack) -> Source:
     Raises:
       InputError: As `open_scene`, or the DEM is not of this ground.
     """
-    stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+    stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE))
     scene = open_scene(files.images, stack, files.nodata)
     dem = None
     if files.elevation is not None:

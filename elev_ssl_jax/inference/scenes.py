@@ -24,6 +24,8 @@ from elev_ssl_jax.inference.reading import Files, Source, open_source
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.sensors import ELEVATION
 
+NOTHING = "nothing to write; name --out, --probabilities, --confidence or --features"
+
 
 class Counts(NamedTuple):
     """What was done."""
@@ -91,9 +93,7 @@ def map_scene(
     named |= {"confidence": confidence, "vector": vector}
     outputs = files_of({name: path for name, path in named.items() if path is not None}, shard)
     if not outputs:
-        raise InputError(
-            "nothing to write; name --out, --probabilities, --confidence or --features"
-        )
+        raise InputError(NOTHING)
     if shard is not None:
         if vector is not None:
             raise InputError("--vector: polygons go on from one shard to the next; leave it out")

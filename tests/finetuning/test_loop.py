@@ -296,6 +296,8 @@ def test_devices_share_a_batch_and_learn_the_same(config, chips, tmp_path):
     np.testing.assert_allclose(*found, rtol=1e-2)  # rounding adds up
     assert work[1] < 0.5 * work[0]
 
+    config.finetune.devices = 0
+    assert loop.shared_by(config, jax.devices()) == jax.devices()
     test, shown = make_chips("unet", 10, seed=2), {}
     for devices, message in (
         (4, ""),

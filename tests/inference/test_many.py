@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from elev_ssl_jax import area, predict
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.inference import scenes, windows
 from tests import runs
+from tests.commands import call
 from tests.data.test_chips import write
 from tests.inference.test_scenes import GRID
 
@@ -33,16 +33,6 @@ def table(tmp_path, rng):
     return tmp_path / "scenes.csv"
 
 
-def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
-    code = 0
-    try:
-        predict.main()
-    except SystemExit as stop:
-        code = stop.code
-    return code, capsys.readouterr()
-
-
 def shown(folder):
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
@@ -57,7 +47,7 @@ def test_scenes_that_are_done_stay_and_one_that_fails_stops_no_other(
 ):
     maps, polygons = tmp_path / "maps", tmp_path / "polygons"
     words = ["--run", run, "--scenes", table, "--out", maps, "--vector", polygons]
-    code, said = call(monkeypatch, capsys, *words)
+    code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 2
     assert "3 scenes, 0 of them done already" in said.out
     assert f"failed: scene b: {tmp_path / 'b.tif'} not found" in said.err
@@ -68,7 +58,7 @@ def test_scenes_that_are_done_stay_and_one_that_fails_stops_no_other(
 
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     before = (maps / "a.tif").stat().st_mtime_ns
-    code, said = call(monkeypatch, capsys, *words)
+    code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 0
     assert "3 scenes, 2 of them done already" in said.out
     assert "1,600 pixels" in said.out
@@ -80,10 +70,10 @@ def test_scenes_that_are_done_stay_and_one_that_fails_stops_no_other(
         np.testing.assert_array_equal(read(maps / f"{name}.tif"), read(alone))
 
     # Another overlap makes another map, which is in the way of this one.
-    code, said = call(monkeypatch, capsys, *words, "--overlap", 0)
+    code, said = call(predict.main, monkeypatch, capsys, *words, "--overlap", 0)
     assert code == 2
     assert said.err.count("exists already") == 3
-    code, said = call(monkeypatch, capsys, *words, "--overlap", 0, "--overwrite")
+    code, said = call(predict.main, monkeypatch, capsys, *words, "--overlap", 0, "--overwrite")
     assert code == 0
     assert "3 scenes, 0 of them done already" in said.out
 
@@ -92,7 +82,7 @@ def test_a_shard_of_a_table_is_every_nth_scene(run, table, tmp_path, monkeypatch
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     words = ["--run", run, "--scenes", table, "--out", tmp_path / "maps", "--shard"]
     for shard, names in (("2/2", {"b"}), ("1/2", {"a", "b", "c"})):
-        code, _ = call(monkeypatch, capsys, *words, shard)
+        code, _ = call(predict.main, monkeypatch, capsys, *words, shard)
         assert code == 0
         assert {Path(name).stem for name in shown(tmp_path / "maps")} == names
 
@@ -109,14 +99,14 @@ def test_an_interruption_keeps_what_is_whole(run, table, tmp_path, monkeypatch, 
     monkeypatch.setattr(windows, "write", write_one)
     words = ["--run", run, "--scenes", table, "--out", tmp_path / "maps"]
     with pytest.raises(KeyboardInterrupt):
-        call(monkeypatch, capsys, *words)
+        call(predict.main, monkeypatch, capsys, *words)
     assert shown(tmp_path / "maps") == {"a.tif", "a.png"}
     # As if it had been killed while the files of c got their names.
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     monkeypatch.setattr(windows, "write", write_all)
-    assert call(monkeypatch, capsys, *words)[0] == 0
+    assert call(predict.main, monkeypatch, capsys, *words)[0] == 0
     (tmp_path / "maps" / "c.tif").unlink()
-    code, said = call(monkeypatch, capsys, *words)
+    code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 0
     assert "3 scenes, 2 of them done already" in said.out
     assert (tmp_path / "maps" / "c.tif").exists()
@@ -126,12 +116,13 @@ def test_what_others_made_is_not_taken_for_done(run, table, tmp_path, monkeypatc
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     runs.save_run(tmp_path / "other", runs.settings("unet"), (32, 32, 3), seed=1)
     words = ["--scenes", table, "--features", tmp_path / "table"]
-    assert call(monkeypatch, capsys, "--run", run, *words)[0] == 0
+    assert call(predict.main, monkeypatch, capsys, "--run", run, *words)[0] == 0
     for change in (["--run", tmp_path / "other"], ["--run", run, "--nodata", 500]):
-        code, said = call(monkeypatch, capsys, *change, *words)
+        code, said = call(predict.main, monkeypatch, capsys, *change, *words)
         assert code == 2
         assert said.err.count("exists already") == 3
-    code, said = call(monkeypatch, capsys, "--run", run, *words)
+    words += ["--run", run, "--workers", 2, "--batch-size", 16]  # which change nothing of a map
+    code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 0
     assert "3 scenes, 3 of them done already" in said.out
 
@@ -140,7 +131,7 @@ def test_no_file_of_the_table_is_overwritten(run, table, tmp_path, monkeypatch, 
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")
     words = ["--run", run, "--scenes", table, "--out", tmp_path, "--overwrite"]
     before = (tmp_path / "a.tif").read_bytes()
-    code, said = call(monkeypatch, capsys, *words)
+    code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 2
     assert "a.tif is a file of the table; name another folder" in said.err
     assert (tmp_path / "a.tif").read_bytes() == before
@@ -151,6 +142,7 @@ def test_no_file_of_the_table_is_overwritten(run, table, tmp_path, monkeypatch, 
     [
         (["--out", "maps", "--elevation", "dem.tif"], "with --scenes the table has it"),
         (["--out", "maps", "--probabilities", "maps"], "name a folder for each"),
+        ([], "nothing to write; name --out"),
         (["--out", "a.tif"], "a.tif is no folder, and can't be made"),
         (["--out", "maps", "--shard", "3/2"], "'3/2' is not I/N"),
         (["--out", "maps", "--nodata", "s1=0"], "there is no sensor s1"),
@@ -161,7 +153,7 @@ def test_tables_that_cannot_be_mapped_end_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    code, said = call(monkeypatch, capsys, "--run", run, "--scenes", table, *words)
+    code, said = call(predict.main, monkeypatch, capsys, "--run", run, "--scenes", table, *words)
     assert code == 2
     assert message in said.err
     assert "Traceback" not in said.err
