@@ -212,7 +212,7 @@ def test_tasks_are_summarised_by_the_middle_half_of_normalised_scores(rng):
 def test_the_summarys_interval_counts_what_a_pretraining_shares_once(rng):
     """All fine-tunings of a repetition say the same: as many as one likes are no evidence."""
     # Well apart: scores are told in units of what lies between the methods.
-    shared = rng.normal(0, 1, (2, 6, 1)) + [[[0]], [[8]]]
+    shared = rng.normal([[[0.0]], [[8.0]]], 1, (2, 6, 1))
     few, many = (
         evidence.summarise([shared + 0.01 * rng.normal(size=(2, 6, count))]) for count in (2, 40)
     )
