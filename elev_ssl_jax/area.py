@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files
 from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import single
@@ -97,15 +97,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m elev_ssl_jax.area", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--run", type=Path, required=True, help="the fine-tuning that made the map")
+    parser.add_argument(
+        "--run", type=command_line.run, required=True, help="the fine-tuning that made the map"
+    )
     parser.add_argument(
         "--map",
-        type=Path,
+        type=command_line.path,
         nargs="+",
         required=True,
         help="the map, as predict writes it, or several, of shards or of scenes that don't overlap",
     )
-    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--out", type=command_line.path, help="CSV to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = parser.parse_args()
     with reported():

@@ -1,9 +1,12 @@
-"""The command line of commands that take a configuration file."""
+"""What command lines have in common."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError, reported
 
 # Fields of several names, none of which has a comma.
@@ -11,6 +14,23 @@ _NAMES = (
     *("data.inputs", "data.transfer.inputs", "experiment.methods", "experiment.tasks"),
     *("experiment.metrics", "experiment.encoders"),
 )
+
+
+def path(text: str) -> Path:
+    """The `type` of an argument that names a file or a folder of this machine."""
+    return _argument(storage.local_path, text)
+
+
+def run(text: str) -> Path:
+    """The `type` of an argument that names a run."""
+    return _argument(storage.run_path, text)
+
+
+def _argument(made, text):
+    try:
+        return made(text)
+    except InputError as error:  # of which argparse would tell no more than that there was one
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse(argv: list[str], config: Any) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.inference.model import Model, load
 from elev_ssl_jax.pretraining import measures, scores
@@ -103,8 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m elev_ssl_jax.features", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("run", type=Path, help="a pre-training, or what convert --to run makes")
-    parser.add_argument("--out", type=Path, required=True, help="the file, .npz")
+    parser.add_argument(
+        "run", type=command_line.run, help="a pre-training, or what convert --to run makes"
+    )
+    parser.add_argument("--out", type=command_line.path, required=True, help="the file, .npz")
     parser.add_argument("--name", default="", help="as config.data.name; the run's own")
     parser.add_argument("--dir", default="", help="as config.data.dir; the run's own")
     for part, what in zip(PARTS, ("learn from", "choose by", "judge by"), strict=True):

@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, and folders that have one writer."""
 
 import fcntl
+import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -9,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError
 
 UNLABELLED = 255  # what files of classes, eight bits each, hold where there is none
@@ -23,8 +26,16 @@ _LOCK = ".lock"  # in a folder that is being written; held by its writer, as lon
 def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, beside `path`, which takes its name only when it is whole.
 
-    What was there before stays until then, and if an error comes.
+    What was there before stays until then, and if an error comes. In a bucket, where a file is
+    there once it is whole, it is written on this machine first.
     """
+    if storage.in_bucket(path):
+        with tempfile.TemporaryDirectory() as scratch:
+            partial = Path(scratch, path.name)
+            yield partial
+            with storage.told(path):
+                path.write_bytes(partial.read_bytes())
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     partial = Path(name)
@@ -34,6 +45,11 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def content(path: Path) -> IO[bytes]:
+    """A whole file as libraries take it that know no paths in buckets."""
+    return io.BytesIO(path.read_bytes())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,12 +108,18 @@ def new_folder(path: Path, *, goes_on: str | None = None) -> Iterator[Path]:
 def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
     """Makes `folder` if need be, and keeps every other process that asks out of it.
 
-    The system takes the lock from a process that ends, however it ends.
+    The system takes the lock from a process that ends, however it ends. A bucket has none: other
+    processes of this machine are kept out of its folder, and those of other machines are not.
 
     Raises:
       InputError: With the message `refusal` while another process is in; or the folder can't be
         made.
     """
+    if storage.in_bucket(folder):
+        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        with sole_writer(Path(tempfile.gettempdir(), f"elev_ssl_jax-{name}"), refusal):
+            yield
+        return
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +143,12 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
 
 
 def state(path: Path) -> tuple[int, int]:
-    """What tells a file from what it was: its size, and when it changed."""
+    """What tells a file from what it was: its size, and when it changed.
+
+    Of rasters in buckets nothing does.
+    """
+    if storage.is_remote_raster(path):
+        return -1, 0
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 

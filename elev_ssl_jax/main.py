@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from elev_ssl_jax import checks, command_line, fields, files, run_data
+from elev_ssl_jax import checks, command_line, fields, files, run_data, storage
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import methods
 from elev_ssl_jax.recipes import PROBES, recipe
@@ -55,11 +56,13 @@ def main(argv: list[str]) -> None:
     with reported():
         if argv[1:]:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
-        config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
+        config, workdir = _CONFIG.value, storage.run_path(str(_WORKDIR.value))
         refusal = f"--workdir={workdir} is in use by another run; wait for it, or name another"
         checks.check(config)
         if _PROFILE.value and config.task != "pretrain":
             raise InputError(f"--profile traces pre-trainings; config.task is {config.task!r}")
+        if _PROFILE.value and storage.in_bucket(workdir):
+            raise InputError("--profile writes to a folder of this machine; name a local --workdir")
         _join_processes(config)
         if sharding.is_first():
             for line in fields.without_effect(config):
@@ -69,6 +72,7 @@ def main(argv: list[str]) -> None:
             with ExitStack() as stack:
                 with sharding.together():
                     if sharding.is_first():  # which keeps other runs out for all of this one
+                        storage.check_writable(workdir)
                         run_folder.check_same_run(workdir, config)
                         stack.enter_context(files.sole_writer(workdir, refusal))
                 sharding.check_shared(workdir)
@@ -214,7 +218,7 @@ def _compare(config, workdir: Path) -> None:
         write = compose.write
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    if any(workdir.glob("**/cells/*.json")):
+    if any(any(workdir.glob(f"{deeper}cells/*.json")) for deeper in ("", "*/")):
         print(write(workdir))
     if failed:
         raise InputError(f"{len(failed)} failed, see above; the same command tries them again")
@@ -240,12 +244,20 @@ def _task(config, kept):
 
 
 class _Writer:
-    """Of event files, which are made when there is something to write: a refused run has none."""
+    """Of event files, which are made when there is something to write: a refused run has none.
+
+    Those of a run in a bucket are written on this machine and copied there, whole, at each flush.
+    """
 
     def __init__(self, workdir: Path):
         quiet.import_tensorflow()  # now, rather than between two steps
         from clu import metric_writers
 
+        self._bucket = workdir if storage.in_bucket(workdir) else None
+        if self._bucket:
+            self._scratch = tempfile.TemporaryDirectory()
+            workdir = Path(self._scratch.name)
+        self._local = workdir
         self._make = functools.partial(
             metric_writers.create_default_writer,
             workdir,
@@ -262,6 +274,9 @@ class _Writer:
 
     def flush(self) -> None:
         self._writer.flush()
+        if self._bucket:
+            for path in self._local.glob("events.*"):
+                (self._bucket / path.name).write_bytes(path.read_bytes())
 
 
 if __name__ == "__main__":

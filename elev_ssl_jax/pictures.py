@@ -13,6 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 
+from elev_ssl_jax import files
+
 
 def draw_views(
     path: Path,
@@ -318,5 +320,6 @@ def _grid(rows, columns):
 
 
 def _save(figure, path):
-    figure.savefig(path, dpi=90)
+    with files.new_file(path) as partial:
+        figure.savefig(partial, dpi=90)
     plt.close(figure)

@@ -7,8 +7,8 @@ A fine-tuned run gives a class for each pixel, a pre-training run elevation in m
 
 import argparse
 import re
-from pathlib import Path
 
+from elev_ssl_jax import command_line
 from elev_ssl_jax.data.scene import parse_images, parse_nodata
 from elev_ssl_jax.data.scene_files import read_scenes
 from elev_ssl_jax.errors import InputError, reported
@@ -22,7 +22,9 @@ _OUTPUTS = ("out", "probabilities", "confidence", "vector", "features")
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--run", type=command_line.run, required=True, help="folder of a finished run"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--image",
@@ -33,14 +35,24 @@ def main() -> None:
     )
     source.add_argument(
         "--scenes",
-        type=Path,
+        type=command_line.path,
         help="CSV of many: name, a column a sensor, elevation; outputs name folders then",
     )
-    parser.add_argument("--elevation", type=Path, help="DEM, for a model that sees elevation")
-    parser.add_argument("--out", type=Path, help="map to write; a .png to look at lies beside it")
-    parser.add_argument("--probabilities", type=Path, help="GeoTIFF with a band for each class")
-    parser.add_argument("--confidence", type=Path, help="GeoTIFF of the told class's probability")
-    parser.add_argument("--vector", type=Path, help="GeoPackage with the map's classes as polygons")
+    parser.add_argument(
+        "--elevation", type=command_line.path, help="DEM, for a model that sees elevation"
+    )
+    parser.add_argument(
+        "--out", type=command_line.path, help="map to write; a .png to look at lies beside it"
+    )
+    parser.add_argument(
+        "--probabilities", type=command_line.path, help="GeoTIFF with a band for each class"
+    )
+    parser.add_argument(
+        "--confidence", type=command_line.path, help="GeoTIFF of the told class's probability"
+    )
+    parser.add_argument(
+        "--vector", type=command_line.path, help="GeoPackage with the map's classes as polygons"
+    )
     parser.add_argument(
         "--min-area",
         type=float,
@@ -48,7 +60,9 @@ def main() -> None:
         metavar="M2",
         help="square metres; smaller polygons become part of their largest neighbour",
     )
-    parser.add_argument("--features", type=Path, help="GeoParquet with features of each window")
+    parser.add_argument(
+        "--features", type=command_line.path, help="GeoParquet with features of each window"
+    )
     parser.add_argument("--window", type=int, help="pixels along its side (default: a chip's)")
     parser.add_argument(
         "--overlap", type=int, help="pixels windows share (default: half of one; of features, none)"

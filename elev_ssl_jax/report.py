@@ -6,8 +6,8 @@ Writes `report.md`, `report.html` (one file, pictures included), `results.csv` a
 """
 
 import argparse
-from pathlib import Path
 
+from elev_ssl_jax import command_line
 from elev_ssl_jax.errors import reported
 from elev_ssl_jax.reporting import compose, summary
 
@@ -15,7 +15,7 @@ from elev_ssl_jax.reporting import compose, summary
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="an experiment's --workdir")
+    parser.add_argument("run", type=command_line.run, help="an experiment's --workdir")
     with reported():
         run = parser.parse_args().run
         # An experiment has cells; a study has tasks, which have them.

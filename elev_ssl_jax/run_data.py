@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elev_ssl_jax import sensor_scale
+from elev_ssl_jax import sensor_scale, storage
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled
 from elev_ssl_jax.recipes import REGRESSION, made_of
@@ -16,6 +16,11 @@ def make_synthetic(config: Any, workdir: Path) -> None:
     from elev_ssl_jax.data import synthetic
 
     check_synthetic(config)
+    if storage.in_bucket(workdir) and not sharding.alone():
+        raise InputError(
+            f"--workdir={workdir} can't hold the data of config.data.synthetic, and the processes "
+            "share no other folder; name prepared data with --config.data.dir"
+        )
     with sharding.together():
         if sharding.is_first():
             synthetic.prepare(config.data, workdir)
@@ -192,6 +197,8 @@ def measure_alike(config: Any, settings: Any, workdir: Path | None = None) -> No
     auto = [n for n in ("value_range", "mean", "std") if sensor_scale.is_auto(config.data[n])]
     if auto:
         begun = workdir is not None and checkpoint.steps(workdir)
-        _, about = checkpoint.about(workdir if workdir and begun else Path(settings.init_from))
+        _, about = checkpoint.about(
+            workdir if workdir and begun else storage.run_path(settings.init_from)
+        )
         theirs = about["config"]["data"]
         config.data.update({name: tuple(theirs.get(name, ())) for name in auto})

@@ -6,7 +6,8 @@
 #
 # NAME, ZONE and TYPE say which slice; VERSION its software (default tpu-ubuntu2204-base); SPOT=1
 # asks for one that may be preempted; BUCKET=name mounts that Cloud Storage bucket at /mnt/runs on
-# every worker by gcsfuse, for data and runs (a Filestore share mounted there does as well). A slice that is
+# every worker by gcsfuse, for data and runs (a Filestore share mounted there does as well; runs may
+# also be gs:// themselves). A slice that is
 # preempted is made again, and the run goes on from its last checkpoint. At the end the slice stays:
 # gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE"
 set -euo pipefail
@@ -43,7 +44,7 @@ make_ready() {
     python3 -m uv --version > /dev/null 2>&1 || python3 -m pip install --quiet --user uv
     cd ~/elev_ssl_jax
     [ -d .venv ] || python3 -m uv venv --quiet --python 3.12 .venv
-    python3 -m uv pip install --quiet --python .venv -e '.[tpu]'
+    python3 -m uv pip install --quiet --python .venv -e '.[tpu,cloud]'
     if [ -n '${BUCKET:-}' ] && ! mountpoint --quiet /mnt/runs; then
       sudo mkdir -p /mnt/runs && sudo chown \$USER /mnt/runs
       gcsfuse --implicit-dirs '${BUCKET:-}' /mnt/runs

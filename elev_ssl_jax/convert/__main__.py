@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import branches, exported, facts, imported
 from elev_ssl_jax.errors import InputError, reported
@@ -106,10 +106,16 @@ def main() -> None:
         prog="python -m elev_ssl_jax.convert", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--from", dest="source", type=Path, required=True, help="a run, .safetensors or .pth file"
+        "--from",
+        dest="source",
+        type=command_line.run,
+        required=True,
+        help="a run, .safetensors or .pth file",
     )
     parser.add_argument("--to", required=True, choices=[*exported.TARGETS, "run"])
-    parser.add_argument("--out", type=Path, required=True, help="file, or folder of the new run")
+    parser.add_argument(
+        "--out", type=command_line.path, required=True, help="file, or folder of the new run"
+    )
     parser.add_argument(
         "--print-usage", action="store_true", help="print the Python that loads the file"
     )

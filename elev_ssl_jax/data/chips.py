@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files
 from elev_ssl_jax.data import labels, store
 from elev_ssl_jax.data.cutting import cut_all
 from elev_ssl_jax.data.planning import (
@@ -228,10 +228,12 @@ def add_arguments(parser: Any, *, required: bool = True) -> None:
         help="GeoTIFFs on one grid; NAME=FILE ..., once for each of several sensors",
     )
     source.add_argument(
-        "--scenes", type=Path, help="CSV: name, a column a sensor, elevation, labels"
+        "--scenes", type=command_line.path, help="CSV: name, a column a sensor, elevation, labels"
     )
-    parser.add_argument("--elevation", type=Path, help="DEM in metres, any grid")
-    parser.add_argument("--labels", type=Path, help="class raster or polygons; may be left out")
+    parser.add_argument("--elevation", type=command_line.path, help="DEM in metres, any grid")
+    parser.add_argument(
+        "--labels", type=command_line.path, help="class raster or polygons; may be left out"
+    )
     parser.add_argument(
         "--label-values", type=int, nargs="+", help="raster values of class 1 of two (default: 1)"
     )
@@ -299,7 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")
     args = parser.parse_args()
     with reported():
         scenes, settings = of_arguments(args)

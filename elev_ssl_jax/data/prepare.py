@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files
 from elev_ssl_jax.data import chips, cutting, planning, source, store
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError, reported
@@ -312,9 +312,12 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--chips", type=Path, nargs="+", help="folders of chips, or that of SEN12MS or DFC2020"
+        "--chips",
+        type=command_line.path,
+        nargs="+",
+        help="folders of chips, or that of SEN12MS or DFC2020",
     )
-    parser.add_argument("--data-dir", type=Path, help="default: ~/tensorflow_datasets")
+    parser.add_argument("--data-dir", type=command_line.path, help="default: ~/tensorflow_datasets")
     parser.add_argument(
         "--config", choices=("segmentation", "classification"), default="segmentation"
     )

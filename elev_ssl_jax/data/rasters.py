@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
@@ -16,6 +17,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.storage import is_remote_raster
 
 # Each reads the file, and headers of the same name beside it. HDF5 and netCDF are not among them:
 # such a file may keep its numbers in any other file.
@@ -44,7 +46,12 @@ _WKT = re.compile(
 
 
 def check_regular(path: Path, why: str = "") -> None:
-    """Raises `InputError` if there is no such file, or it is a folder, a pipe or a device."""
+    """Raises `InputError` if there is no such file, or it is a folder, a pipe or a device.
+
+    Of what lies in a bucket only opening it tells.
+    """
+    if is_remote_raster(path):
+        return
     if not path.exists():
         raise InputError(f"{path} not found{why}")
     if not path.is_file():
@@ -54,14 +61,16 @@ def check_regular(path: Path, why: str = "") -> None:
 def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
     """Opens a raster of the user's own until `stack` closes.
 
-    A file named .vrt may refer to others: the user's own scene may be a mosaic.
+    A file named .vrt may refer to others of this machine: the user's own scene may be a mosaic.
 
     Raises:
       InputError: It is missing, no raster of one of `DRIVERS`, refers to other folders, or has no
-        CRS.
+        CRS; or a .vrt lies in a bucket or refers to one.
     """
     check_regular(path)
     vrt = path.suffix.lower() == ".vrt"
+    if vrt:
+        _check_mosaic(path)
     _check_beside(path)
     source = stack.enter_context(_open(path, ("VRT",) if vrt else DRIVERS))
     if not vrt:
@@ -82,14 +91,35 @@ def _open(path, drivers):
     for driver in drivers:
         try:
             # An absolute path: a name may begin with what GDAL takes for an instruction.
-            return rasterio.open(path.absolute(), driver=driver)
+            if not is_remote_raster(path):
+                return rasterio.open(path.absolute(), driver=driver)
+            # What lies beside it would be one request more for each name that GDAL knows.
+            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+                return rasterio.open(path, driver=driver)
         except rasterio.errors.RasterioError as error:
             first = first or error
     raise InputError(f"{path} is not a readable raster: {first}") from first
 
 
+def _check_mosaic(path):
+    """A mosaic's files are read because it names them, which is no reason to ask in the network."""
+    if is_remote_raster(path):
+        raise InputError(f"{path} is a mosaic in a bucket; name its files, or mount the bucket")
+    try:
+        texts = "".join(ElementTree.fromstring(path.read_bytes()).itertext())
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path} is not a readable raster: {error}") from error
+    if re.search("/vsi|://", texts):
+        raise InputError(
+            f"{path} names what is not a file of this machine; name those files to the command "
+            "themselves, or mount the bucket"
+        )
+
+
 def _check_beside(path):
     """Overviews and masks in files of their own, which GDAL opens by any driver."""
+    if is_remote_raster(path):  # it is opened without them
+        return
     for suffix in (".ovr", ".msk"):
         beside = path.with_name(path.name + suffix)
         if beside.exists():

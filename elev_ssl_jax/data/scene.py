@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from elev_ssl_jax.data.rasters import check_unscaled, open_raster
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.storage import local_path
 
 _ROWS, _COLUMNS = 512, 8192  # of a block, which bounds the memory
 _BLANK = 0.01  # the share of pixels that are 0 without meaning no data, above which there is a word
@@ -163,7 +164,7 @@ def parse_images(groups: Sequence[Sequence[str]]) -> dict[str, list[Path]]:
             ("image", group[0]) if not match or Path(group[0]).exists() else match.groups()
         )
         check_name(name, images)
-        images[name] = [Path(first), *map(Path, group[1:])]
+        images[name] = [local_path(file) for file in (first, *group[1:])]
     return images
 
 

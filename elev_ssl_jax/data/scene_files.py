@@ -11,6 +11,7 @@ from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.data.scene import check_name
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import state
+from elev_ssl_jax.storage import is_remote_raster, local_path
 
 
 class SceneFiles(NamedTuple):
@@ -70,7 +71,7 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
         if name in (scene.name for scene in scenes):
             raise InputError(f"{path}: scene {name} is there twice")
         listed = {
-            column: tuple(path.parent / part.strip() for part in row[column].split(";"))
+            column: tuple(_listed(path, part.strip()) for part in row[column].split(";"))
             for column in (*names, "elevation", "labels")
             if row.get(column, "").strip()
         }
@@ -92,3 +93,12 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
             )
         )
     return scenes
+
+
+def _listed(table, name):
+    if is_remote_raster(Path(name)):
+        raise InputError(
+            f"{table} names {name}: rasters in buckets are read where a command names them, and "
+            "not because a file does; mount the bucket, or give this scene by --image"
+        )
+    return table.parent / local_path(name)

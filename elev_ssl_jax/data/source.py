@@ -153,9 +153,18 @@ def _decode(record: bytes, known: list[tuple[str, tuple[int, ...], np.dtype]]) -
     return decoded
 
 
+def _folder(data):
+    if re.match(r"\w+:/", data.dir):
+        raise InputError(
+            f"config.data.dir={data.dir}: array_record files can't be read there; mount the bucket "
+            "(gcsfuse, mount-s3) and name the folder that shows it"
+        )
+    return Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+
+
 def find_name(data: Any) -> str:
     """`config.data.name`, or what it should be: own scenes were of the name nwrc, too, before."""
-    folder = Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+    folder = _folder(data)
     kind = data.name.removeprefix("nwrc/")
     own = f"chips/{kind}"
     if kind == data.name or newest(folder / data.name) or not newest(folder / own):
@@ -173,7 +182,7 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
       InputError: There are no such data, they are damaged, there is no such split, or the split
         is empty or too small.
     """
-    folder = Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+    folder = _folder(data)
     version = newest(folder / data.name)
     if version is None:
         raise InputError(

@@ -17,7 +17,7 @@ import rasterio
 from rasterio.transform import from_origin
 from tqdm import tqdm
 
-from elev_ssl_jax import files
+from elev_ssl_jax import command_line, files, storage
 from elev_ssl_jax.data import store
 from elev_ssl_jax.data.cutting import close_all, cut
 from elev_ssl_jax.data.labels import Classes
@@ -116,6 +116,8 @@ def folder_of(data: Any, workdir: Path) -> Path:
     """Where `prepare` puts the data that `config.data` asks for: others are other data."""
     name = f"{data.synthetic.chips}x{data.synthetic.size}"
     two = "-two-sensors" if sensors_of(data) == TWO else ""
+    if storage.in_bucket(workdir):  # where they couldn't be read
+        workdir = Path("~/tensorflow_datasets").expanduser()
     return workdir / "synthetic" / (name + two)
 
 
@@ -205,7 +207,7 @@ def main() -> None:
     parser.add_argument("--elevation-size", type=int, help="elevation cells a side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--two-sensors", action="store_true", help="s1 and s2 rather than image")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")
     args = parser.parse_args()
     with reported():
         write_chips(

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import checks, files, metrics, pictures, sensors
+from elev_ssl_jax import checks, files, metrics, pictures, sensors, storage
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import cells, labelled, loop, methods, single
@@ -75,7 +75,7 @@ def run(
     if unlabelled is not None:
         data["pretrain"] = unlabelled
     if config.experiment.pretrain.init_from:
-        data["start"] = starting.descent_of(Path(config.experiment.pretrain.init_from))
+        data["start"] = starting.descent_of(storage.run_path(config.experiment.pretrain.init_from))
     for method in config.experiment.methods:
         if (folder := methods.given_encoder(config, method)) is not None:
             data[methods.pretraining_of(method)] = checkpoint.fingerprint(folder)
@@ -248,7 +248,7 @@ def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
     """Writes a cell's results; the JSON file, which says that they are there, comes last."""
     path = result_path(workdir, cell)
     if with_classes:
-        chosen = np.load(workdir / "panel.npz")["chosen"]
+        chosen = np.load(files.content(workdir / "panel.npz"))["chosen"]
         with files.new_file(path.with_suffix(".npy")) as partial:
             np.save(partial, classes[chosen])
     single.save_by_block(path.with_suffix(".npz"), result["confusion_matrix"], test, classes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from elev_ssl_jax import metrics, sensors
+from elev_ssl_jax import metrics, sensors, storage
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import FROZEN, GIVEN, recipe
@@ -94,7 +94,7 @@ def given_encoder(config: Any, method: str) -> Path | None:
         return None
     folders = dict(entry.split("=", 1) for entry in config.experiment.encoders)
     try:
-        return Path(folders[name.removeprefix(GIVEN)])
+        return storage.run_path(folders[name.removeprefix(GIVEN)])
     except KeyError:
         raise InputError(
             f"config.experiment.methods has {method}, but config.experiment.encoders names "

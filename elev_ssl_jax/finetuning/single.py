@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from elev_ssl_jax import files, metrics, pictures, sensors
+from elev_ssl_jax import files, metrics, pictures, sensors, storage
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop
@@ -107,7 +107,10 @@ def _learn(parts, writer) -> _Learned:
     origin = None
     if config.init_from:
         variables, origin = starting.from_run(
-            Path(config.init_from), variables, sensors.of(config), bands=config.init_bands
+            storage.run_path(config.init_from),
+            variables,
+            sensors.of(config),
+            bands=config.init_bands,
         )
     frozen, patience = config.finetune.frozen_epochs, config.finetune.patience
     with ExitStack() as stack:
@@ -179,6 +182,7 @@ def _learn(parts, writer) -> _Learned:
                 last = stopped or epoch.number == config.epochs
                 if last or better or epoch.number % config.checkpoint.every_epochs == 0:
                     checkpoint.save(checkpoints, state, about)
+                    writer.flush()
                 if best and better:
                     checkpoints.wait_until_finished()
                     best.keep(state, about)
@@ -325,7 +329,7 @@ def judged(run: Path) -> tuple[np.ndarray, int]:
         whole = np.array(json.loads((run / "results.json").read_text())["confusion_matrix"])
         if not (run / _JUDGED).exists():
             return whole[None], 0
-        with np.load(run / _JUDGED) as file:
+        with np.load(files.content(run / _JUDGED)) as file:
             matrices = file["matrices"]
         if not np.array_equal(matrices.sum(axis=0), whole):
             raise ValueError("it is of another test than results.json")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import sensors
+from elev_ssl_jax import sensors, storage
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import loop
@@ -280,7 +280,7 @@ def load(run: str | Path) -> Model:
     Raises:
       InputError: There is no such run, it is not finished, or its checkpoint is damaged.
     """
-    run = Path(run)
+    run = storage.run_path(run)
     saved = checkpoint.load(run)
     steps = saved.about["steps"]
     if saved.step < steps:

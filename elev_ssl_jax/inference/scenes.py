@@ -13,7 +13,7 @@ import numpy as np
 import rasterio
 from tqdm import tqdm
 
-from elev_ssl_jax import files
+from elev_ssl_jax import files, storage
 from elev_ssl_jax.data.scene import Nodata, SensorFiles, warn_of_blanks
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import windows
@@ -131,8 +131,9 @@ def map_scene(
         # A mosaic names further files, and a run is more than what is read of it.
         read = [file for raster in scene.rasters for file in (raster.path, *raster.dataset.files)]
         read += [path for path in (elevation,) if path is not None]
-        run = (path for path in model.run.rglob("*") if path.is_file())
-        files.check_outputs(outputs, [*map(Path, read), *run], overwrite=overwrite)
+        if not storage.in_bucket(model.run):
+            read += [path for path in model.run.rglob("*") if path.is_file()]
+        files.check_outputs(outputs, map(Path, read), overwrite=overwrite)
         height, width = scene.grid.shape
         if min(height, width) < size:
             raise InputError(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from elev_ssl_jax import augment, files, sensors, squares
+from elev_ssl_jax import augment, files, sensors, squares, storage
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, scores
 from elev_ssl_jax.pretraining.method import Method
@@ -102,7 +102,7 @@ def pretrain(
     first, origin = init(config.seed), None
     if config.init_from and not checkpoint.steps(workdir):
         with sharding.together():
-            descent = starting.descent_of(Path(config.init_from))
+            descent = starting.descent_of(storage.run_path(config.init_from))
         sharding.check_same(f"the weights of config.init_from={config.init_from}", descent)
         variables, origin = _take_weights(config, first.variables, mesh)
         first = first.replace(**variables)
@@ -140,6 +140,7 @@ def pretrain(
                     log.flush()  # a state that is not finite ends the run and is never saved
                 if saves:
                     checkpoint.save(checkpoints, state, about)
+                    writer.flush()
                 if judges:
                     writer.write_scalars(step, judge(state.variables))
                     log.restart_clock()
@@ -181,7 +182,7 @@ def check_weights(config: Any, method: Method, sample: Arrays) -> None:
 def _take_weights(config, variables, mesh) -> starting.Start:
     """`variables`, with those that `config.init_from` has in place of some, where they were."""
     start = starting.from_run(
-        Path(config.init_from),
+        storage.run_path(config.init_from),
         variables,
         sensors.of(config),
         bands=config.init_bands,

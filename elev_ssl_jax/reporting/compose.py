@@ -148,7 +148,7 @@ def _block_counts(run, some, rows):
         if not path.exists():
             return None
         try:
-            with np.load(path) as cell:
+            with np.load(files.content(path)) as cell:
                 known[row], blocks = cell["matrices"], cell["blocks"].tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
@@ -228,9 +228,9 @@ def _draw_panel(run, methods, some, names) -> bool:
             stems = some[some["method"] == method]["file"]
             paths = [run / "cells" / f"{stem}.npy" for stem in stems]
             for path in [path for path in paths if path.exists()][:1]:
-                classes[verdicts.name_of(method)] = np.load(path)
+                classes[verdicts.name_of(method)] = np.load(files.content(path))
         if classes:
-            panel = np.load(run / "panel.npz")
+            panel = np.load(files.content(run / "panel.npz"))
             images, targets = panel["images"], panel["targets"]
             pictures.draw_classes(run / "panel.png", images, targets, classes, names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

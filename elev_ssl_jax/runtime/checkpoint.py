@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -36,9 +37,10 @@ class Saved(NamedTuple):
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints in `workdir`, of which the last `keep` are kept."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    folder = workdir if storage.in_bucket(workdir) else workdir.absolute()
     with _silent_absl():
         return ocp.CheckpointManager(
-            workdir.absolute() / "checkpoints",
+            folder / "checkpoints",
             item_handlers=ocp.StandardCheckpointHandler(),
             options=options,
         )
@@ -102,8 +104,11 @@ def commit() -> str:
 
 def steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints that are whole, in order."""
-    names = [path.name for path in (run / "checkpoints").glob("*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
+    with storage.told(run):
+        paths = [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
+        # In a bucket nothing is renamed: what isn't whole lacks a file that says so.
+        whole = [path for path in paths if ocp.utils.is_checkpoint_finalized(path)]
+    return sorted(int(path.name) for path in whole)
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, about: dict[str, Any]) -> None:

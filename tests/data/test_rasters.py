@@ -1,5 +1,6 @@
 import os
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ import rasterio
 from rasterio.transform import from_origin
 from tfds_nwrc import layout
 
-from elev_ssl_jax.data import rasters, scene
+from elev_ssl_jax.data import rasters, scene, scene_files
 from elev_ssl_jax.errors import InputError
+from tests import buckets
 from tests.data import hostile
 
 SIDE = 20
@@ -66,6 +68,38 @@ def test_a_mosaic_named_vrt_is_the_users_own(folder, secret):
     path = folder / "mosaic.vrt"
     path.write_text(hostile.vrt(secret, SIDE))
     assert (read(path) == 777).all()
+
+
+@pytest.mark.parametrize("name", ["/vsicurl/{}/x.tif", "/&#118;sicurl/{}/x.tif", "{}/x.tif"])
+def test_a_mosaic_asks_nothing_in_the_network(folder, name):
+    path = folder / "mosaic.vrt"
+    with hostile.web_server() as (url, asked):
+        path.write_text(hostile.vrt(name.format(url), SIDE))
+        with pytest.raises(InputError, match=r"mosaic.vrt names what is not a file of this"):
+            read(path)
+    assert asked == []
+
+
+def test_rasters_in_a_bucket_are_read_where_a_command_names_them(folder, rng):
+    array = rng.integers(0, 6000, (SIDE, SIDE)).astype(np.uint16)
+    content = write(folder / "a.tif", array).read_bytes()
+    with buckets.amazon(**{"a.tif": content, "m.vrt": b"<VRTDataset/>"}):
+        there = Path(f"/vsis3/{buckets.NAME}/a.tif")
+        np.testing.assert_array_equal(read(there), array)
+        assert scene.parse_images([[str(there)]]) == {"image": [there]}
+        table = folder / "scenes.csv"
+        table.write_text(f"name,image\none,{there}\n")
+        with pytest.raises(InputError, match=r"scenes.csv names /vsis3/bucket/a.tif"):
+            scene_files.read_scenes(table, all_there=False)
+        with pytest.raises(InputError, match=r"m.vrt is a mosaic in a bucket"):
+            read(there.with_name("m.vrt"))
+        with pytest.raises(InputError, match=r"/vsis3/bucket/b.tif is not a readable raster"):
+            read(there.with_name("b.tif"))
+        with pytest.raises(InputError, match=r"/vsis3/none/b.tif is not a readable raster"):
+            read(Path("/vsis3/none/b.tif"))
+    for address in ("s3://bucket/a.tif", "https://x.org/a.tif"):
+        with pytest.raises(InputError, match=f"^{address} is an address"):
+            scene.parse_images([[address]])
 
 
 @pytest.mark.parametrize("suffix", [".ovr", ".msk"])
