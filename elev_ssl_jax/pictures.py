@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-
-matplotlib.use("Agg")  # files only; no window, and none is needed
-
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from elev_ssl_jax import files
@@ -124,7 +121,7 @@ def _draw_words(path, images, true, predicted, names):
         return " + ".join(names[i] if i < len(names) else "unlabelled" for i in there) or "none"
 
     lines = 1 + len(predicted)
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         1, len(images), figsize=(2.6 * len(images), 2.8 + 0.2 * lines), squeeze=False
     )
     figure.subplots_adjust(0.01, 0.2 * lines / (2.8 + 0.2 * lines), 0.99, 0.97, 0.06)
@@ -158,7 +155,7 @@ def draw_curves(
       curves: By metric and method: by place on the axis, the mean and half its interval, or NaN.
       across: What the axis is.
     """
-    figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), layout="tight")
+    figure, axes = _subplots(1, len(curves), figsize=(5 * len(curves), 4), layout="tight")
     for axis, (title, methods) in zip(np.atleast_1d(axes), curves.items(), strict=True):
         for name, points in methods.items():
             means, halves = zip(*points.values(), strict=True)
@@ -189,7 +186,7 @@ def draw_forest(path: Path, rows: Sequence[ForestRow], across: str) -> None:
       rows: From the top.
       across: What the axis is.
     """
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.34 * len(rows)), layout="constrained")
+    figure, axis = _subplots(1, 1, figsize=(8, 1 + 0.34 * len(rows)), layout="constrained")
     for i, row in enumerate(rows):
         color = {True: "tab:blue", False: "0.55", None: "0.75"}[row.stands_out]
         axis.plot(row.ends, (i, i), color=color, linewidth=2)
@@ -215,7 +212,7 @@ def draw_reliability(path: Path, calibration: dict[str, Any]) -> None:
     confidence, accuracy = (
         np.array([calibration[name][i] for i in some]) for name in ("confidence", "accuracy")
     )
-    figure, (above, below) = plt.subplots(
+    figure, (above, below) = _subplots(
         2, 1, figsize=(4, 5), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     above.plot((0, 1), (0, 1), color="0.7", linewidth=1)
@@ -230,7 +227,7 @@ def draw_reliability(path: Path, calibration: dict[str, Any]) -> None:
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Confusion matrices [K, K] by title, each row in per cent of the true class, by its name."""
     side = 0.6 * max(4, len(next(iter(matrices.values())))) + 0.2
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         1, len(matrices), figsize=(side * len(matrices), side + 0.2), squeeze=False, layout="tight"
     )
     for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
@@ -259,7 +256,7 @@ def draw_map(
       classes: Their names.
     """
     height, width = image.shape[:2]
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         1, 2, figsize=(14, 14 * height / (2 * width) + 0.8), layout="constrained"
     )
     for axis in axes:
@@ -306,11 +303,15 @@ def displayable(
     return np.clip((shown - low) / max(high - low, 1e-6), 0, 1)
 
 
+def _subplots(rows, columns, *, figsize, layout=None, **more):
+    """Not pyplot's, whose windows, and whether there are any, are the user's own business."""
+    figure = Figure(figsize=figsize, layout=layout)
+    return figure, figure.subplots(rows, columns, **more)
+
+
 def _grid(rows, columns):
     size = (2.4 * len(columns), 2.2 * rows)
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=size, squeeze=False, layout="constrained"
-    )
+    figure, axes = _subplots(rows, len(columns), figsize=size, squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
     for axis in axes.flat:
@@ -322,4 +323,3 @@ def _grid(rows, columns):
 def _save(figure, path):
     with files.new_file(path) as partial:
         figure.savefig(partial, dpi=90)
-    plt.close(figure)

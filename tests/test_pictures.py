@@ -1,5 +1,4 @@
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.text import Annotation
 
 from elev_ssl_jax import pictures
@@ -11,7 +10,6 @@ def drawn(monkeypatch, draw, *arguments):
     monkeypatch.setattr(pictures, "_save", lambda figure, path: kept.append(figure))
     draw("nowhere.png", *arguments)
     (figure,) = kept
-    plt.close(figure)
     return figure
 
 
