@@ -62,11 +62,13 @@ def is_remote_raster(path: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes, reads and deletes a file in a folder in a bucket.
+    """Writes, reads and deletes a file in a run's folder, if that is in a bucket.
 
     Raises:
       InputError: That can't be done.
     """
+    if not in_bucket(folder):  # whose making says as much
+        return
     path = folder / f".access-{os.urandom(8).hex()}"
     with told(folder):
         path.write_text("may be deleted")

@@ -186,7 +186,7 @@ def _restore(
 ) -> Any:
     with _damage_told(checkpoints, step):
         state = checkpoints.restore(step, args=ocp.args.StandardRestore(target))
-        if "checksum" in about and about["checksum"] != _checksum(state, about):
+        if about.get("checksum") != _checksum(state, about):
             raise ValueError("its numbers are not those that were saved")
         return state
 

@@ -98,6 +98,17 @@ def test_a_flipped_bit_is_noticed(saved, tmp_path, rng):
     assert any(lines)
 
 
+def test_a_checksum_that_has_lost_its_name_is_damage(saved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    held = [run / file for file in files_of(saved) if b'"checksum"' in (run / file).read_bytes()]
+    for path in held:
+        path.write_bytes(path.read_bytes().replace(b'"checksum"', b'"check{um"'))
+    assert held
+    with pytest.raises(InputError, match=r"checkpoints/0 is damaged \(its numbers are not"):
+        checkpoint.load(run)
+
+
 def test_a_save_that_was_killed_is_no_checkpoint(saved, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(saved, run)
