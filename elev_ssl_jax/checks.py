@@ -35,6 +35,7 @@ from elev_ssl_jax.rules import (
     several,
     whole,
 )
+from elev_ssl_jax.storage import is_address
 
 _NAME = Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
 _SHARE = number(0, 1)
@@ -59,12 +60,22 @@ _RANGES = Rule(
     ),
 )
 
-# The first pattern that a field's name matches is its rule. A text that names data or folders is
-# looked at where these are opened.
+_MOUNTED = Rule(
+    "a folder of this machine, such as where a bucket is mounted (gcsfuse, mount-s3): array_record "
+    "can't be read in one",
+    lambda v: not is_address(v),
+)
+
+# The first pattern that a field's name matches is its rule. What a text that names
+# data or folders stands for is looked at where these are opened.
 _RULES = {
     "task": one_of(*TASKS),
     "seed": whole(0, 2**31 - 1),
     "microbatch_size": whole(0),
+    "*init_from": Rule(
+        "a run's folder, which may be gs://BUCKET/FOLDER",
+        lambda v: v.startswith("gs://") or not is_address(v),
+    ),
     "*init_bands": several("band numbers from 0", whole(0), any_of),
     "init_decoder": one_of(True, False),
     "data.inputs": several(
@@ -77,6 +88,8 @@ _RULES = {
     "data.bands": several("different band numbers from 0", whole(0), different),
     "data.mean": numbers_or_auto(ANY),
     "data.std": numbers_or_auto(_POSITIVE),
+    "data.dir": _MOUNTED,
+    "data.transfer.dir": _MOUNTED,
     "data.nodata": several("numbers", Rule("", lambda v: isinstance(v, int | float)), any_of),
     "data.elevation_scale": _POSITIVE,
     "data.rgb": several(

@@ -43,12 +43,17 @@ def local_path(name: str | Path) -> Path:
       InputError: It is an address.
     """
     name = str(name)
-    if re.match(r"\w+:/", name):  # pathlib makes one slash of two
+    if is_address(name):
         raise InputError(
             f"{name} is an address; only runs may lie at one, in buckets of Google Cloud Storage "
             "(gs://). Name a folder where it is mounted, or a raster as GDAL does (/vsis3/...)"
         )
     return Path(name)
+
+
+def is_address(name: str) -> bool:
+    """Whether it names something in the network rather than a path."""
+    return re.match(r"\w+:/", name) is not None  # pathlib makes one slash of two
 
 
 def in_bucket(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -154,7 +155,7 @@ def _decode(record: bytes, known: list[tuple[str, tuple[int, ...], np.dtype]]) -
 
 
 def _folder(data):
-    if re.match(r"\w+:/", data.dir):
+    if storage.is_address(data.dir):
         raise InputError(
             f"config.data.dir={data.dir}: array_record files can't be read there; mount the bucket "
             "(gcsfuse, mount-s3) and name the folder that shows it"
