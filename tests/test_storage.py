@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ def test_a_run_in_a_bucket_is_what_it_is_in_a_folder(bucket, tmp_path, rng):
     chips = {"image": rng.integers(0, 6000, (2, 32, 32, 3)).astype(np.uint16)}
     features = [load(folder).features(chips) for folder in (here, str(there))]
     np.testing.assert_array_equal(*features)
+    copied = tmp_path / "copied"
+    fsspec.filesystem("gcs").get(str(there), str(copied), recursive=True)
+    np.testing.assert_array_equal(load(copied).features(chips), features[0])
     # Nothing is renamed in a bucket: a checkpoint that is not whole has its name already.
     (there / "checkpoints" / "9" / "default" / "manifest.ocdbt").write_text("half")
     assert checkpoint.steps(there) == [4]
