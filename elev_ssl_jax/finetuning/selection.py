@@ -1,7 +1,6 @@
 """Which epoch of a fine-tuning counts: the best one on chips to validate on, if there are any."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -52,7 +51,7 @@ class Best:
             self.offer(epoch, score)
             self.keep(state, before)
         if self.epoch != wanted:
-            folder = Path(checkpoints.directory).parent
+            folder = checkpoints.directory.parent
             raise InputError(
                 f"{folder} lacks the run's best epoch, {wanted}; use another --workdir"
             )
