@@ -6,6 +6,7 @@ there through fsspec. TensorFlow's own client of such buckets is left out: it kn
 
 import functools
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ def run_path(name: str | Path) -> Path:
     name = str(name)
     if not name.startswith(_BUCKET):
         return local_path(name)
-    if not re.fullmatch(r"gs://[^/]+/.*[^/]/*", name):
-        raise InputError(f"{name}: name a folder in the bucket, as gs://BUCKET/FOLDER")
+    # Names with these characters would be taken for patterns when a folder is listed.
+    if not re.fullmatch(r"gs://[^/*?\[\]]+/[^*?\[\]]*[^/*?\[\]]/*", name):
+        raise InputError(f"{name}: name a folder, without *, ?, [ and ], as gs://BUCKET/FOLDER")
     _prepare()
     from etils import epath
 
@@ -107,6 +109,7 @@ def _prepare() -> None:
     os.environ.setdefault("EPATH_USE_TF", "false")
     # Else it asks what kind of bucket each is, which takes a permission more.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is told by `told`
     import fsspec.config
 
     # Other processes write there, too, and so does TensorStore.

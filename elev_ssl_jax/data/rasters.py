@@ -106,10 +106,11 @@ def _check_mosaic(path):
     if is_remote_raster(path):
         raise InputError(f"{path} is a mosaic in a bucket; name its files, or mount the bucket")
     try:
-        texts = "".join(ElementTree.fromstring(path.read_bytes()).itertext())
-    except ElementTree.ParseError as error:
+        elements = ElementTree.fromstring(path.read_bytes()).iter()
+        texts = [text or "" for e in elements for text in (e.text, *e.attrib.values())]
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"{path} is not a readable raster: {error}") from error
-    if re.search("/vsi|://", texts):
+    if any(re.search("/vsi|://", text) for text in texts):
         raise InputError(
             f"{path} names what is not a file of this machine; name those files to the command "
             "themselves, or mount the bucket"
