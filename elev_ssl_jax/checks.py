@@ -35,7 +35,7 @@ from elev_ssl_jax.rules import (
     several,
     whole,
 )
-from elev_ssl_jax.storage import is_address
+from elev_ssl_jax.storage import is_address, names_run
 
 _NAME = Rule("a name", lambda v: isinstance(v, str) and v.isidentifier())
 _SHARE = number(0, 1)
@@ -46,7 +46,10 @@ _GIVEN = Rule("", lambda v: isinstance(v, str) and v.startswith(GIVEN) and v.isi
 _ENCODER = Rule(
     "",
     lambda v: (
-        isinstance(v, str) and v.partition("=")[0].isidentifier() and v.partition("=")[2] != ""
+        isinstance(v, str)
+        and v.partition("=")[0].isidentifier()
+        and v.partition("=")[2] != ""
+        and names_run(v.partition("=")[2])
     ),
 )
 
@@ -66,16 +69,13 @@ _MOUNTED = Rule(
     lambda v: not is_address(v),
 )
 
-# The first pattern that a field's name matches is its rule. What a text that names
-# data or folders stands for is looked at where these are opened.
+# The first pattern that a field's name matches is its rule. What a text that names data or folders
+# stands for is looked at where these are opened.
 _RULES = {
     "task": one_of(*TASKS),
     "seed": whole(0, 2**31 - 1),
     "microbatch_size": whole(0),
-    "*init_from": Rule(
-        "a run's folder, which may be gs://BUCKET/FOLDER",
-        lambda v: v.startswith("gs://") or not is_address(v),
-    ),
+    "*init_from": Rule("a run's folder, which may be gs://BUCKET/FOLDER", names_run),
     "*init_bands": several("band numbers from 0", whole(0), any_of),
     "init_decoder": one_of(True, False),
     "data.inputs": several(
@@ -187,7 +187,7 @@ _RULES = {
     ),
     "experiment.budget_hours": number(0),
     "experiment.encoders": several(
-        "NAME=FOLDER, each of another name",
+        "NAME=FOLDER, each of another name; a folder may be gs://BUCKET/FOLDER",
         _ENCODER,
         lambda v: different([entry.split("=", 1)[0] for entry in v]),
     ),

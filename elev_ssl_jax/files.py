@@ -116,11 +116,12 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
         made.
     """
     if storage.in_bucket(folder):
-        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-        with sole_writer(Path(tempfile.gettempdir(), f"elev_ssl_jax-{name}"), refusal):
+        digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        name = f"elev_ssl_jax-{os.getuid()}-{digest}"  # another user's can't be opened
+        with sole_writer(Path(tempfile.gettempdir(), name), refusal):
             yield
         return
-    made = not folder.exists()
+    made = not folder.exists() or _holds_lock_alone(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock: IO = (folder / _LOCK).open("w")
@@ -138,7 +139,7 @@ def sole_writer(folder: Path, refusal: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and folder.is_dir() and [p.name for p in folder.iterdir()] == [_LOCK]:
+            if made and _holds_lock_alone(folder):
                 shutil.rmtree(folder)  # nothing came of it
 
 
@@ -151,6 +152,10 @@ def state(path: Path) -> tuple[int, int]:
         return -1, 0
     found = path.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def _holds_lock_alone(folder):
+    return folder.is_dir() and [path.name for path in folder.iterdir()] == [_LOCK]
 
 
 def _is_at(file, path):

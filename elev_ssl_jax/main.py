@@ -276,7 +276,8 @@ class _Writer:
         self._writer.flush()
         if self._bucket:
             for path in self._local.glob("events.*"):
-                (self._bucket / path.name).write_bytes(path.read_bytes())
+                with storage.told(self._bucket):
+                    (self._bucket / path.name).write_bytes(path.read_bytes())
 
 
 if __name__ == "__main__":

@@ -29,13 +29,20 @@ def run_path(name: str | Path) -> Path:
     name = str(name)
     if not name.startswith(_BUCKET):
         return local_path(name)
-    # Names with these characters would be taken for patterns when a folder is listed.
-    if not re.fullmatch(r"gs://[^/*?\[\]]+/[^*?\[\]]*[^/*?\[\]]/*", name):
+    if not names_run(name):
         raise InputError(f"{name}: name a folder, without *, ?, [ and ], as gs://BUCKET/FOLDER")
     _prepare()
     from etils import epath
 
     return cast(Path, epath.Path(name))  # has what is asked of it here
+
+
+def names_run(name: str) -> bool:
+    """Whether a run's folder could be called so."""
+    if not name.startswith(_BUCKET):
+        return not is_address(name)
+    # Names with the characters of patterns would be taken for those when a folder is listed.
+    return re.fullmatch(r"gs://[^/*?\[\]]+/[^*?\[\]]*[^/*?\[\]]/*", name) is not None
 
 
 def local_path(name: str | Path) -> Path:
@@ -107,6 +114,9 @@ def _prepare() -> None:
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError('gs:// needs gcsfs; pip install -e ".[cloud]"')
     os.environ.setdefault("EPATH_USE_TF", "false")
+    from etils.epath import gpath
+
+    gpath._is_tf_installed.cache_clear()  # TFDS may have had it look before
     # Else it asks what kind of bucket each is, which takes a permission more.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is told by `told`

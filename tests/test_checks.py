@@ -29,6 +29,8 @@ from elev_ssl_jax.recipes import METRICS_OF_CLASSES, METRICS_OF_PRESENCE
         ("data.dir", "gs://bucket/data"),
         ("data.transfer.dir", "s3://bucket/data"),
         ("init_from", "s3://bucket/run"),
+        ("init_from", "gs://bucket"),
+        ("experiment.encoders", ("a=s3://bucket/run",)),
         ("experiment.pretrain.init_from", "https://x.org/run"),
         ("loss.relief_weight", -1.0),
         ("model.elevation_padding", "wrap"),

@@ -1,12 +1,11 @@
 """Runs in a bucket of Google Cloud Storage, by an emulator of it."""
 
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,14 +13,23 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+from etils.epath import gpath
 
-from elev_ssl_jax import command_line, files, load, storage
+from elev_ssl_jax import checks, command_line, files, load, storage
+from elev_ssl_jax.convert.__main__ import main as convert
 from elev_ssl_jax.data import source
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import checkpoint
 from tests import buckets, runs
+from tests.data import hostile
 
 ROOT = Path(__file__).parents[1]
+
+
+def _run(*arguments, env):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +67,10 @@ def test_a_gs_address_is_of_runs_alone(capsys):
 
 def test_data_in_a_bucket_are_told_to_be_mounted(tiny):
     tiny.data.dir = "gs://bucket/data"
-    with pytest.raises(InputError, match=r"config.data.dir=gs://bucket/data: .* mount the bucket"):
+    with pytest.raises(InputError, match=r"gs://bucket/data is an address"):
         source.find_name(tiny.data)
+    with pytest.raises(InputError, match=r"data.dir.*gs://bucket/data.* bucket is mounted"):
+        checks.check(tiny)
 
 
 def test_what_is_missing_is_named(monkeypatch):
@@ -82,7 +92,8 @@ def test_files_appear_whole_and_stay_if_writing_fails(bucket):
     assert files.content(path).read() == b"two"
 
 
-def test_a_folder_has_one_writer_on_a_machine(bucket):
+def test_a_folder_has_one_writer_on_a_machine(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one, other = (storage.run_path(f"{bucket}/{name}") for name in ("one", "other"))
     with (
         files.sole_writer(one, "taken"),
@@ -92,36 +103,51 @@ def test_a_folder_has_one_writer_on_a_machine(bucket):
     ):
         pass
     with files.sole_writer(one, "taken"):
+        (kept,) = tmp_path.iterdir()
+    kept.mkdir()  # a killed writer leaves it
+    (kept / ".lock").touch()
+    with files.sole_writer(one, "taken"):
         pass
+    assert not kept.exists()
 
 
-def test_a_bucket_that_is_not_there_or_closed_is_told(bucket, monkeypatch):
+def test_a_bucket_that_is_not_there_or_closed_is_told(bucket, tmp_path):
     storage.check_writable(storage.run_path(bucket))
     absent = storage.run_path("gs://elsewhere/run")
     with pytest.raises(InputError, match=r"^gs://elsewhere/run can't be used .*credentials"):
         storage.check_writable(absent)
 
-    class Closed(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(403)
-            self.end_headers()
-
-        do_POST = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closed)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    # Another process, since a client keeps the server that it began with.
-    words = "from elev_ssl_jax import load; load('gs://bucket/run')"
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server.server_port}"}
-    done = subprocess.run(
-        [sys.executable, "-c", words], cwd=ROOT, env=environment, capture_output=True, text=True
+    out = tmp_path / "x.safetensors"
+    with hostile.web_server(403) as (url, _):  # of a process, since a client keeps its server
+        done = _run(
+            *("-m", "elev_ssl_jax.convert", "--from=gs://bucket/run", "--to=torchvision"),
+            f"--out={out}",
+            env={**os.environ, "STORAGE_EMULATOR_HOST": url},
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: gs://bucket/run can't be used \(.*may read.*\n", done.stderr), (
+        done.stderr
     )
-    server.shutdown()
-    assert "InputError: gs://bucket/run can't be used (" in done.stderr, done.stderr
+
+
+def test_a_client_that_tfds_has_begun_with_is_left_out(bucket, monkeypatch):
+    monkeypatch.delenv("EPATH_USE_TF")
+    gpath._is_tf_installed.cache_clear()
+    assert gpath._is_tf_installed()  # as when TFDS looks for data in a bucket
+    storage._prepare.cache_clear()
+    path = storage.run_path(f"{bucket}/before")
+    files.write_text(path, "one")
+    assert path.read_text() == "one"
+
+
+def test_weights_are_converted_from_a_file_of_this_machine(bucket, tmp_path, monkeypatch, capsys):
+    there = storage.run_path(f"{bucket}/x.safetensors")
+    there.write_bytes(b"weights")
+    arguments = [f"--from={there}", "--to=run", f"--out={tmp_path / 'run'}"]
+    monkeypatch.setattr("sys.argv", ["convert", *arguments])
+    with pytest.raises(SystemExit):
+        convert()
+    assert "copy a file of weights to this machine first" in capsys.readouterr().err
 
 
 def test_a_run_in_a_bucket_is_what_it_is_in_a_folder(bucket, tmp_path, rng):
@@ -159,7 +185,7 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
             time.sleep(0.1)
         killed.kill()
         assert killed.wait() == -9, killed.stderr.read().decode()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = _run(*command[1:], env=environment)
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
     found = {path.name for path in run.iterdir()}
@@ -167,7 +193,5 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
     assert any(path.startswith("events.") for path in found)
     assert json.loads((run / "results.json").read_text())["elevation_rmse_m"] > 0
     assert load(name).step == checkpoint.steps(run)[-1]
-    other = subprocess.run(
-        [*command, "--config.seed=7"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    other = _run(*command[1:], "--config.seed=7", env=environment)
     assert (other.returncode, "seed was 0 and is 7" in other.stderr) == (2, True)

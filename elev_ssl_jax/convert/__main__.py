@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from elev_ssl_jax import command_line, files
+from elev_ssl_jax import command_line, files, storage
 from elev_ssl_jax.config import default
 from elev_ssl_jax.convert import branches, exported, facts, imported
 from elev_ssl_jax.errors import InputError, reported
@@ -53,7 +53,9 @@ def _import(args) -> str:
     source, size = args.source, (224, 224)
     scale: dict[str, Any] = {"value_range": default().data.value_range}  # fields of config.data
     shapes = None
-    if source.is_dir():
+    with storage.told(source):
+        is_run = source.is_dir()
+    if is_run:
         model = load(source)
         if args.branch is not None:
             model = branches.one(model, args.branch)
@@ -71,6 +73,8 @@ def _import(args) -> str:
         origin = starting.origin_of(source, model.step, about, ["encoder"], args.bands or ())
     elif args.branch is not None:
         raise InputError(f"--branch={args.branch}: of a run, and {source} is none")
+    elif storage.in_bucket(source):
+        raise InputError(f"{source} is no run; copy a file of weights to this machine first")
     else:
         tensors, told = imported.read_tensors(source)
         with source.open("rb") as file:

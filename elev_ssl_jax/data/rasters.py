@@ -67,21 +67,28 @@ def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
       InputError: It is missing, no raster of one of `DRIVERS`, refers to other folders, or has no
         CRS; or a .vrt lies in a bucket or refers to one.
     """
-    check_regular(path)
-    vrt = path.suffix.lower() == ".vrt"
-    if vrt:
+    if path.suffix.lower() == ".vrt":
         _check_mosaic(path)
-    _check_beside(path)
-    source = stack.enter_context(_open(path, ("VRT",) if vrt else DRIVERS))
-    if not vrt:
-        folder = path.absolute().parent
-        if "OVERVIEW_FILE" in source.tags(ns="OVERVIEWS") or any(
-            Path(file).parent != folder for file in source.files
-        ):
-            raise InputError(f"{path} refers to files elsewhere; write it as one GeoTIFF")
+        source = stack.enter_context(_open(path, ("VRT",)))
+    else:
+        source = stack.enter_context(_open_alone(path))
     if source.crs is None:
         raise InputError(f"{path} has no CRS; assign one (gdal_edit.py -a_srs EPSG:... {path})")
     _check_grids(source.crs.to_wkt(), str(path))
+    return source
+
+
+def _open_alone(path):
+    """A raster that is one file, and headers of the same name."""
+    check_regular(path)
+    _check_beside(path)
+    source = _open(path, DRIVERS)
+    folder = path.absolute().parent
+    if "OVERVIEW_FILE" in source.tags(ns="OVERVIEWS") or any(
+        Path(file).parent != folder for file in source.files
+    ):
+        source.close()
+        raise InputError(f"{path} refers to files elsewhere; write it as one GeoTIFF")
     return source
 
 
@@ -101,20 +108,55 @@ def _open(path, drivers):
     raise InputError(f"{path} is not a readable raster: {first}") from first
 
 
-def _check_mosaic(path):
-    """A mosaic's files are read because it names them, which is no reason to ask in the network."""
+def _check_mosaic(path, above=()):
+    """A mosaic's files are read because it names them, which is no reason to ask in the network.
+
+    Each must be what the user could have named: GDAL would take it for whatever it is.
+    """
     if is_remote_raster(path):
         raise InputError(f"{path} is a mosaic in a bucket; name its files, or mount the bucket")
-    try:
-        elements = ElementTree.fromstring(path.read_bytes()).iter()
-        texts = [text or "" for e in elements for text in (e.text, *e.attrib.values())]
-    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+    check_regular(path)
+    _check_beside(path)
+    above = (*above, path.resolve())
+    try:  # as GDAL does, whatever encoding the file says it has
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8-sig"))
+    except (ElementTree.ParseError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a readable raster: {error}") from error
-    if any(re.search("/vsi|://", text) for text in texts):
-        raise InputError(
-            f"{path} names what is not a file of this machine; name those files to the command "
-            "themselves, or mount the bucket"
-        )
+    for text in _texts(root):
+        if re.search("/vsi|://", text):
+            raise InputError(
+                f"{path} names {text.strip()[:200]}, and a mosaic is of files of this machine; "
+                "name its files to the command themselves, mount the bucket or unpack the archive"
+            )
+    for name in _sources(root):
+        found = {file.resolve() for file in (Path(name), path.parent / name) if file.exists()}
+        if not found:
+            raise InputError(f"{path} names {name}, which is not there")
+        for file in found:
+            if file.suffix.lower() != ".vrt":
+                _open_alone(file).close()
+            elif file in above:
+                raise InputError(f"{path} names itself, or a mosaic that does")
+            else:
+                _check_mosaic(file, above)
+
+
+def _texts(element):
+    """All texts of a mosaic but what is said about it, such as where it was downloaded."""
+    if element.tag.lower() == "metadata" and not element.attrib:
+        return
+    yield element.text or ""
+    yield from element.attrib.values()
+    for child in element:
+        yield from _texts(child)
+
+
+def _sources(root):
+    """The names of a mosaic's files; to GDAL an attribute is as good as an element."""
+    for element in root.iter():
+        for tag, text in ((element.tag, element.text), *element.attrib.items()):
+            if tag.lower() in ("sourcefilename", "sourcedataset") and text:
+                yield text
 
 
 def _check_beside(path):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.storage import local_path
 
 Arrays = dict[str, np.ndarray]
 
@@ -155,12 +155,7 @@ def _decode(record: bytes, known: list[tuple[str, tuple[int, ...], np.dtype]]) -
 
 
 def _folder(data):
-    if storage.is_address(data.dir):
-        raise InputError(
-            f"config.data.dir={data.dir}: array_record files can't be read there; mount the bucket "
-            "(gcsfuse, mount-s3) and name the folder that shows it"
-        )
-    return Path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
+    return local_path(os.path.expanduser(data.dir or "~/tensorflow_datasets"))
 
 
 def find_name(data: Any) -> str:

@@ -12,6 +12,7 @@ import shapely
 
 from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.storage import is_remote_raster
 
 # GeoJSON is read here; the others by GDAL, which would take a text file of any name for a list of
 # other files.
@@ -27,6 +28,8 @@ def read_polygons(path: Path) -> geopandas.GeoDataFrame:
       InputError: The file is missing, broken, not what its name says, has no CRS, or holds
         anything but polygons.
     """
+    if is_remote_raster(path):
+        raise InputError(f"{path}: polygons are not read from a bucket; copy them here first")
     check_regular(path)
     suffix = path.suffix.lower()
     if suffix in _GEOJSON:

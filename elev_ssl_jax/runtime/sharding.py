@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from elev_ssl_jax import storage
 from elev_ssl_jax.errors import InputError
 
 # Seconds. A process that says nothing for so long is dead, and the others end. One that ends by an
@@ -166,7 +167,7 @@ def check_shared(folder: Path, patience: float = 20.0) -> None:
         path.touch()
     wait_for_all("a file to look for")
     until = time.monotonic() + patience
-    while not (seen := path.exists()) and time.monotonic() < until:
+    while not (seen := _sees(path)) and time.monotonic() < until:
         time.sleep(0.5)
     seen_by = multihost_utils.process_allgather(np.array([seen]))
     if is_first():
@@ -175,8 +176,15 @@ def check_shared(folder: Path, patience: float = 20.0) -> None:
         blind = ", ".join(map(str, np.flatnonzero(~seen_by.ravel())))
         raise InputError(
             f"--workdir={folder} of process(es) {blind} is not that of process 0; name a folder on "
-            "a file system that all of them share"
+            "a file system that all of them share, or a bucket that all of them have access to"
         )
+
+
+def _sees(path):
+    """Whether there is a file; without access there is none, and others wait for the answer."""
+    with suppress(InputError), storage.told(path):
+        return path.exists()
+    return False
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

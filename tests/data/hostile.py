@@ -6,17 +6,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def web_server():
-    """A server on this machine: its address, and the list of what it was asked for."""
+def web_server(status=404):
+    """A server on this machine: its address, and the list of what it was asked for.
+
+    Its one answer is `status`.
+    """
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            self.send_response(404)
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
             self.end_headers()
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_GET
 
         def log_message(self, *args):
             pass

@@ -79,9 +79,51 @@ def test_a_mosaic_asks_nothing_in_the_network(folder, name):
         attribute = f'<SimpleSource SourceFilename="{name.format(url)}">'
         for written in (text, text.replace("<SimpleSource>", attribute).replace("x.tif</", "</")):
             path.write_text(written)
-            with pytest.raises(InputError, match=r"mosaic.vrt names what is not a file of this"):
+            with pytest.raises(InputError, match=r"mosaic.vrt names .*files of this machine"):
                 read(path)
     assert asked == []
+
+
+@pytest.mark.parametrize("kind", ["vrt", "wms"])
+def test_a_mosaics_files_ask_nothing_in_the_network(folder, kind):
+    path = folder / "mosaic.vrt"
+    with hostile.web_server() as (url, asked):
+        remote = hostile.vrt(f"/vsicurl/{url}/x.tif", SIDE)
+        for name in ("inner.vrt", "inner.tif"):
+            text = remote if kind == "vrt" else hostile.wms(url, SIDE)
+            (folder / name).write_text(text)
+            path.write_text(hostile.vrt(folder / name, SIDE))
+            with pytest.raises(InputError, match=name):
+                read(path)
+            relative = hostile.vrt(name, SIDE).replace(
+                "Filename>", 'Filename relativeToVRT="1">', 1
+            )
+            path.write_text(relative)
+            with pytest.raises(InputError, match=name):
+                read(path)
+    assert asked == []
+
+
+def test_mosaics_of_mosaics_and_with_their_source_named_are_read(folder, secret):
+    path, inner = folder / "mosaic.vrt", folder / "inner.vrt"
+    inner.write_text(hostile.vrt(secret, SIDE))
+    said = '<Metadata><MDI key="from">https://x.org/secret.tif</MDI></Metadata>'
+    path.write_text(hostile.vrt(inner, SIDE).replace("<SRS>", f"{said}<SRS>"))
+    assert (read(path) == 777).all()
+    inner.unlink()
+    with pytest.raises(InputError, match=r"mosaic.vrt names .*inner.vrt, which is not there"):
+        read(path)
+    inner.write_text(hostile.vrt(path, SIDE))  # each of the other
+    with pytest.raises(InputError, match="names itself"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<VRTDataset>", b"\xff\xfe<", "<é/>".encode("latin-1")])
+def test_a_mosaic_that_is_none_is_refused(folder, content):
+    path = folder / "mosaic.vrt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"mosaic.vrt is not a readable raster"):
+        read(path)
 
 
 def test_rasters_in_a_bucket_are_read_where_a_command_names_them(folder, rng):

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import geopandas
 import pytest
@@ -98,3 +99,9 @@ def test_other_shapes_pipes_and_nothing_are_refused(tmp_path):
         vectors.read_polygons(tmp_path / "pipe.geojson")
     with pytest.raises(InputError, match=r"no.shp not found"):
         vectors.read_polygons(tmp_path / "no.shp")
+
+
+@pytest.mark.parametrize("name", ["fields.gpkg", "fields.geojson"])
+def test_polygons_in_a_bucket_are_refused(name):
+    with pytest.raises(InputError, match=f"^/vsigs/b/{name}: polygons are not read from a bucket"):
+        vectors.read_polygons(Path(f"/vsigs/b/{name}"))
