@@ -148,7 +148,12 @@ _RULES = {
     "*optimizer.name": one_of("adamw", "adam", "lars"),
     "*optimizer.drop_epoch": whole(0),
     "finetune.head": one_of("linear", "unet", "plain_unet", "swin_unet", REGRESSION, *PROBES),
-    "finetune.target": one_of("", "label", "mask", "commonest", "present", "elevation"),
+    "finetune.target": one_of("", "label", "mask", "commonest", "present", "elevation", "quantity"),
+    "finetune.quantity": several(
+        "a name and a unit, which may be empty",
+        Rule("", lambda v: isinstance(v, str)),
+        lambda v: len(v) in (0, 2),
+    ),
     "finetune.scale": several(
         "(), or a mean and a standard deviation above 0",
         ANY,
@@ -351,9 +356,10 @@ def check(config: ml_collections.ConfigDict, *, of_experiment: bool = False) -> 
     fitting: tuple[str, ...] = ("", "label", "commonest") if head in OF_CHIPS else ("", "mask")
     fitting += ("present",) * (head == "linear")
     if head == REGRESSION:
-        fitting = ("", "elevation")
+        fitting = ("", "elevation", "quantity")
         need("finetune.head", not compared, "another in an experiment, which compares classes")
-        need("data.inputs", "elevation" not in config.data.inputs, "without elevation, to learn it")
+        seen = target == "quantity" or "elevation" not in config.data.inputs
+        need("data.inputs", seen, "without elevation, to learn it")
         for name in ("loss", "class_weights", "label_smoothing", "oversample", "num_classes"):
             usual = default().finetune[name]
             need(f"finetune.{name}", config.finetune[name] == usual, f"{usual!r} in a regression")

@@ -46,34 +46,39 @@ def draw_views(
     _save(figure, path)
 
 
-def draw_elevation(
+def draw_field(
     path: Path,
     images: np.ndarray,
     true: np.ndarray,
     predicted: np.ndarray,
     true_relief: np.ndarray,
     predicted_relief: np.ndarray,
+    *,
+    quantity: str = "elevation",
+    unit: str = "m",
 ) -> None:
-    """A row for each chip: image, true and predicted elevation, true and predicted relief.
+    """A row for each chip: image, true and predicted quantity, true and predicted relief.
 
     The two of a kind have one scale in a row, that of the relief around zero.
 
     Args:
       path: The PNG to write.
       images: float [B, H, W, 3] in 0..1.
-      true: [B, h, w] in metres, NaN where missing.
-      predicted: [B, h, w] in metres.
-      true_relief: [B, h, w] in metres, without the chip's mean; NaN where missing.
+      true: [B, h, w] in `unit`, NaN where missing.
+      predicted: [B, h, w] in `unit`.
+      true_relief: [B, h, w] in `unit`, without the chip's mean; NaN where missing.
       predicted_relief: The same of the prediction.
+      quantity: What it is.
+      unit: Its unit, or "".
     """
-    titles = ["true elevation (m)", "predicted (m)", "true relief (m)", "predicted relief (m)"]
-    figure, axes = _grid(len(images), ["image", *titles])
+    titles = [f"true {quantity}", "predicted", "true relief", "predicted relief"]
+    figure, axes = _grid(len(images), ["image", *(with_unit(title, unit) for title in titles)])
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
         fields = [field[i] for field in (true, predicted, true_relief, predicted_relief)]
         low, high = np.nanmin(fields[:2]), np.nanmax(fields[:2])
         largest = np.nanmax(np.abs(fields[2:]))
-        scale = {"vmin": low, "vmax": high, "cmap": "terrain"}
+        scale = {"vmin": low, "vmax": high, "cmap": _colors_of(quantity)}
         around_zero = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"}
         scales = [scale, scale, around_zero, around_zero]
         for axis, field, kwargs in zip(row[1:], fields, scales, strict=True):
@@ -224,6 +229,15 @@ def draw_reliability(path: Path, calibration: dict[str, Any]) -> None:
     _save(figure, path)
 
 
+def with_unit(name: str, unit: str) -> str:
+    """As a title has it."""
+    return f"{name} ({unit})" if unit else name
+
+
+def _colors_of(quantity):
+    return "terrain" if quantity == "elevation" else "viridis"
+
+
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Confusion matrices [K, K] by title, each row in per cent of the true class, by its name."""
     side = 0.6 * max(4, len(next(iter(matrices.values())))) + 0.2
@@ -245,15 +259,20 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[
 
 
 def draw_map(
-    path: Path, image: np.ndarray, shown: np.ma.MaskedArray, classes: Sequence[str] = ()
+    path: Path,
+    image: np.ndarray,
+    shown: np.ma.MaskedArray,
+    classes: Sequence[str] = (),
+    quantity: tuple[str, str] | None = None,
 ) -> None:
     """A scene beside its map, with a legend.
 
     Args:
       path: The PNG to write.
       image: float [H, W, 3] in 0..1.
-      shown: [H, W], masked where unknown: one of `classes`, or elevation in metres without any.
+      shown: [H, W], masked where unknown: one of `classes`, or a quantity.
       classes: Their names.
+      quantity: Its name and unit.
     """
     height, width = image.shape[:2]
     figure, axes = _subplots(
@@ -262,8 +281,9 @@ def draw_map(
     for axis in axes:
         axis.set_axis_off()
     axes[0].imshow(image)
-    if not classes:
-        figure.colorbar(axes[1].imshow(shown, cmap="terrain"), ax=axes[1], label="elevation (m)")
+    if quantity is not None:
+        told = axes[1].imshow(shown, cmap=_colors_of(quantity[0]))
+        figure.colorbar(told, ax=axes[1], label=with_unit(*quantity))
     else:
         axes[1].imshow(shown, interpolation="nearest", **_class_scale(len(classes)))
         _add_legend(figure, classes)

@@ -85,6 +85,7 @@ def _parse(config, text):
     # A DEM is about three times as coarse.
     cells = (max(1, height // 3), max(1, width // 3))
     chip[sensors.ELEVATION] = jax.ShapeDtypeStruct(cells, np.float32)
+    chip[sensors.QUANTITY] = jax.ShapeDtypeStruct((height, width), np.float32)
     return chip, count
 
 
@@ -109,7 +110,7 @@ def _find(config):
         opened = source.open_split(data, split, exact=config.task == "finetune")
     except InputError as error:
         raise InputError(f"{error}; or say what they are like: --data=39720x100x100x3") from error
-    names = {*data.inputs, sensors.ELEVATION} & opened.shapes.keys()
+    names = {*data.inputs, *sensors.FIELDS} & opened.shapes.keys()
     return {
         name: jax.ShapeDtypeStruct(opened.shapes[name], opened.features[name].np_dtype)
         for name in names

@@ -126,7 +126,11 @@ def read_labelled(
     target = labelled.target_of(config)
     target = target if regressed or target == "label" else "mask"
     if regressed and target not in opened.features:
-        raise InputError(f"config.finetune learns {target}, but {config.data.name} has none")
+        other = sensors.QUANTITY in opened.features
+        raise InputError(
+            f"config.finetune learns {target}, but {config.data.name} has none"
+            + f"; its {opened.quantity[0]} is learned by --config.finetune.target=quantity" * other
+        )
     if target not in opened.features:
         raise InputError(
             f"config.finetune learns a {target}, but {config.data.name} has no "
@@ -143,6 +147,8 @@ def read_labelled(
             )
     if not regressed:
         name_classes(config, opened.classes)
+    elif target == sensors.QUANTITY:
+        config.finetune.quantity = config.finetune.quantity or opened.quantity
     measure_alike(config, config)
     measure(config, opened)
     # Older data don't say in which block of ground a chip lies.

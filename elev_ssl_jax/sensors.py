@@ -17,6 +17,8 @@ from jax import lax
 from elev_ssl_jax.errors import InputError
 
 ELEVATION = "elevation"  # the feature in metres; every other input is a sensor's image
+QUANTITY = "quantity"  # a feature in a unit of its own, which is learned
+FIELDS = (ELEVATION, QUANTITY)  # of one number a cell, whose cells needn't be pixels
 LEAST = 1e-5  # in sensor units; is added to a maximum that divides
 
 

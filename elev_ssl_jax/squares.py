@@ -10,7 +10,7 @@ from jax import lax
 
 from elev_ssl_jax.augment import draw_uniform, resample_matrix
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.sensors import ELEVATION
+from elev_ssl_jax.sensors import FIELDS
 
 # So that the keys of squares are not among those that splitting gives for other draws.
 _SQUARES = 0x5C
@@ -45,7 +45,7 @@ def cut_chips(
     """The same square of all that a chip has: a random one, or, without keys, that at the centre.
 
     Args:
-      chips: Images [B, H, W, C], masks [B, H, W], `elevation` [B, h, w], and what has no extent.
+      chips: Images [B, H, W, C], masks [B, H, W], `FIELDS` [B, h, w], and what has no extent.
       side: Of the square in pixels; 0 is the whole chip.
       keys: One key for each chip, [B].
     """
@@ -67,7 +67,7 @@ def cut_at(
     height, width = next(array.shape[1:3] for array in chips.values() if array.ndim == 4)
 
     def cut(name, array):
-        if name == ELEVATION:
+        if name in FIELDS:
             return cut_elevation(array, squares, side, (height, width))
         return cut_squares(array, squares, side) if array.ndim > 2 else array
 
@@ -99,7 +99,7 @@ def cut_elevation(
 ) -> jax.Array:
     """The elevation of squares, bilinear, as coarse as before: [B, h, w] to [B, h', w'].
 
-    A cell that takes a part from a missing one is missing.
+    So are other fields. A cell that takes a part from a missing one is missing.
 
     Args:
       elevation: Of whole images, NaN where missing.

@@ -30,6 +30,7 @@ class StoreReader:
         part, names = Path(row["part"]), [*self.about.sensors]
         names += ["elevation"] * (self.about.elevation_size is not None)
         names += ["mask"] * (self.about.classes is not None)
+        names += ["quantity"] * (self.about.quantity is not None)
         return {name: store.open_array(part, self.about, name)[row["index"]] for name in names}
 
 
@@ -71,10 +72,12 @@ class Chips(Builder):
       image, or the names of several sensors: uint16, int16 or float32 [H, W, C], sensor units.
       elevation: float32 [h, w], metres, NaN where missing.
       mask: uint8 [H, W], a class for each pixel, 255 unlabelled.
+      quantity: float32 [H, W] in a unit of its own, NaN where it is not known.
       label: int64, the chip's class; -1 in `unlabeled` (`classification` only).
       id, scene, block: text; a block is a part of a scene.
 
-    The metadata name the classes, and the value of each sensor that stands for none.
+    The metadata name the classes, the quantity with its unit, and the value of each sensor that
+    stands for none.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -122,10 +125,16 @@ class Chips(Builder):
             about.classes,
             ("id", *self.TEXTS),
             classification=self.is_classification,
+            quantity=about.quantity is not None,
         )
 
     def _metadata(self) -> dict[str, Any]:
-        return {"sensors": self._sensors(), "classes": list(self._about.classes or ())}
+        about = self._about
+        return {
+            "sensors": self._sensors(),
+            "classes": list(about.classes or ()),
+            "quantity": dict(about.quantity or {}),
+        }
 
     def _table(self, folder: Path) -> pd.DataFrame:
         return store.read_tables(self.folders or [folder])

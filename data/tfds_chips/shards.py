@@ -40,6 +40,7 @@ def features(
     *,
     classification: bool,
     multi_label: bool = False,
+    quantity: bool = False,
 ) -> tfds.features.FeaturesDict:
     """The features of a chip.
 
@@ -51,6 +52,7 @@ def features(
       texts: Names of features that are texts.
       classification: Whether a chip has a class of its own.
       multi_label: Whether it has a number for each class, 1 or 0.
+      quantity: Whether each pixel has a number of a quantity.
     """
 
     def tensor(shape, dtype):
@@ -64,6 +66,8 @@ def features(
         result["elevation"] = tensor(elevation_size, np.float32)
     if classes is not None:
         result["mask"] = tensor(size, np.uint8)
+    if quantity:
+        result["quantity"] = tensor(size, np.float32)
     if classification:
         result["label"] = tfds.features.ClassLabel(names=classes)
     if multi_label and classes is not None:

@@ -21,7 +21,7 @@ from elev_ssl_jax.data.rasters import (
     check_unscaled,
     open_chip,
     parse_crs,
-    read_heights,
+    read_values,
 )
 from elev_ssl_jax.data.store import BOUNDS
 from elev_ssl_jax.errors import InputError
@@ -212,7 +212,7 @@ def read_elevation(path: Path, size: tuple[int, int]) -> np.ndarray:
                 f"{path} is {source.height} x {source.width} cells; {size[0]} x {size[1]} "
                 "(give or take 2) is expected"
             )
-        return _resized(read_heights(path, source), size)
+        return _resized(read_values(path, source), size)
 
 
 def _resized(heights, size):

@@ -175,7 +175,8 @@ def default() -> ml_collections.ConfigDict:
     finetune.head = "linear"
     # What is learned: the data's "label" of a chip or "mask" of its pixels, or of the mask within
     # the crop that is seen the "commonest" class or each that is "present". "" is label, or mask
-    # where the head tells pixels. A regression learns "elevation", or "".
+    # where the head tells pixels. A regression learns "elevation", which is "", or the data's
+    # "quantity".
     finetune.target = ""
     finetune.present_share = 0.1  # of the crop that a class covers at least that is present
     finetune.num_classes = 0  # 0 is as many as the data have
@@ -183,6 +184,7 @@ def default() -> ml_collections.ConfigDict:
     # Mean and standard deviation of what a regression tells, which become 0 and 1; () measures the
     # labels that are learned from.
     finetune.scale = ()
+    finetune.quantity = ()  # its name and unit; () is what the data say
     # Devices of the machine that share each batch of a fine-tuning by itself, which they divide; 0
     # is all. Small batches are done sooner on one.
     finetune.devices = 1

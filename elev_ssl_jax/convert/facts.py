@@ -10,7 +10,9 @@ import numpy as np
 
 from elev_ssl_jax.convert import branches
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.finetuning.labelled import told_by
 from elev_ssl_jax.inference.model import Model
+from elev_ssl_jax.pictures import with_unit
 from elev_ssl_jax.recipes import METHODS, REGRESSION
 from elev_ssl_jax.runtime.starting import words_of
 from elev_ssl_jax.sensors import ELEVATION, LEAST, pairs
@@ -39,7 +41,8 @@ def metadata(model: Model) -> dict[str, str]:
     regression = ""
     if head == REGRESSION:
         mean, deviation = config.finetune.scale
-        regression = f"elevation in metres is {mean:.12g} + {deviation:.12g} x the decoder's output"
+        quantity = with_unit(*told_by(config))
+        regression = f"{quantity} is {mean:.12g} + {deviation:.12g} x the decoder's output"
     return {
         "format": "pt",
         "encoder": config.model.encoder,

@@ -22,6 +22,7 @@ from elev_ssl_jax.data import labels, store
 from elev_ssl_jax.data.cutting import cut_all
 from elev_ssl_jax.data.planning import (
     LARGEST_BLOCK,
+    Quantity,
     Settings,
     about_all,
     check_settings,
@@ -235,6 +236,11 @@ def add_arguments(parser: Any, *, required: bool = True) -> None:
         "--labels", type=command_line.path, help="class raster or polygons; may be left out"
     )
     parser.add_argument(
+        "--quantity", type=command_line.path, help="raster of numbers, any grid, to be told"
+    )
+    parser.add_argument("--quantity-name", default="quantity", help="such as 'canopy height'")
+    parser.add_argument("--unit", default="", help="of the quantity, such as m")
+    parser.add_argument(
         "--label-values", type=int, nargs="+", help="raster values of class 1 of two (default: 1)"
     )
     parser.add_argument(
@@ -273,7 +279,7 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
       InputError: Arguments don't fit one another.
     """
     if args.scenes is not None:
-        for name in ("elevation", "labels", "tile"):
+        for name in ("elevation", "labels", "quantity", "tile"):
             if getattr(args, name) is not None:
                 raise InputError(f"--{name}: with --scenes the table has it")
         scenes = read_scenes(args.scenes)
@@ -282,7 +288,11 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
         first = next(iter(images.values()))[0]
         name = re.sub(r"[^\w-]+", "_", args.tile or first.stem)
         sensors = {sensor: tuple(paths) for sensor, paths in images.items()}
-        scenes = [SceneFiles(name, sensors, args.elevation, args.labels)]
+        scenes = [SceneFiles(name, sensors, args.elevation, args.labels, args.quantity)]
+    if not any(scene.quantity for scene in scenes):
+        for name, default in Quantity()._asdict().items():
+            if getattr(args, flag := "unit" if name == "unit" else "quantity_name") != default:
+                raise InputError(f"--{flag.replace('_', '-')} is of --quantity, which is missing")
     return scenes, Settings(
         size=args.size,
         stride=args.stride,
@@ -291,6 +301,7 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
         nodata=parse_nodata(args.nodata, list(scenes[0].images)),
         max_nodata=args.max_nodata,
         classes=choose_classes(args, scenes),
+        quantity=Quantity(args.quantity_name, args.unit),
     )
 
 

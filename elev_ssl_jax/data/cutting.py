@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from elev_ssl_jax.data import store
 from elev_ssl_jax.data.planning import Opened, Settings, Strip, open_files
 from elev_ssl_jax.data.scene_files import SceneFiles
-from elev_ssl_jax.data.terrain import elevation_over
+from elev_ssl_jax.data.terrain import field_over
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
 from elev_ssl_jax.runtime.workers import mapped
@@ -83,7 +83,7 @@ def index(strip: Strip) -> store.PartCounts:
             arrays, counts = _chips(strip, all_elevation=False)
     except InputError as error:
         raise InputError(f"scene {strip.scene.name}: {error}") from error
-    few = {str(name): arrays[name] for name in ("places", "counts") if name in arrays}
+    few = {str(n): arrays[n] for n in ("places", "counts", "known") if n in arrays}
     store.write_part(strip.folder, few, counts)
     return counts
 
@@ -114,11 +114,8 @@ def read_chip(
             name: np.moveaxis(_stored(sensors[name], part, valid), 0, -1)
             for name, part in pixels.items()
         }
-        heights, mask, _ = _ground(opened, files, settings, top, left)
-    for name, array in (("elevation", heights), ("mask", mask)):
-        if array is not None:
-            chip[name] = array
-    return chip
+        found, _ = _ground(opened, files, settings, top, left)
+    return chip | found
 
 
 def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.PartCounts]:
@@ -127,7 +124,7 @@ def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Part
     scene, size, stride = opened.scene, settings.size, settings.stride or settings.size
     found: dict[str, list[np.ndarray]] = {name: [] for name in scene.sensors}
     places: list[tuple[int, int]] = []
-    elevations, masks = [], []
+    of_ground: dict[str, list[np.ndarray]] = {"elevation": [], "mask": [], "quantity": []}
     dropped = incomplete = with_elevation = unclassed = 0
     for top in strip.tops:
         pixels, valid = scene.read(Window(0, top, scene.grid.width, size))
@@ -143,43 +140,54 @@ def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Part
             for name, part in stored.items():
                 found[name].append(np.moveaxis(part[:, :, columns], 0, -1))
             needed = all_elevation or not with_elevation
-            heights, mask, without = _ground(opened, files, settings, top, left, needed)
+            ground, without = _ground(opened, files, settings, top, left, needed)
             unclassed += without
-            if heights is not None:
-                elevations.append(heights)
+            for name, array in ground.items():
+                of_ground[name].append(array)
+            if (heights := ground.get("elevation")) is not None:
                 incomplete += bool(np.isnan(heights).any())
                 with_elevation += not np.isnan(heights).all()
-            if mask is not None:
-                masks.append(mask)
     arrays: dict[str, np.ndarray] = {"places": np.array(places, np.int32).reshape(-1, 2)}
     for name, chips in found.items():
         sensor = strip.sensors[name]
         empty = np.empty((0, size, size, sensor["bands"]), sensor["dtype"])
         arrays[name] = np.stack(chips) if chips else empty
     if (cells := settings.elevation_size) is not None and all_elevation:
-        arrays["elevation"] = np.array(elevations, np.float32).reshape(-1, cells, cells)
+        elevations = np.array(of_ground["elevation"], np.float32)
+        arrays["elevation"] = elevations.reshape(-1, cells, cells)
     if settings.classes is not None:
-        arrays["mask"] = np.array(masks, np.uint8).reshape(-1, size, size)
+        arrays["mask"] = np.array(of_ground["mask"], np.uint8).reshape(-1, size, size)
         arrays["counts"] = _count(arrays["mask"], len(settings.classes.names))
+    if settings.quantity is not None:
+        values = np.array(of_ground["quantity"], np.float32).reshape(-1, size, size)
+        arrays["quantity"] = values
+        arrays["known"] = (~np.isnan(values)).sum(axis=(1, 2)).astype(np.int32)
     return arrays, store.PartCounts(len(places), dropped, incomplete, with_elevation, unclassed)
 
 
 def _ground(opened, files, settings, top, left, with_elevation=True):
-    """A chip's elevation and classes, or None, and how many pixels have labels of no class."""
+    """A chip's elevation, classes and quantity, and how many pixels have labels of no class."""
     size, cells, grid = settings.size, settings.elevation_size, opened.scene.grid
     transform = grid.transform @ Affine.translation(left, top)
-    heights = mask = None
+    found: dict[str, np.ndarray] = {}
     unclassed = 0
     if cells is not None and with_elevation:
-        heights = np.full((cells, cells), np.nan, np.float32)
+        found["elevation"] = np.full((cells, cells), np.nan, np.float32)
         if opened.dem is not None:
             dem = opened.dem
-            heights = elevation_over(files.elevation, dem, transform, grid.crs, size, cells)
+            found["elevation"] = field_over(files.elevation, dem, transform, grid.crs, size, cells)
     if settings.classes is not None:
-        mask = np.full((size, size), UNLABELLED, np.uint8)
+        found["mask"] = np.full((size, size), UNLABELLED, np.uint8)
         if opened.labels is not None:
-            mask, unclassed = opened.labels.over(transform, size)
-    return heights, mask, unclassed
+            found["mask"], unclassed = opened.labels.over(transform, size)
+    if settings.quantity is not None:
+        found["quantity"] = np.full((size, size), np.nan, np.float32)
+        if opened.quantity is not None:
+            raster = opened.quantity
+            found["quantity"] = field_over(
+                files.quantity, raster, transform, grid.crs, size, size, heights=False
+            )
+    return found, unclassed
 
 
 def _stored(sensor, pixels, valid):

@@ -20,6 +20,13 @@ LARGEST_BLOCK = 500  # pixels, of the default
 _PART_BYTES, _PART_CHIPS = 2**25, 256  # of a part, at most, but for a single row of windows
 
 
+class Quantity(NamedTuple):
+    """What a raster of numbers tells of each pixel."""
+
+    name: str = "quantity"
+    unit: str = ""
+
+
 class Settings(NamedTuple):
     """How scenes are cut, all of them alike."""
 
@@ -31,6 +38,7 @@ class Settings(NamedTuple):
     nodata: Mapping[str, float] = {}  # as in `open_scene`
     max_nodata: float = 0.0  # the largest share of a chip's pixels that may have no value
     classes: Classes | None = None
+    quantity: Quantity | None = None
 
 
 class Strip(NamedTuple):
@@ -51,6 +59,7 @@ class Opened(NamedTuple):
     scene: Scene
     dem: rasterio.DatasetReader | None
     labels: Labels | None
+    quantity: rasterio.DatasetReader | None
 
 
 def check_settings(settings: Settings) -> None:
@@ -74,11 +83,13 @@ def check_settings(settings: Settings) -> None:
 
 
 def without_what_is_missing(settings: Settings, scenes: Sequence[SceneFiles]) -> Settings:
-    """The settings without elevation or classes that no scene has."""
+    """The settings without elevation, classes or a quantity that no scene has."""
     if not any(scene.elevation for scene in scenes):
         settings = settings._replace(elevation_size=None)
     if not any(scene.labels for scene in scenes):
         settings = settings._replace(classes=None)
+    if not any(scene.quantity for scene in scenes):
+        settings = settings._replace(quantity=None)
     return settings
 
 
@@ -104,7 +115,8 @@ def finish(
 def about_all(settings: Settings, sensors: Mapping[str, Mapping[str, Any]]) -> store.About:
     """What all chips have in common that are cut so."""
     classes = settings.classes and settings.classes.names
-    return store.About(sensors, settings.size, settings.elevation_size, classes)
+    quantity = settings.quantity and settings.quantity._asdict()
+    return store.About(sensors, settings.size, settings.elevation_size, classes, quantity)
 
 
 def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str, Any], list[Strip]]:
@@ -123,7 +135,7 @@ def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str,
         chip.
     """
     with ExitStack() as stack:
-        scene, _, _ = open_files(files, settings, stack)
+        scene = open_files(files, settings, stack).scene
         warn_of_blanks(scene)
         grid, size = scene.grid, settings.size
         height, width = grid.shape
@@ -150,7 +162,8 @@ def plan(files: SceneFiles, settings: Settings, folder: Path) -> tuple[dict[str,
         }
         across = len(range(0, width - size + 1, stride))
         bands = sum(s["bands"] * np.dtype(s["dtype"]).itemsize for s in sensors.values())
-        most = min(_PART_CHIPS, _PART_BYTES // (size**2 * (bands + 1)))
+        bands += 1 + 4 * (settings.quantity is not None)
+        most = min(_PART_CHIPS, _PART_BYTES // (size**2 * bands))
         rows = max(1, most // across)
         tops = range(0, height - size + 1, stride)
     strips = []
@@ -197,11 +210,13 @@ def open_files(files: SceneFiles, settings: Settings, stack: ExitStack) -> Opene
       InputError: One of them is missing or broken, or doesn't overlap the images.
     """
     scene = open_scene(files.images, stack, settings.nodata)
-    dem = labels = None
-    if files.elevation is not None:
-        dem = open_raster(files.elevation, stack)
-        check_overlap(files.elevation, dem.crs, dem.bounds, scene.grid, scene.path)
+    fields: list[Any] = []
+    for path in (files.elevation, files.quantity):
+        fields.append(path and open_raster(path, stack))
+        if path is not None:
+            check_overlap(path, fields[-1].crs, fields[-1].bounds, scene.grid, scene.path)
+    labels = None
     if files.labels is not None:
         assert settings.classes is not None
         labels = Labels(files.labels, settings.classes, scene.grid, scene.path, stack)
-    return Opened(scene, dem, labels)
+    return Opened(scene, fields[0], labels, fields[1])

@@ -37,6 +37,7 @@ DRIVERS = (
 LARGEST = 4096  # pixels or cells along a chip's side
 _BLOCK = 2**26  # bytes that GDAL may unpack at once for a chip's raster
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_HEIGHTS = -1000, 9000  # metres between which all ground lies
 _VOIDS = (-999, -9999, -32768)  # what SRTM and its kin hold where they know nothing
 _WKT = re.compile(
     r"(PROJ|GEOG|GEOD|GEOC|COMPD_|COMPOUND|LOCAL_|ENG|VERT_?)"
@@ -215,25 +216,32 @@ def check_unscaled(path: Path, source: rasterio.DatasetReader) -> None:
             )
 
 
-def read_heights(
-    path: Path, source: rasterio.DatasetReader, window: Window | None = None, step: int = 1
+def read_values(
+    path: Path,
+    source: rasterio.DatasetReader,
+    window: Window | None = None,
+    step: int = 1,
+    *,
+    heights: bool = True,
 ) -> np.ndarray:
-    """Heights in metres of a raster's first band: float32 [H, W], NaN where missing.
+    """Numbers of a raster's first band: float32 [H, W], NaN where missing.
 
-    Scale and offset are applied. Missing is nodata, what isn't finite, and what no place on Earth
-    has: voids are often stored as -32768 or -9999 without being declared.
+    Scale and offset are applied. Missing is nodata and what isn't finite; of heights, in metres,
+    what no place on Earth has, too: voids are often stored as -32768 or -9999 without being
+    declared.
 
     Args:
       path: The file, for messages.
       source: The raster.
       window: What to read; everything by default.
       step: Take the middle of each `step` x `step` cells alone; odd.
+      heights: Whether they are.
 
     Raises:
       InputError: The raster holds other than numbers.
     """
     if np.dtype(source.dtypes[0]).kind not in "uif":
-        raise InputError(f"{path} has type {source.dtypes[0]}; heights are integers or floats")
+        raise InputError(f"{path} has type {source.dtypes[0]}; integers or floats are needed")
     scale, offset = source.scales[0], source.offsets[0]
     if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
         raise InputError(f"{path} has a scale of {scale:g} and an offset of {offset:g}")
@@ -246,13 +254,15 @@ def read_heights(
         every = slice(step // 2, None, step)
         stored = source.read(1, window=part)[every, every]
         missing = source.read_masks(1, window=part)[every, every] == 0
-        heights = stored.astype(np.float64)
-        missing |= np.isin(heights, _VOIDS)
-        heights = heights * scale + offset
+        values = stored.astype(np.float64)
+        if heights:
+            missing |= np.isin(values, _VOIDS)
+        values = values * scale + offset
+        low, high = _HEIGHTS if heights else (-np.inf, np.inf)
         with np.errstate(invalid="ignore"):
-            missing |= ~((heights > -1000) & (heights < 9000))
-        heights[missing] = np.nan
-        parts.append(heights.astype(np.float32))
+            missing |= ~((values > low) & (values < high))
+        values[missing] = np.nan
+        parts.append(values.astype(np.float32))
     return np.concatenate(parts)
 
 

@@ -19,7 +19,10 @@ from elev_ssl_jax.storage import local_path
 
 _ROWS, _COLUMNS = 512, 8192  # of a block, which bounds the memory
 _BLANK = 0.01  # the share of pixels that are 0 without meaning no data, above which there is a word
-_RESERVED = ("elevation", "mask", "label", "id", "scene", "tile", "block", "name", "labels")
+_RESERVED = {  # other features, files of a part, and columns of a table
+    *("elevation", "quantity", "mask", "label", "labels", "id", "scene", "tile", "block", "name"),
+    *("counts", "known", "places"),
+}
 
 SensorFiles = Mapping[str, Sequence[Path]]  # the files of each sensor
 Nodata = Mapping[str, float]  # by sensor; that under "" is for all

@@ -21,10 +21,11 @@ class SceneFiles(NamedTuple):
     images: Mapping[str, tuple[Path, ...]]  # by sensor
     elevation: Path | None
     labels: Path | None
+    quantity: Path | None = None
 
     def paths(self) -> list[Path]:
         """All of them."""
-        paths = [*sum(self.images.values(), ()), self.elevation, self.labels]
+        paths = [*sum(self.images.values(), ()), *self[2:]]
         return [path for path in paths if path is not None]
 
     def states(self) -> list[tuple[int, int]]:
@@ -34,15 +35,17 @@ class SceneFiles(NamedTuple):
     def absolute(self) -> "SceneFiles":
         """With paths that hold wherever a process was started."""
         images = {n: tuple(path.absolute() for path in paths) for n, paths in self.images.items()}
-        elevation, labels = (path and path.absolute() for path in (self.elevation, self.labels))
-        return SceneFiles(self.name, images, elevation, labels)
+        return SceneFiles(self.name, images, *(path and path.absolute() for path in self[2:]))
+
+
+_GROUND = SceneFiles._fields[2:]
 
 
 def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
-    """The scenes of a table: a row for each, with `name`, `elevation`, `labels` and sensors.
+    """The scenes of a table: a row for each, with `name`, sensors, and what is known of the ground.
 
-    Every other column is a sensor, whose files are parted by semicolons. Paths are relative to the
-    table. Elevation and labels may be empty, or not be there.
+    That are `elevation`, `labels` and `quantity`, which may be empty, or not be there. Every other
+    column is a sensor, whose files are parted by semicolons. Paths are relative to the table.
 
     Args:
       path: Of the table.
@@ -58,7 +61,7 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
         raise InputError(f"{path} is not a readable CSV file: {error}") from error
     if "name" not in table:
         raise InputError(f"{path} has no column name")
-    names = [c for c in table.columns if c not in ("name", "elevation", "labels")]
+    names = [c for c in table.columns if c not in ("name", *_GROUND)]
     if not names or table.empty:
         raise InputError(f"{path} has no {'scenes' if names else 'column with images'}")
     for i, name in enumerate(names):
@@ -72,7 +75,7 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
             raise InputError(f"{path}: scene {name} is there twice")
         listed = {
             column: tuple(_listed(path, part.strip()) for part in row[column].split(";"))
-            for column in (*names, "elevation", "labels")
+            for column in (*names, *_GROUND)
             if row.get(column, "").strip()
         }
         for column in names:
@@ -82,14 +85,14 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
             for file in paths:
                 if all_there and not file.is_file():
                     raise InputError(f"{path}: scene {name}: {column} {file} not found")
-        for column in ("elevation", "labels"):
+        for column in _GROUND:
             if len(listed.get(column, ())) > 1:
                 raise InputError(f"{path}: scene {name}: {column} is one file")
         scenes.append(
             SceneFiles(
                 name,
                 {column: listed[column] for column in names},
-                *(listed.get(column, (None,))[0] for column in ("elevation", "labels")),
+                *(listed.get(column, (None,))[0] for column in _GROUND),
             )
         )
     return scenes

@@ -83,6 +83,12 @@ class Split(Sequence):
             return tuple(self.about["classes"])
         return tuple(self.features["label"].names) if "label" in self.features else ()
 
+    @property
+    def quantity(self) -> tuple[str, ...]:
+        """The name and the unit of the feature `quantity`; () if the data don't say."""
+        about = self.about.get("quantity", {})
+        return (about["name"], about["unit"]) if about else ()
+
     def nodata(self, names: Sequence[str]) -> tuple[float, ...]:
         """The value that stands for none in each of the sensors named; () if none has one."""
         sensors = self.about.get("sensors", {})
@@ -331,12 +337,15 @@ def _check_classes(content, path):
 def _check_about(about):
     """What the data say of themselves, which older ones don't; a `ValueError` if it is damaged."""
     classes, sensors = about.get("classes", []), about.get("sensors", {})
+    quantity = about.get("quantity") or {"name": "", "unit": ""}
+    if not all(isinstance(quantity[key], str) for key in ("name", "unit")):
+        raise ValueError(quantity)
     if not all(isinstance(name, str) for name in classes):
         raise ValueError(classes)
     for sensor in sensors.values():
         if not isinstance(sensor.get("nodata"), int | float | None):
             raise ValueError(sensor)
-    return {name: about[name] for name in ("classes", "sensors") if about.get(name)}
+    return {name: about[name] for name in ("classes", "sensors", "quantity") if about.get(name)}
 
 
 def _check_files(content, path):

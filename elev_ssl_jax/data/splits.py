@@ -111,8 +111,8 @@ def assign(
     Args:
       chips: A row for each chip, with `key` (a text of its own), the groups that it lies in
         (`scene`, `tile`, `block`), and if known `label` (its commonest class), `share` (of that
-        class) and `labelled` (share of pixels with a label), `left`, `bottom`, `right`, `top` and
-        `crs`.
+        class) and `labelled` (share of pixels with a label or quantity), `left`, `bottom`,
+        `right`, `top` and `crs`.
       classification: Whether `labeled` and `test` take only chips of (nearly) one class.
       purity: The least `share` of such a chip.
       coverage: The least `labelled` of a chip of `labeled` or `test`.
@@ -163,7 +163,7 @@ def _eligible(chips, classification, purity, coverage):
     labelled = np.zeros(len(chips), bool)
     if "labelled" in chips:
         labelled = (chips["labelled"] >= coverage).to_numpy()
-    elif classification:
+    if classification and "label" not in chips:
         raise InputError("the chips have no labels; cut them with --labels, or use segmentation")
     if not labelled.any() and "labelled" in chips and (most := chips["labelled"].max()):
         raise InputError(

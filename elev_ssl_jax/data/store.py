@@ -6,6 +6,8 @@
                       /elevation.npy [N, h, w] in metres, NaN where missing
                       /mask.npy      [N, H, W], a class for each pixel, 255 is unlabelled
                       /counts.npy    [N, K], pixels of each class
+                      /quantity.npy  [N, H, W] in its unit, NaN where it is not known
+                      /known.npy     [N], pixels where it is
                       /places.npy    [N, 2], row and column of the scene where a chip begins
                       /part.json     what was dropped
 
@@ -56,6 +58,7 @@ class About(NamedTuple):
     size: int  # pixels along a chip's side
     elevation_size: int | None
     classes: tuple[str, ...] | None
+    quantity: Mapping[str, str] | None = None  # its name and unit
 
 
 def write_part(folder: Path, arrays: Mapping[str, np.ndarray], counts: PartCounts) -> None:
@@ -121,6 +124,10 @@ def read_about(folder: Path) -> About:
         sizes = [about.size, *([about.elevation_size] if about.elevation_size else [])]
         if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
             raise ValueError(sizes)
+        if about.quantity is not None and not all(
+            isinstance(about.quantity[key], str) for key in ("name", "unit")
+        ):
+            raise ValueError(about.quantity)
         classes = None if about.classes is None else tuple(map(str, about.classes))
         return about._replace(classes=classes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -185,7 +192,7 @@ def absent_classes(folder: Path, about: About) -> list[str]:
 
 
 def open_array(part: Path, about: About, name: str) -> np.ndarray:
-    """A part's sensor, `elevation` or `mask`, on disk; the last few stay open."""
+    """A part's sensor, `elevation`, `quantity` or `mask`, on disk; the last few stay open."""
     if name in about.sensors:
         sensor = about.sensors[name]
         shape: tuple[int, ...] = (about.size, about.size, sensor["bands"])
@@ -193,7 +200,7 @@ def open_array(part: Path, about: About, name: str) -> np.ndarray:
     elif name == "elevation":
         shape, dtype = (about.elevation_size or 0,) * 2, "float32"
     else:
-        shape, dtype = (about.size,) * 2, "uint8"
+        shape, dtype = (about.size,) * 2, "float32" if name == "quantity" else "uint8"
     check_regular(part / "part.json")
     return _opened(part, name, shape, dtype, state(part / "part.json"))
 
@@ -219,9 +226,10 @@ def read_table(folder: Path) -> pd.DataFrame:
 
     Columns: `Id`, `key` (a text that is the chip's own, whatever else is in the folder), `scene`,
     `block`, the bounds and `crs`, `part` (its folder) and `index` within it, `top_row` and
-    `left_column` of the scene; and, with labels,
-    `label` (the commonest class, the lowest of several), `share` (of that class among what is
-    labelled) and `labelled` (share of the pixels that are).
+    `left_column` of the scene; with labels,
+    `label` (the commonest class, the lowest of several) and `share` (of that class among what is
+    labelled). With labels or a quantity also `labelled`: the share of the pixels that are, or whose
+    quantity is known, the lesser of both.
 
     Raises:
       InputError: A file is missing or damaged.
@@ -263,6 +271,11 @@ def _scene_table(path, about):
             table["label"] = counts.argmax(axis=1)
             table["share"] = counts.max(axis=1) / np.maximum(known, 1)
             table["labelled"] = known / size**2
+        if about.quantity is not None:
+            found = read_array(part, "known", (), np.dtype(np.int32)) / size**2
+            if len(found) != len(places):
+                raise InputError(f"{part} is damaged; delete it, and cut again")
+            table["labelled"] = np.minimum(found, table.get("labelled", 1.0))
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     tops, lefts = table["top_row"], table["left_column"]

@@ -1,4 +1,4 @@
-"""Elevation over a chip's ground, from a DEM on any grid."""
+"""Elevation, or another quantity, over a chip's ground, from a raster on any grid."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from shapely.geometry import box
 
-from elev_ssl_jax.data.rasters import read_heights
+from elev_ssl_jax.data.rasters import read_values
 from elev_ssl_jax.errors import InputError
 
 
@@ -28,47 +28,55 @@ def check_overlap(path: Path, crs, bounds, grid: rasterio.DatasetReader, scene: 
         raise InputError(f"{path} doesn't overlap {scene}; check both files' CRS and extent")
 
 
-def elevation_over(
-    path: Path, dem: rasterio.DatasetReader, grid: Affine, crs, size: int, cells: int
+def field_over(
+    path: Path,
+    source: rasterio.DatasetReader,
+    grid: Affine,
+    crs,
+    size: int,
+    cells: int,
+    *,
+    heights: bool = True,
 ) -> np.ndarray:
-    """The DEM over a chip's ground: float32 [cells, cells] in metres, NaN where missing.
+    """A raster over a chip's ground: float32 [cells, cells] in its unit, NaN where missing.
 
     Args:
-      path: The DEM's, for messages.
-      dem: Open.
+      path: The raster's, for messages.
+      source: Open.
       grid: The transform of the chip's pixels.
       crs: Of the chip.
       size: Pixels along its side.
-      cells: Elevation cells along its side.
+      cells: Of the result, along its side.
+      heights: Whether it is a DEM, in metres.
     """
-    elevation = np.full((cells, cells), np.nan, np.float32)
+    field = np.full((cells, cells), np.nan, np.float32)
     places = grid @ Affine.scale(size / cells)
     try:
-        for window in _windows(dem, places, cells, crs):
-            # Of a far finer DEM a part of the cells will do: 8 along the side of one of ours.
+        for window in _windows(source, places, cells, crs):
+            # Of a far finer raster a part of the cells will do: 8 along the side of one of ours.
             step = max(1, int(min(window.width, window.height) / cells / 8)) | 1
             # Voids are taken out first: warping would blend those that aren't declared.
-            heights = read_heights(path, dem, window, step)
-            if np.isnan(heights).all():
+            values = read_values(path, source, window, step, heights=heights)
+            if np.isnan(values).all():
                 continue
-            part = np.full_like(elevation, np.nan)
+            part = np.full_like(field, np.nan)
             warp.reproject(
-                heights,
+                values,
                 part,
-                src_transform=dem.transform
+                src_transform=source.transform
                 @ Affine.translation(window.col_off, window.row_off)
                 @ Affine.scale(step),
-                src_crs=dem.crs,
+                src_crs=source.crs,
                 src_nodata=math.nan,
                 dst_transform=places,
                 dst_crs=crs,
                 dst_nodata=math.nan,
                 resampling=Resampling.bilinear,
             )
-            elevation = np.where(np.isnan(elevation), part, elevation)
+            field = np.where(np.isnan(field), part, field)
     except rasterio.errors.RasterioError as error:
         raise InputError(f"{path} can't be read; is it truncated?") from error
-    return elevation
+    return field
 
 
 def bounds_of(grid: Affine, size: int) -> tuple[float, float, float, float]:

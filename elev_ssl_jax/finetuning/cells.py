@@ -129,7 +129,7 @@ def _make_run(config, starts, train, test, shared, mesh) -> Run:
     Cells whose networks are alike share the compiled steps, those of one label draw the chips on
     the device, and those that start from one encoder its maps of the chips.
     """
-    settings, shapes = config.experiment, labelled.shapes_of(train)
+    settings, shapes = config.experiment, labelled.shapes_of(config, train)
     optimizer = config.optimizer
     # Only a learning rate that changes depends on how many steps there are.
     changes = optimizer.schedule == "cosine" or optimizer.warmup_epochs > 0 or optimizer.drop_epoch
@@ -213,7 +213,7 @@ def _encoder(setup, seed, image_shape, run):
 
 def _make_probe(config, starts, train, test, validation) -> Run:
     """A function that tells a cell's classes from frozen features, and judges."""
-    shapes = labelled.shapes_of(train)
+    shapes = labelled.shapes_of(config, train)
     # As the test is: squares of chips, of which the classes are those of the squares.
     learned, validated = (
         chips and labelled.as_squares(config, chips) for chips in (train, validation)

@@ -29,7 +29,7 @@ def of_pretrainings(config: Any, tasks: Mapping[str, Any], chips: Any) -> dict[s
       tasks: Of the study, of which any says what shapes its chips have.
       chips: To pre-train on.
     """
-    shapes = labelled.shapes_of(next(iter(tasks.values())).train)
+    shapes = labelled.shapes_of(config, next(iter(tasks.values())).train)
     names = dict.fromkeys(
         methods.pretraining_of(m)
         for name in config.experiment.methods
@@ -83,7 +83,7 @@ def of_cells(
     if config.finetune.head in PROBES:
         return {}
     config = methods.with_counts(labelled.with_classes(config, train, test), len(train.targets))
-    shapes, settings = labelled.shapes_of(train), config.experiment
+    shapes, settings = labelled.shapes_of(config, train), config.experiment
     seconds: dict[cells.Cell, float] = collections.defaultdict(float)
     known: dict[str, tuple[float, float]] = {}
     every = cells.every(config)
@@ -102,7 +102,7 @@ def of_cells(
 def _of_epochs(config: ml_collections.ConfigDict, train, count) -> tuple[float, float]:
     """Seconds of a step of the frozen stage, and of one of the full stage."""
     chips, steps = train.take(slice(count)), loop.steps_per_epoch(count, config.batch_size)
-    setup = loop.make_setup(config, labelled.shapes_of(train), count)
+    setup = loop.make_setup(config, labelled.shapes_of(config, train), count)
     variables = loop.init(setup, 0, labelled.image_shape_of(config, train))
     maps = loop.encode_views(setup, variables, chips.inputs)
     start = TrainState.create(variables, setup.full_optimizer)

@@ -115,7 +115,7 @@ def run(
         )
         for method in dict.fromkeys(needed):
             try:
-                settings = methods.config_of(config, method, labelled.shapes_of(train))
+                settings = methods.config_of(config, method, labelled.shapes_of(config, train))
                 runs[method, repetition] = _pretrained(
                     settings, pretrained_in or workdir, method, repetition, pretrain
                 )
@@ -177,7 +177,7 @@ def check(
             f"config.data.validation_split={config.data.validation_split!r} of {config.data.name} "
             "has no chip with a class; name another"
         )
-    shapes = labelled.shapes_of(train)
+    shapes = labelled.shapes_of(config, train)
     for method in dict.fromkeys(
         m for name in config.experiment.methods for m in methods.members_of(name)
     ):

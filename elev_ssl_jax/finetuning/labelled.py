@@ -38,6 +38,14 @@ def target_of(config: Any) -> str:
     return settings.target or usual.get(settings.head, "mask")
 
 
+def told_by(config: Any) -> tuple[str, str]:
+    """The name of what a regression tells, and its unit, which may be ""."""
+    if target_of(config) == sensors.ELEVATION:
+        return sensors.ELEVATION, "m"
+    name, unit = config.finetune.quantity or (sensors.QUANTITY, "")
+    return name, unit
+
+
 def epoch_rows(targets: np.ndarray, *, oversample: bool) -> np.ndarray:
     """Which chips come in an epoch, int32 [R]: each once, or those of rarer classes more often.
 
@@ -82,10 +90,10 @@ def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
     Of a regression, with the scale of what is learned.
     """
     if config.finetune.head == REGRESSION:
-        heights = train.targets[~np.isnan(train.targets)].astype(np.float64)
-        if len(heights) and not config.finetune.scale:
+        known = train.targets[~np.isnan(train.targets)].astype(np.float64)
+        if len(known) and not config.finetune.scale:
             config = config.copy_and_resolve_references()
-            config.finetune.scale = float(heights.mean()), float(heights.std()) or 1.0
+            config.finetune.scale = float(known.mean()), float(known.std()) or 1.0
         return config
     if config.finetune.num_classes:
         return config
@@ -109,7 +117,7 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
         if not np.nanstd(targets):
             raise InputError(
                 f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
-                f"{config.data.name}, are all of one {target_of(config)}"
+                f"{config.data.name}, are all of one {told_by(config)[0]}"
             )
         return chips
     if target_of(config) == "present" and not targets.any():
@@ -132,12 +140,12 @@ def as_squares(config: Any, chips: Labelled) -> Labelled:
     many as fit in; those of one chip follow one another, and are of its group.
     """
     side = config.augment.crop_size
-    size = sensors.image_size(sensors.of(config), shapes_of(chips))
+    size = sensors.image_size(sensors.of(config), shapes_of(config, chips))
     if side and size != (side, side):
         starts = (long % side // 2 + side * np.arange(long // side) for long in size)
         places = np.array([*itertools.product(*starts)])
         inputs = {
-            name: Squares(array, places, side, size if name == sensors.ELEVATION else None)
+            name: Squares(array, places, side, size if name in sensors.FIELDS else None)
             for name, array in chips.inputs.items()
         }
         targets, groups = chips.targets, chips.groups
@@ -165,19 +173,19 @@ class Squares:
         side: int,
         size: tuple[int, int] | None = None,
     ):
-        """Of `chips` [N, H, W, ...], or of elevation [N, h, w] of images of `size` pixels.
+        """Of `chips` [N, H, W, ...], or of a field [N, h, w] of images of `size` pixels.
 
         Args:
           chips: What to cut.
           places: Top row and left column of the squares of each, in pixels, [P, 2].
           side: Of a square in pixels.
-          size: Height and width of the images, if `chips` are their elevation.
+          size: Height and width of the images, if `chips` are one of `sensors.FIELDS` of them.
         """
         self._chips, self._places, self._side, self._size = chips, places, side, size
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[N P, side, side, ...], or as many cells as elevation has in a square."""
+        """[N P, side, side, ...], or as many cells as a field has in a square."""
         return (len(self._chips) * len(self._places), *self[:1].shape[1:])
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -194,18 +202,18 @@ class Squares:
         return self._chips[chip[:, None, None], rows, columns]
 
 
-def shapes_of(chips: Labelled) -> dict[str, tuple[int, ...]]:
-    """Of each input of a chip, and of the elevation that is learned of it, if it is that."""
+def shapes_of(config: Any, chips: Labelled) -> dict[str, tuple[int, ...]]:
+    """Of each input of a chip, and of what a regression learns of it."""
     shapes = {name: array.shape[1:] for name, array in chips.inputs.items()}
-    if np.issubdtype(chips.targets.dtype, np.floating):
-        shapes[sensors.ELEVATION] = chips.targets.shape[1:]
+    if config.finetune.head == REGRESSION:
+        shapes[target_of(config)] = chips.targets.shape[1:]
     return shapes
 
 
 def image_shape_of(config: Any, chips: Labelled) -> tuple[int, int, int]:
     """Of the image that the network sees of a chip, or of a square of it: [H, W, C]."""
     chosen = sensors.of(config)
-    shapes = squares.cut_shapes(shapes_of(chips), config.augment.crop_size)
+    shapes = squares.cut_shapes(shapes_of(config, chips), config.augment.crop_size)
     return (*sensors.image_size(chosen, shapes), sensors.channels(chosen, shapes))
 
 
@@ -231,20 +239,19 @@ def check_chips(
         if chips is not None:
             check = _check_quantity if config.finetune.head == REGRESSION else _check_classes
             check(config, chips, name)
-    shapes = shapes_of(train)
+    shapes = shapes_of(config, train)
     sensors.check(config, shapes)
     sensors.check_values(config, train.inputs)
-    if shapes_of(test) != shapes:
+    if (others := shapes_of(config, test)) != shapes:
         raise InputError(
-            f"the labelled chips of {data.name} are {shapes}, its test chips {shapes_of(test)}; "
+            f"the labelled chips of {data.name} are {shapes}, its test chips {others}; "
             "they must be alike"
         )
     height, width, _ = image_shape_of(config, train)
     encoders.check_size(config, height, width)
     sizes: dict[str, tuple[int, ...]] = {"images": (height, width)}
-    if sensors.ELEVATION in shapes:
-        cut = squares.cut_shapes(shapes, config.augment.crop_size)
-        sizes["elevation"] = cut[sensors.ELEVATION]
+    cut = squares.cut_shapes(shapes, config.augment.crop_size)
+    sizes |= {name: (cut[name][0], cut[name][1]) for name in sensors.FIELDS if name in cut}
     for name, (height, width) in sizes.items():
         if config.augment.finetune.transpose and height != width:
             raise InputError(
@@ -278,9 +285,9 @@ def _check_classes(config, chips, name):
 
 
 def _check_quantity(config, chips, name):
-    target, count = target_of(config), len(chips.targets)
+    told, count = told_by(config)[0], len(chips.targets)
     if np.isnan(chips.targets).all():
-        raise InputError(f"none of the {count} {name} chips of {config.data.name} has any {target}")
+        raise InputError(f"none of the {count} {name} chips of {config.data.name} has any {told}")
 
 
 def as_learned(masks: jax.Array, target: str, num_classes: int, present_share: float) -> jax.Array:

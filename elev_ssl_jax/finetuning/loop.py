@@ -63,7 +63,7 @@ def make_model(
     if config.finetune.head in OF_CHIPS:
         return Classifier(classes, encoder, **common)
     if config.finetune.head == REGRESSION:
-        height, width = shapes[sensors.ELEVATION]
+        height, width = shapes[labelled.target_of(config)]
         return UNet(1, (height, width), encoder, **common)
     if config.finetune.head == "swin_unet":
         branches = len(config.data.inputs) if config.model.fusion == "late" else 1

@@ -5,6 +5,7 @@ chips nothing is selected.
 """
 
 import json
+import math
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,12 +32,12 @@ from elev_ssl_jax.runtime.train_state import TrainState
 
 PICTURED = 6  # chips in a picture
 _JUDGED = "judged.npz"  # of a run: confusion matrices by block of test ground
-_QUANTITY = {  # scores of a regression
-    "rmse": "RMSE (m)",
-    "mae": "MAE (m)",
-    "bias": "bias (m)",
+_QUANTITY = {  # scores of a regression, all but one in its unit
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "bias": "bias",
     "r2": "R2",
-    "relief_rmse": "relief RMSE (m)",
+    "relief_rmse": "relief RMSE",
 }
 
 
@@ -70,7 +71,7 @@ def finetune(
     data = labelled.fingerprints(train, test, validation)
     run_folder.check_same_run(workdir, config, data)
     rows = labelled.epoch_rows(train.targets, oversample=config.finetune.oversample)
-    setup = loop.make_setup(config, labelled.shapes_of(train), len(rows))
+    setup = loop.make_setup(config, labelled.shapes_of(config, train), len(rows))
     test = labelled.as_judged(config, test)
     validation = validation and labelled.as_judged(config, validation)
     steps = loop.steps_per_epoch(len(rows), config.batch_size)
@@ -143,7 +144,7 @@ def _learn(parts, writer) -> _Learned:
             config,
             steps=config.epochs * steps,
             data=data,
-            shapes=labelled.shapes_of(test),
+            shapes=labelled.shapes_of(config, test),
             origin=before.get("origin") if before else origin,
         )
         # A run that is whole. Where one has less patience than it had, an epoch more ends it.
@@ -258,13 +259,15 @@ def _judge_classes(parts, variables) -> tuple[dict[str, Any], list[str]]:
 
 
 def _judge_quantity(parts, variables) -> tuple[dict[str, Any], list[str]]:
-    """Scores of a regression, in metres, beside those of saying one number, and lines for them."""
+    """Scores of a regression, in its unit, beside those of saying one number, and lines of them."""
     config, setup, test = parts.config, parts.setup, parts.test
+    quantity, unit = labelled.told_by(config)
     mean = np.nanmean(parts.train.targets, dtype=np.float64)
     told, true = tell(setup, variables, test), test.targets
     known = ~np.isnan(true)
     reliefs = [level_and_relief(field, known)[1] for field in (true, told)]
-    scores: dict[str, Any] = {"unit": "m", **metrics.regression_scores(true, told)}
+    scores: dict[str, Any] = {"quantity": quantity, "unit": unit}
+    scores |= metrics.regression_scores(true, told)
     rivals = metrics.regression_scores(true, np.full(true.shape, mean))
     of_relief = [metrics.regression_scores(reliefs[0], f)["rmse"] for f in (reliefs[1], 0 * told)]
     scores["relief_rmse"], rivals["relief_rmse"] = of_relief
@@ -277,19 +280,24 @@ def _judge_quantity(parts, variables) -> tuple[dict[str, Any], list[str]]:
         }
     path = parts.workdir / "predictions.png"
     few = slice(PICTURED)
-    pictures.draw_elevation(path, _shown(parts), true[few], told[few], *(r[few] for r in reliefs))
+    fields = [field[few] for field in (true, told, *reliefs)]
+    pictures.draw_field(path, _shown(parts), *fields, quantity=quantity, unit=unit)
+    # As many places as its numbers are large.
+    form = f".{max(1, 2 - math.floor(math.log10(config.finetune.scale[1])))}f"
     lines = [
-        f"{setup.target} of {known.sum():,} cells of {len(true)} test chips, BatchNorm in "
+        f"{quantity} of {known.sum():,} cells of {len(true)} test chips, BatchNorm in "
         "inference mode",
-        f"  {'':<16}{'told':>10}{'one mean':>10}",
+        f"  {'':<20}{'told':>10}{'one mean':>10}",
     ]
     for name, title in _QUANTITY.items():
         pair = "".join(
-            f"{format(s[name], '.3f' if name == 'r2' else '.1f'):>10}" for s in (scores, rivals)
+            f"{format(s[name], '.3f' if name == 'r2' else form):>10}" for s in (scores, rivals)
         )
-        lines.append(f"  {title:<16}{pair}")
+        title = pictures.with_unit(title, unit if name != "r2" else "")
+        lines.append(f"  {title:<20}{pair}")
     for name, less in scores.get("without", {}).items():
-        lines.append(f"  without {name}: RMSE {less['rmse']:.1f} m, R2 {less['r2']:.3f}")
+        rmse = f"{less['rmse']:{form}} {unit}".rstrip()
+        lines.append(f"  without {name}: RMSE {rmse}, R2 {less['r2']:.3f}")
     return scores, [*lines, f"picture: {path}"]
 
 

@@ -38,7 +38,7 @@ class Setup:
     fixed: bool  # the frozen encoder's BatchNorm is in inference mode
     inputs: sensors.Inputs
     bands: tuple[str, ...]  # the input that each band of the image is of
-    target: str  # "label", "mask", "commonest", "present", or, of a regression, "elevation"
+    target: str  # "label", "mask", "commonest", "present", or, of a regression, one of FIELDS
     present_share: float
     scale: tuple[float, ...]  # mean and deviation of what a regression tells; () is of classes
     objective: objective.Objective
@@ -166,7 +166,7 @@ def _draw_views(setup, keys):
 def _examples(setup, keys, chips, indices):
     """The chips at `indices` as they are learned from: images float32 [B, H, W, C], and targets."""
     which = _draw_views(setup, keys)
-    name = sensors.ELEVATION if setup.scale else ""  # of what is told, beside the inputs
+    name = setup.target if setup.scale else ""  # of what is told, beside the inputs
     chosen = {**chips.inputs, name: chips.targets}
     chosen = {key: array[indices] for key, array in chosen.items()}
     chosen = squares.cut_chips(chosen, setup.crop_size, keys)

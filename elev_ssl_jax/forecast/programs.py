@@ -121,9 +121,10 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     shapes = {name: chip[name].shape for name in config.data.inputs}
     config = config.copy_and_resolve_references()
     if config.finetune.head == REGRESSION:
-        if sensors.ELEVATION not in chip:
-            raise InputError(f"config.finetune learns elevation, and {config.data.name} has none")
-        shapes[sensors.ELEVATION] = chip[sensors.ELEVATION].shape
+        learned = labelled.target_of(config)
+        if learned not in chip:
+            raise InputError(f"config.finetune learns {learned}, and {config.data.name} has none")
+        shapes[learned] = chip[learned].shape
         config.finetune.scale = config.finetune.scale or (0.0, 1.0)
     elif not config.finetune.num_classes:
         config.finetune.num_classes = len(config.finetune.classes) or 2
@@ -132,7 +133,7 @@ def of_finetuning(config: Any, chip: Chip, count: int, mesh: Mesh, times: float 
     target = () if setup.target == "label" else sensors.image_size(setup.inputs, shapes)
     kind: Any = np.uint8
     if setup.scale:
-        target, kind = shapes[sensors.ELEVATION], np.float32
+        target, kind = shapes[setup.target], np.float32
     some = labelled.Labelled(
         {name: np.zeros((2, *array.shape), array.dtype) for name, array in inputs.items()},
         np.zeros((2, *target), kind),

@@ -42,7 +42,7 @@ class MapFiles:
     Left by an error, nothing remains, and an error of writing is told as an `InputError`.
 
     Attributes:
-      bands: Of the predictions that `write_map` takes: classes, or 1 for elevation.
+      bands: Of the predictions that `write_map` takes: classes, or 1 for a quantity.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class MapFiles:
             folder = stack.enter_context(TemporaryDirectory(prefix=".unfinished-", dir=where))
             self.folder = Path(folder)
             stack.callback(self._close)
-            if "map" in self.paths and self.model.num_classes is None:
-                self._create("map", "float32", ["elevation (m)"])
+            if "map" in self.paths and self.model.tells is not None:
+                self._create("map", "float32", [pictures.with_unit(*self.model.tells)])
+                self.rasters["map"].units = self.model.tells[1:]
             elif "map" in self.paths:
                 self._create("map", "uint8", ["class"])
                 colors = pictures.class_colors(self.bands)
@@ -269,6 +270,7 @@ class MapFiles:
             pictures.displayable(image, rgb, valid),
             np.ma.masked_array(shown, ~valid),
             self.model.classes,
+            self.model.tells,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from elev_ssl_jax import sensors, storage
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.finetuning import loop
+from elev_ssl_jax.finetuning import labelled, loop
 from elev_ssl_jax.models.encoders import compute_dtype, encoder_type
 from elev_ssl_jax.pretraining import methods
 from elev_ssl_jax.recipes import REGRESSION
@@ -93,17 +93,15 @@ class Model:
         return (*size, sensors.channels(self.inputs, self.shapes))
 
     @property
-    def elevation_shape(self) -> tuple[int, int] | None:
-        """Of the elevation that it tells, if it has learned that."""
+    def tells(self) -> tuple[str, str] | None:
+        """The name and the unit of the quantity that it has learned to tell, if there is one."""
         objective = self.config.objective
         if self.config.task == "finetune":
-            learned = self.config.finetune.head == REGRESSION
-        else:  # perhaps a control in its place
-            learned = objective.alpha > 0 and objective.target == "elevation"
-        if not learned:
-            return None
-        shape = self.shapes.get(sensors.ELEVATION)
-        return None if shape is None else (shape[0], shape[1])
+            regression = self.config.finetune.head == REGRESSION
+            return labelled.told_by(self.config) if regression else None
+        # A pre-training without elevation, or with a control in its place?
+        learned = objective.alpha > 0 and objective.target == "elevation"
+        return ("elevation", "m") if learned and sensors.ELEVATION in self.shapes else None
 
     @property
     def num_classes(self) -> int | None:
@@ -149,21 +147,36 @@ class Model:
         model, chosen = self._seeing(images)
         return model._in_batches(model.probability_function(model._size(chosen)), chosen)
 
+    def quantity(self, images: Images) -> np.ndarray:
+        """What the run `tells`, over images of the size of its chips: float32 [B, h, w].
+
+        Raises:
+          InputError: The run tells no quantity, or the images don't suit it.
+        """
+        model, chosen = self._seeing(images)
+        function = model.quantity_function()
+        size = model._size(chosen)
+        if size != self.image_shape[:2]:
+            raise InputError(
+                f"images are {size[0]} x {size[1]} pixels; {self.run} tells {self._told()} from "
+                f"{self.image_shape[0]} x {self.image_shape[1]}"
+            )
+        return model._in_batches(function, chosen)
+
+    def _told(self) -> str:
+        if self.tells is None:
+            raise InputError(f"{self.run} has not learned elevation, or another quantity")
+        return self.tells[0]
+
     def elevation(self, images: Images) -> np.ndarray:
-        """Elevation in metres over images of the size of the run's chips: float32 [B, h, w].
+        """`quantity` of a run that tells elevation, in metres.
 
         Raises:
           InputError: The run has not learned elevation, or the images don't suit it.
         """
-        model, chosen = self._seeing(images)
-        function = model.elevation_function()
-        size = model._size(chosen)
-        if size != self.image_shape[:2]:
-            raise InputError(
-                f"images are {size[0]} x {size[1]} pixels; {self.run} tells elevation from "
-                f"{self.image_shape[0]} x {self.image_shape[1]}"
-            )
-        return model._in_batches(function, chosen)
+        if self._told() != sensors.ELEVATION:
+            raise InputError(f"{self.run} has not learned elevation; name a run that has")
+        return self.quantity(images)
 
     # The same three for arrays on the device, by name, one batch at a time.
 
@@ -185,10 +198,9 @@ class Model:
         link = jax.nn.sigmoid if self.together else jax.nn.softmax
         return functools.partial(_probabilities, module, self.inputs, link, self.variables)
 
-    def elevation_function(self) -> Function:
-        """A compiled function from inputs of the chips' size to `elevation`."""
-        if self.elevation_shape is None:
-            raise InputError(f"{self.run} has not learned elevation; name a run that has")
+    def quantity_function(self) -> Function:
+        """A compiled function from inputs of the chips' size to `quantity`."""
+        self._told()
         if self.config.task == "finetune":
             unet = loop.make_model(self.config, self.shapes, _platform())
             scale = tuple(self.config.finetune.scale)

@@ -13,7 +13,7 @@ from rasterio.windows import Window
 
 from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.data.scene import Nodata, Scene, open_scene
-from elev_ssl_jax.data.terrain import check_overlap, elevation_over
+from elev_ssl_jax.data.terrain import check_overlap, field_over
 from elev_ssl_jax.runtime.workers import mapped
 from elev_ssl_jax.sensors import ELEVATION
 
@@ -137,7 +137,7 @@ def _heights(source: Source, top: int, lefts: np.ndarray, size: int) -> np.ndarr
     grid, cells, path = source.scene.grid, source.files.cells, source.files.elevation
     assert path is not None
     heights = [
-        elevation_over(
+        field_over(
             path,
             source.dem,
             grid.transform @ Affine.translation(left, top),

@@ -265,13 +265,14 @@ def _check_window(model, window, maps) -> int:
     if size < 32:
         raise InputError(f"--window is {size}; it must be at least 32 pixels")
     if maps and model.num_classes is None:
-        if model.elevation_shape is None:
+        if model.tells is None:
             raise InputError(
-                f"{model.run} has learned neither classes nor elevation; --features is what it has"
+                f"{model.run} has learned neither classes nor a quantity; --features is what it has"
             )
         if (height, width) != (size, size):
             raise InputError(
-                f"--window is {size}; {model.run} tells elevation from {height} x {width} pixels"
+                f"--window is {size}; {model.run} tells {model.tells[0]} from "
+                f"{height} x {width} pixels"
             )
     return size
 

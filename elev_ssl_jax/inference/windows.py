@@ -86,15 +86,15 @@ def make_functions(model: Model, size: int, *, maps: bool, features: bool) -> di
     if maps and model.num_classes is not None:
         functions["map"] = model.probability_function((size, size))
     elif maps:
-        elevation = model.elevation_function()
-        functions["map"] = lambda chips: _to_pixels(elevation(chips), size)
+        quantity = model.quantity_function()
+        functions["map"] = lambda chips: _to_pixels(quantity(chips), size)
     return functions
 
 
 @partial(jax.jit, static_argnums=1)
-def _to_pixels(elevation, size):
+def _to_pixels(cells, size):
     """Cells [B, h, w] to pixels [B, size, size, 1]."""
-    return jax.image.resize(elevation, (len(elevation), size, size), "linear")[..., None]
+    return jax.image.resize(cells, (len(cells), size, size), "linear")[..., None]
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -58,7 +58,7 @@ def draw_elevation(config: Any, path: Path, few: Arrays, predicted: np.ndarray) 
     true = few[sensors.ELEVATION][: len(predicted)]
     known = ~np.isnan(true)
     reliefs = (level_and_relief(field, known)[1] for field in (true, predicted))
-    pictures.draw_elevation(path, displayable(config, few), true, predicted, *reliefs)
+    pictures.draw_field(path, displayable(config, few), true, predicted, *reliefs)
 
 
 def displayable(config: Any, few: Arrays) -> np.ndarray:

@@ -14,7 +14,8 @@ from rasterio.warp import transform, transform_bounds
 from shapely.geometry import box
 
 from elev_ssl_jax.data import chips, labels, store
-from elev_ssl_jax.data.planning import Settings, plan
+from elev_ssl_jax.data.planning import Quantity, Settings, plan
+from elev_ssl_jax.data.scene import parse_images
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 
@@ -70,7 +71,7 @@ def read(out, counts=None):
     """A folder of chips whole: `rows`, `counts`, and an array for each feature."""
     about, rows = store.read_about(out), store.read_table(out)
     names = [*about.sensors, *["elevation"] * bool(about.elevation_size)]
-    names += ["mask"] * (about.classes is not None)
+    names += ["mask"] * (about.classes is not None) + ["quantity"] * (about.quantity is not None)
     places = list(zip(map(Path, rows["part"]), rows["index"], strict=True))
     arrays = {
         name: np.stack([store.open_array(part, about, name)[i] for part, i in places])
@@ -115,6 +116,44 @@ def test_chips_are_windows_of_the_scene(scene):
     assert (row["left"], row["top"]) == (LEFT + 200, TOP - 400)
     assert (row["right"], row["bottom"]) == (LEFT + 400, TOP - 600)
     assert (row["crs"], row["Id"], row["block"]) == (UTM, "image_40_20", "image/image_1_0")
+
+
+def test_a_quantity_is_of_every_pixel_whatever_its_numbers_are(scene):
+    """Of another grid and coordinate system, with numbers that no height has."""
+    bounds = transform_bounds(UTM, "EPSG:4326", LEFT - 300, TOP - 900, LEFT + 550, TOP + 300)
+    grid = from_bounds(*bounds, 120, 160)
+    columns, rows = np.meshgrid(np.arange(120) + 0.5, np.arange(160) + 0.5)
+    x, y = transform("EPSG:4326", UTM, *(part.ravel() for part in grid @ (columns, rows)))
+    values = 50 * plane(np.array(x), np.array(y)).reshape(160, 120).astype(np.float32)
+    path = write(scene["folder"] / "people.tif", values, grid, "EPSG:4326", nodata=-1)
+    files = SceneFiles("image", {"image": (scene["image"],)}, None, None, path)
+    settings = SMALL._replace(quantity=Quantity("people", "1/km2"))
+    out = scene["folder"] / "chips"
+    done = read(out, chips.cut_scenes([files], settings, out, progress=False))
+    assert done.about.quantity == {"name": "people", "unit": "1/km2"}
+    assert done.about.elevation_size is None
+    for found, row in zip(done.quantity, done.rows.to_dict("records"), strict=True):
+        x, y = cells_of(row, 20)
+        known = ~np.isnan(found)
+        np.testing.assert_array_equal(known[x < LEFT + 530], True)
+        np.testing.assert_array_equal(known[x > LEFT + 560], False)
+        np.testing.assert_allclose(found[known], 50 * plane(x, y)[known], rtol=2e-3)
+        assert row["labelled"] == pytest.approx(known.mean())
+
+
+@pytest.mark.parametrize("flag", ["--unit", "--quantity-name"])
+def test_what_is_said_of_a_quantity_that_is_not_there_is_refused(scene, flag, monkeypatch, capsys):
+    words = ["--image", scene["image"], "--out", scene["folder"] / "out", flag, "t/ha"]
+    monkeypatch.setattr(sys, "argv", ["chips", *map(str, words)])
+    with pytest.raises(SystemExit):
+        chips.main()
+    assert capsys.readouterr().err == f"error: {flag} is of --quantity, which is missing\n"
+
+
+@pytest.mark.parametrize("name", ["quantity", "places", "counts", "known"])
+def test_a_sensor_has_no_name_of_another_file(name):
+    with pytest.raises(InputError, match=f"'{name}' can't be the name of a sensor"):
+        parse_images([[f"{name}=a.tif"]])
 
 
 def test_single_band_files_make_the_same_chips(scene):

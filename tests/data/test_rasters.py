@@ -239,13 +239,13 @@ def test_heights_that_no_place_has_are_missing_and_scale_and_offset_applied(fold
     expected = np.array([[100, np.nan, np.nan], [8848, np.nan, -430]], np.float32)
     with ExitStack() as stack:
         source = rasters.open_raster(path, stack)
-        np.testing.assert_array_equal(rasters.read_heights(path, source), expected)
+        np.testing.assert_array_equal(rasters.read_values(path, source), expected)
     with rasterio.open(path, "r+") as sink:
         sink.scales, sink.offsets = (0.1,), (50.0,)
     expected = np.array([[60, np.nan, np.nan], [934.8, 950, 7]], np.float32)
     with ExitStack() as stack:
         source = rasters.open_raster(path, stack)
-        np.testing.assert_allclose(rasters.read_heights(path, source), expected, rtol=1e-6)
+        np.testing.assert_allclose(rasters.read_values(path, source), expected, rtol=1e-6)
 
 
 def test_every_so_manyth_height_is_the_middle_of_its_cells(folder):
@@ -253,7 +253,7 @@ def test_every_so_manyth_height_is_the_middle_of_its_cells(folder):
     path = write(folder / "dem.tif", stored)
     with ExitStack() as stack:
         source = rasters.open_raster(path, stack)
-        heights = rasters.read_heights(path, source, rasterio.windows.Window(3, 6, 15, 21), 3)
+        heights = rasters.read_values(path, source, rasterio.windows.Window(3, 6, 15, 21), 3)
     np.testing.assert_array_equal(heights, stored[7:27:3, 4:18:3])
 
 

@@ -16,7 +16,7 @@ from rasterio.transform import from_origin
 from tfds_chips import shards
 
 from elev_ssl_jax.data import chips, cutting, labels, prepare, source, store, synthetic
-from elev_ssl_jax.data.planning import Settings
+from elev_ssl_jax.data.planning import Quantity, Settings
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import beam
@@ -392,6 +392,32 @@ def test_what_is_cut_anew_is_not_taken_from_what_was_read_before(scenes, tmp_pat
         write(image, np.full(shape, value + 1, np.int16), grid)
         prepare.prepare_scenes([scene], SETTINGS, data_dir, overwrite=True, **sizes)
         assert source.open_split(Data(data_dir), "test")[0]["image"].max() == value + 1
+
+
+def test_a_quantity_is_prepared_alike_by_both_commands(scenes, tmp_path):
+    """Of two scenes of three; one of them knows it in part."""
+    scenes = [scene._replace(labels=None) for scene in chips.read_scenes(scenes)]
+    for scene in scenes[:2]:
+        with rasterio.open(scene.elevation) as dem:
+            values, grid, crs = dem.read(1) * 100, dem.transform, dem.crs
+        values[:, :20] = -1
+        write(tmp_path / f"{scene.name}.tif", values, grid, crs, nodata=-1)
+    scenes = [s._replace(quantity=tmp_path / f"{s.name}.tif") for s in scenes[:2]] + scenes[2:]
+    settings = SETTINGS._replace(classes=None, quantity=Quantity("people", "1/km2"))
+    sizes = {"num_labeled": 5, "num_test": 5, "split_by": "random"}
+    chips.cut_scenes(scenes, settings, tmp_path / "chips", progress=False)
+    one = prepare.prepare_chips(tmp_path / "chips", tmp_path / "one", **sizes)
+    other = prepare.prepare_scenes(scenes, settings, tmp_path / "other", **sizes)
+    assert contents(one) == contents(other)
+    for name in ("labeled", "test"):
+        split = source.open_split(Data(tmp_path / "one"), name)
+        assert split.quantity == ("people", "1/km2")
+        assert split.shapes["quantity"] == (20, 20)
+        arrays = split.arrays("quantity", "scene")
+        assert not np.isnan(arrays["quantity"]).any()
+        assert "west" not in arrays["scene"]
+    unlabeled = source.open_split(Data(tmp_path / "one"), "unlabeled").arrays("quantity", "scene")
+    assert np.isnan(unlabeled["quantity"][unlabeled["scene"] == "west"]).all()
 
 
 def test_scenes_that_disagree_on_what_is_none_keep_all_their_values(tmp_path):

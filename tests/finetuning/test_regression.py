@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +102,49 @@ def test_it_learns_is_chosen_by_validation_goes_on_and_maps(config, tmp_path, ca
         scenes.map_scene(model, [path], confidence=tmp_path / "c.tif")
 
 
-def test_squares_have_the_elevation_of_their_ground(config):
-    config.augment.crop_size = 16
+def test_another_quantity_has_its_name_and_unit_and_may_be_told_from_elevation(
+    config, tmp_path, capsys
+):
+    """From the DEM alone, which the model sees, and of every pixel."""
+    config.finetune.target, config.finetune.quantity = "quantity", ("snow depth", "m w.e.")
+    config.data.inputs = ("image", "elevation")
+    check(config)
+
+    def chips(count, seed):
+        made, rng = make_chips(count, seed), np.random.default_rng(seed)
+        noise = rng.integers(0, 6000, made.inputs["image"].shape).astype(np.uint16)
+        inputs = {"image": noise, "elevation": np.nan_to_num(made.targets, nan=1000.0)}
+        snow = made.targets.repeat(SIZE // CELLS, 1).repeat(SIZE // CELLS, 2) / 1e5
+        return labelled.Labelled(inputs, snow)
+
+    train, test = chips(40, 0), chips(12, 1)
+    scores = single.finetune(config, tmp_path / "run", train, test, Writer())
+    assert (scores["quantity"], scores["unit"]) == ("snow depth", "m w.e.")
+    assert scores["r2"] > 0.5
+    said = capsys.readouterr().out
+    assert f"snow depth of {(~np.isnan(test.targets)).sum():,} cells of 12 test chips" in said
+    assert re.search(r"RMSE \(m w\.e\.\) +0\.00\d\d", said), said
+    model = inference.load(tmp_path / "run")
+    assert model.tells == ("snow depth", "m w.e.")
+    told = model.quantity(test.inputs)
+    again = metrics.regression_scores(test.targets, told)
+    assert {name: scores[name] for name in again} == pytest.approx(again, rel=1e-4)
+    with pytest.raises(InputError, match="has not learned elevation"):
+        model.elevation(test.inputs)
+
+    grid = from_origin(LEFT, TOP, 10, 10)
+    path = write(tmp_path / "scene.tif", np.moveaxis(test.inputs["image"][0], -1, 0), grid)
+    dem = write(tmp_path / "dem.tif", test.inputs["elevation"][0], from_origin(LEFT, TOP, 40, 40))
+    scenes.map_scene(model, [path], elevation=dem, out=tmp_path / "map.tif", progress=False)
+    with rasterio.open(tmp_path / "map.tif") as source:
+        assert source.descriptions == ("snow depth (m w.e.)",)
+        assert source.units == ("m w.e.",)
+        np.testing.assert_allclose(source.read(1), told[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["elevation", "quantity"])
+def test_squares_have_the_elevation_of_their_ground(config, target):
+    config.augment.crop_size, config.finetune.target = 16, target
     chips = make_chips(3)
     judged = labelled.as_judged(config, chips)
     assert judged.targets.shape == (12, 4, 4)

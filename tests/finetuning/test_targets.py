@@ -202,7 +202,7 @@ def test_a_frozen_fine_tuning_ends_with_its_frozen_stage(config, tmp_path):
     train, test = make_chips(16), make_chips(8, seed=1)
     scores = single.finetune(config, tmp_path, train, test, Writer())
     assert single.finetune(config, tmp_path, train, test, Writer()) == scores
-    setup = loop.make_setup(config, labelled.shapes_of(train), 16)
+    setup = loop.make_setup(config, labelled.shapes_of(config, train), 16)
     variables = loop.init(setup, config.seed, (16, 16, 5))
     loaded = inference.load(tmp_path).variables
     jax.tree.map(
@@ -226,7 +226,7 @@ def test_the_rate_drops_to_a_tenth(config):
 
 def test_the_rate_drops_in_the_stage_that_has_it(config):
     """The frozen stage is before; it has the drop where it is all there is."""
-    shapes = labelled.shapes_of(make_chips(1))
+    shapes = labelled.shapes_of(config, make_chips(1))
     config.finetune.frozen_epochs, config.epochs, config.optimizer.drop_epoch = 2, 3, 1
     config.task, config.experiment.methods = "experiment", ("late_fusion", "late_fusion_frozen")
 
@@ -255,7 +255,7 @@ def test_views_that_can_not_occur_are_not_encoded(config):
     chips = make_chips(4)
     for flip, views in ((0.0, 1), (0.5, 4)):
         config.augment.finetune.flip = flip
-        setup = loop.make_setup(config, labelled.shapes_of(chips), 4)
+        setup = loop.make_setup(config, labelled.shapes_of(config, chips), 4)
         variables = loop.init(setup, 0, (SIZE, SIZE, 5))
         (maps,) = loop.encode_views(setup, variables, chips.inputs)
         assert len(maps) == 4 * views
@@ -271,7 +271,7 @@ def test_an_ensemble_says_what_its_members_mean(config, rng):
     for head, encoder in (("unet", "resnet18"), ("plain_unet", "plain")):
         config.finetune.head, config.model.encoder = head, encoder
         check(config)
-        setup = loop.make_setup(config, labelled.shapes_of(chips), 5)
+        setup = loop.make_setup(config, labelled.shapes_of(config, chips), 5)
         members.append((setup, loop.init(setup, 0, (SIZE, SIZE, 5))))
     matrix, classes = step.judge_together(members, chips)
     images = sensors.shown(members[0][0].inputs, chips.inputs)

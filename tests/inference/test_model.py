@@ -18,7 +18,7 @@ def test_a_pretrained_model_gives_features_and_metres(tmp_path, rng):
     config = runs.settings(high=5000.0)
     variables = runs.save_run(tmp_path, config, SHAPE)
     model = elev_ssl_jax.load(tmp_path)
-    assert (model.num_classes, model.step, model.elevation_shape) == (None, 4, (11, 11))
+    assert (model.num_classes, model.step, model.tells) == (None, 4, ("elevation", "m"))
     batch = images(rng)
 
     # The model as it was trained, on three views that are all the image itself.

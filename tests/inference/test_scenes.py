@@ -503,12 +503,12 @@ def test_a_map_of_several_sensors_and_elevation(scene, tmp_path, rng, capsys):
     from contextlib import ExitStack
 
     from elev_ssl_jax.data.rasters import open_raster
-    from elev_ssl_jax.data.terrain import elevation_over
+    from elev_ssl_jax.data.terrain import field_over
 
     with ExitStack() as stack:
         dem = open_raster(tmp_path / "dem.tif", stack)
         place = GRID @ rasterio.Affine.translation(32, 32)
-        window["elevation"] = elevation_over(tmp_path, dem, place, dem.crs, 32, 11)[None]
+        window["elevation"] = field_over(tmp_path, dem, place, dem.crs, 32, 11)[None]
     wanted = model.predict(window)[0, :, :26]  # the last window of a row begins at 58
     np.testing.assert_array_equal(wanted, got[32:64, 32:58])
 
