@@ -17,6 +17,7 @@ from elev_ssl_jax.data.rasters import open_raster
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.finetuning import single
 from elev_ssl_jax.inference import area
+from elev_ssl_jax.inference.maps import check_classes
 from elev_ssl_jax.inference.model import Model, load
 from elev_ssl_jax.recipes import OF_CHIPS
 
@@ -72,12 +73,8 @@ def _mapped(model: Model, path: Path) -> NDArray[np.float64]:
     """Square metres of each class of a map."""
     with ExitStack() as stack:
         source = open_raster(path, stack)
-        whose = source.tags().get("run")
-        if source.descriptions[0] != "class" or whose is None:
-            raise InputError(
-                f"{path} is no map of classes that predict has made (of a map in parts, "
-                "name these: joined they say no more what made them)"
-            )
+        check_classes(path, source)
+        whose = source.tags()["run"]
         if whose != model.run.resolve().name:
             raise InputError(
                 f"{path} is a map of the run {whose}; name that, or map it by {model.run}"

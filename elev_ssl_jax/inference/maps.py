@@ -1,5 +1,6 @@
 """Files of a prediction: rasters, tables, polygons and a picture, all of them or none."""
 
+import itertools
 import json
 import os
 from contextlib import ExitStack, suppress
@@ -272,6 +273,23 @@ class MapFiles:
             self.model.classes,
             self.model.tells,
         )
+
+
+def check_classes(path: Path, source: rasterio.DatasetReader) -> tuple[str, ...]:
+    """The names of the classes of a map that `MapFiles` wrote.
+
+    Raises:
+      InputError: It is none.
+    """
+    named = source.tags(1)
+    names = (named.get(f"class_{i}") for i in range(UNKNOWN))
+    classes = tuple(itertools.takewhile(lambda name: name is not None, names))
+    if source.descriptions[0] != "class" or "run" not in source.tags() or not classes:
+        raise InputError(
+            f"{path} is no map of classes that predict has made (of a map in parts, name these: "
+            "joined they say no more what made them)"
+        )
+    return classes
 
 
 def tags_of(model: Model) -> dict[str, str]:

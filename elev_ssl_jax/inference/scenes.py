@@ -96,7 +96,10 @@ def map_scene(
         raise InputError(NOTHING)
     if shard is not None:
         if vector is not None:
-            raise InputError("--vector: polygons go on from one shard to the next; leave it out")
+            raise InputError(
+                "--vector: polygons go on from one shard to the next; leave it out, and take "
+                "python -m elev_ssl_jax.polygons when all parts of the map are there"
+            )
         out, probabilities, features, confidence = (
             path and part_of(path, shard) for path in (out, probabilities, features, confidence)
         )

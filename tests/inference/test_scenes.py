@@ -12,11 +12,12 @@ import rasterio
 import rasterio.features
 import rasterio.shutil
 import scipy.ndimage
+from geopandas.testing import assert_geodataframe_equal
 from hypothesis import strategies as st
 from rasterio.transform import Affine, from_origin
 from rasterio.vrt import WarpedVRT
 
-from elev_ssl_jax import predict
+from elev_ssl_jax import polygons, predict
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import maps, scenes, windows
 from elev_ssl_jax.inference import model as inference
@@ -262,6 +263,28 @@ def test_elevation_and_classes_of_windows(folders, scene, tmp_path):
     np.testing.assert_allclose(got, np.broadcast_to(wanted, got.shape), atol=1e-5)
 
 
+def _check_polygons_of_parts(model, images, folder):
+    """A map's polygons are those of its parts, named in any order."""
+    of_map, of_parts, of_one = (folder / f"{name}.gpkg" for name in ("map", "parts", "one"))
+    written = {"out": folder / "again.tif", "vector": of_map, "min_area": 2000}
+    scenes.map_scene(model, images, progress=False, overlap=20, **written)
+    parts = [*(folder / "shards").glob("map.*of3.tif")]
+    polygons.write(parts, of_parts, min_area=2000)
+    polygons.write([folder / "again.tif"], of_one, min_area=2000)
+    wanted, *others = (geopandas.read_file(path) for path in (of_map, of_parts, of_one))
+    for found in others:
+        assert_geodataframe_equal(found, wanted)
+    missing = folder / "missing.gpkg"
+    two = [path for path in parts if "2of3" not in path.name]
+    for paths in (two, [*parts, parts[0]], [*parts, folder / "again.tif"]):
+        with pytest.raises(InputError, match=r"doesn't go on where .* ends; name the parts of one"):
+            polygons.write(paths, missing)
+    with pytest.raises(InputError, match=r"p.1of3.tif is no map of classes"):
+        polygons.write([folder / "shards" / "p.1of3.tif"], missing)
+    assert not missing.exists()
+    assert not [*folder.glob(".missing*")]
+
+
 def test_shards_are_parts_of_the_whole_and_several_may_read(folders, scene, tmp_path, monkeypatch):
     images, _ = scene
     model = inference.load(folders / "unet")
@@ -298,6 +321,7 @@ def test_shards_are_parts_of_the_whole_and_several_may_read(folders, scene, tmp_
                 )
                 parts[name].append(np.moveaxis(source.read(), 0, -1))
     assert not list((tmp_path / "shards").glob("*.png"))
+    _check_polygons_of_parts(model, images, tmp_path)
     assert alone[0][:2] == together[0][:2]
     assert alone[0][:2] == tuple(sum(c[i] for c in counts) for i in (0, 1))
     joined = [np.concatenate(parts[name]) for name in ("out", "probabilities")]
@@ -444,7 +468,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(folders, scene, tmp_path):
     # Files may not grow beyond some bytes, which to a program is a full disk.
     code = f"""
 import resource, signal, sys
-from elev_ssl_jax import predict
+from elev_ssl_jax import polygons, predict
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 sys.argv = {["predict", "--run", str(folders / "unet"), "--image", *map(str, images)]!r}

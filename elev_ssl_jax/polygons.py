@@ -1,0 +1,102 @@
+r"""The classes of a finished map, or of one in parts, as polygons.
+
+python -m elev_ssl_jax.polygons --map map.*of8.tif --out classes.gpkg --min-area 5000
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.io import MemoryFile
+
+from elev_ssl_jax import command_line, files
+from elev_ssl_jax.data.rasters import open_raster
+from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.inference import polygons
+from elev_ssl_jax.inference.maps import check_classes
+
+
+def write(paths: Sequence[Path], out: Path, *, min_area: float = 0.0) -> int:
+    """Writes what `predict --vector` writes with a map; the number of polygons.
+
+    Args:
+      paths: The map, or its parts by `predict --shard`, in any order.
+      out: GeoPackage.
+      min_area: As `least` of `inference.polygons.write`.
+
+    Raises:
+      InputError: A file is no map of classes, or no part of the same map, or a part is missing
+        between others; or `out` can't be written.
+    """
+    if out.suffix != ".gpkg":
+        raise InputError(f"--out is {out}; name a .gpkg")
+    if not 0 <= min_area < math.inf:
+        raise InputError(f"--min-area is {min_area}; it is 0 or more square metres")
+    with ExitStack() as stack:
+        parts = [open_raster(path, stack) for path in paths]
+        names = [check_classes(path, part) for path, part in zip(paths, parts, strict=True)]
+        whole = stack.enter_context(_joined(parts))
+        try:
+            partial = stack.enter_context(files.new_file(out))
+            partial.unlink()  # GDAL would take it for a broken one
+            return polygons.write(partial, whole, names[0], min_area)
+        except OSError as error:
+            raise InputError(f"--out={out} can't be written: {error.strerror}") from error
+
+
+@contextmanager
+def _joined(parts):
+    """A map whose parts lie one below the other."""
+    parts = sorted(parts, key=lambda part: (~parts[0].transform @ part.transform).f)
+    first, rows = parts[0], 0
+    for part in parts:
+        at = ~first.transform @ part.transform
+        wanted = rasterio.Affine.translation(0, rows)
+        alike = (part.crs, part.width, part.tags()) == (first.crs, first.width, first.tags())
+        if not alike or not at.almost_equals(wanted, 1e-3):
+            raise InputError(
+                f"{part.name} doesn't go on where {parts[max(0, parts.index(part) - 1)].name} "
+                "ends; name the parts of one map, all of them"
+            )
+        rows += part.height
+    profile = {**first.profile, "height": rows, "driver": "GTiff"}
+    with MemoryFile() as file:
+        with file.open(**profile) as sink:
+            sink.write(np.concatenate([part.read() for part in parts], axis=1))
+        with file.open() as source:
+            yield source
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.polygons", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--map",
+        type=command_line.path,
+        nargs="+",
+        required=True,
+        help="the map of classes, as predict writes it, or all its parts",
+    )
+    parser.add_argument("--out", type=command_line.path, required=True, help="GeoPackage to write")
+    parser.add_argument(
+        "--min-area",
+        type=float,
+        default=0.0,
+        metavar="M2",
+        help="square metres; smaller polygons become part of their largest neighbour",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+    args = parser.parse_args()
+    with reported():
+        files.check_outputs([args.out], inputs=args.map, overwrite=args.overwrite)
+        print(f"{args.out}: {write(args.map, args.out, min_area=args.min_area):,} polygons")
+
+
+if __name__ == "__main__":
+    main()
