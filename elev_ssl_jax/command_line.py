@@ -26,6 +26,17 @@ def run(text: str) -> Path:
     return _argument(storage.run_path, text)
 
 
+def add_min_area(parser: argparse.ArgumentParser) -> None:
+    """`--min-area`, of polygons."""
+    parser.add_argument(
+        "--min-area",
+        type=float,
+        default=0.0,
+        metavar="M2",
+        help="square metres; smaller polygons become part of their largest neighbour",
+    )
+
+
 def _argument(made, text):
     try:
         return made(text)

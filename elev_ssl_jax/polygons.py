@@ -4,12 +4,12 @@ python -m elev_ssl_jax.polygons --map map.*of8.tif --out classes.gpkg --min-area
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyogrio.errors
 import rasterio
 from rasterio.io import MemoryFile
 
@@ -34,8 +34,7 @@ def write(paths: Sequence[Path], out: Path, *, min_area: float = 0.0) -> int:
     """
     if out.suffix != ".gpkg":
         raise InputError(f"--out is {out}; name a .gpkg")
-    if not 0 <= min_area < math.inf:
-        raise InputError(f"--min-area is {min_area}; it is 0 or more square metres")
+    polygons.check_least(min_area)
     with ExitStack() as stack:
         parts = [open_raster(path, stack) for path in paths]
         names = [check_classes(path, part) for path, part in zip(paths, parts, strict=True)]
@@ -44,8 +43,8 @@ def write(paths: Sequence[Path], out: Path, *, min_area: float = 0.0) -> int:
             partial = stack.enter_context(files.new_file(out))
             partial.unlink()  # GDAL would take it for a broken one
             return polygons.write(partial, whole, names[0], min_area)
-        except OSError as error:
-            raise InputError(f"--out={out} can't be written: {error.strerror}") from error
+        except (OSError, pyogrio.errors.DataSourceError) as error:
+            raise InputError(f"--out={out} can't be written: {error}") from error
 
 
 @contextmanager
@@ -63,10 +62,16 @@ def _joined(parts):
                 "ends; name the parts of one map, all of them"
             )
         rows += part.height
+    arrays = []
+    for part in parts:
+        try:
+            arrays.append(part.read())
+        except rasterio.errors.RasterioError as error:
+            raise InputError(f"{part.name} can't be read; is it truncated?") from error
     profile = {**first.profile, "height": rows, "driver": "GTiff"}
     with MemoryFile() as file:
         with file.open(**profile) as sink:
-            sink.write(np.concatenate([part.read() for part in parts], axis=1))
+            sink.write(np.concatenate(arrays, axis=1))
         with file.open() as source:
             yield source
 
@@ -84,13 +89,7 @@ def main() -> None:
         help="the map of classes, as predict writes it, or all its parts",
     )
     parser.add_argument("--out", type=command_line.path, required=True, help="GeoPackage to write")
-    parser.add_argument(
-        "--min-area",
-        type=float,
-        default=0.0,
-        metavar="M2",
-        help="square metres; smaller polygons become part of their largest neighbour",
-    )
+    command_line.add_min_area(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = parser.parse_args()
     with reported():

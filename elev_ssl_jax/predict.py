@@ -53,13 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--vector", type=command_line.path, help="GeoPackage with the map's classes as polygons"
     )
-    parser.add_argument(
-        "--min-area",
-        type=float,
-        default=0.0,
-        metavar="M2",
-        help="square metres; smaller polygons become part of their largest neighbour",
-    )
+    command_line.add_min_area(parser)
     parser.add_argument(
         "--features", type=command_line.path, help="GeoParquet with features of each window"
     )

@@ -19,7 +19,7 @@ from elev_ssl_jax import checks, command_line, files, load, storage
 from elev_ssl_jax.convert.__main__ import main as convert
 from elev_ssl_jax.data import source
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.runtime import checkpoint
+from elev_ssl_jax.runtime import checkpoint, sharding
 from tests import buckets, runs
 from tests.data import hostile
 
@@ -138,6 +138,19 @@ def test_a_client_that_tfds_has_begun_with_is_left_out(bucket, monkeypatch):
     path = storage.run_path(f"{bucket}/before")
     files.write_text(path, "one")
     assert path.read_text() == "one"
+
+
+def test_a_process_without_access_sees_no_file_and_says_so_with_the_others():
+    class Closed:
+        """A file of a bucket."""
+
+        def __str__(self):
+            return "gs://bucket/run/.shared"
+
+        def exists(self):
+            raise OSError("Forbidden")
+
+    assert not sharding._sees(Closed())
 
 
 def test_weights_are_converted_from_a_file_of_this_machine(bucket, tmp_path, monkeypatch, capsys):

@@ -238,7 +238,7 @@ def add_arguments(parser: Any, *, required: bool = True) -> None:
     parser.add_argument(
         "--quantity", type=command_line.path, help="raster of numbers, any grid, to be told"
     )
-    parser.add_argument("--quantity-name", default="quantity", help="such as 'canopy height'")
+    parser.add_argument("--quantity-name", default="", help="such as 'canopy height'")
     parser.add_argument("--unit", default="", help="of the quantity, such as m")
     parser.add_argument(
         "--label-values", type=int, nargs="+", help="raster values of class 1 of two (default: 1)"
@@ -290,9 +290,9 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
         sensors = {sensor: tuple(paths) for sensor, paths in images.items()}
         scenes = [SceneFiles(name, sensors, args.elevation, args.labels, args.quantity)]
     if not any(scene.quantity for scene in scenes):
-        for name, default in Quantity()._asdict().items():
-            if getattr(args, flag := "unit" if name == "unit" else "quantity_name") != default:
-                raise InputError(f"--{flag.replace('_', '-')} is of --quantity, which is missing")
+        for flag, text in (("--quantity-name", args.quantity_name), ("--unit", args.unit)):
+            if text:
+                raise InputError(f"{flag} is of --quantity, which is missing")
     return scenes, Settings(
         size=args.size,
         stride=args.stride,
@@ -301,7 +301,7 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
         nodata=parse_nodata(args.nodata, list(scenes[0].images)),
         max_nodata=args.max_nodata,
         classes=choose_classes(args, scenes),
-        quantity=Quantity(args.quantity_name, args.unit),
+        quantity=Quantity(args.quantity_name or "quantity", args.unit),
     )
 
 

@@ -23,8 +23,8 @@ _PART_BYTES, _PART_CHIPS = 2**25, 256  # of a part, at most, but for a single ro
 class Quantity(NamedTuple):
     """What a raster of numbers tells of each pixel."""
 
-    name: str = "quantity"
-    unit: str = ""
+    name: str
+    unit: str
 
 
 class Settings(NamedTuple):

@@ -174,7 +174,7 @@ class Model:
         Raises:
           InputError: The run has not learned elevation, or the images don't suit it.
         """
-        if self._told() != sensors.ELEVATION:
+        if self.tells != ("elevation", "m"):
             raise InputError(f"{self.run} has not learned elevation; name a run that has")
         return self.quantity(images)
 

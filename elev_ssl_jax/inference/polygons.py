@@ -9,9 +9,20 @@ import rasterio
 import rasterio.features
 from shapely.geometry import shape
 
+from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.area import pixel_areas
 
 LAYER = "classes"
+
+
+def check_least(least: float) -> None:
+    """Refuses what can't be the least area of polygons.
+
+    Raises:
+      InputError: It is no number of square metres.
+    """
+    if not 0 <= least < math.inf:
+        raise InputError(f"--min-area is {least}; it is 0 or more square metres")
 
 
 def write(

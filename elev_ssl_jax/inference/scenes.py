@@ -1,7 +1,6 @@
 """A model over a whole scene of any size."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from elev_ssl_jax import files, storage
 from elev_ssl_jax.data.scene import Nodata, SensorFiles, warn_of_blanks
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.inference import windows
+from elev_ssl_jax.inference import polygons, windows
 from elev_ssl_jax.inference.area import pixel_areas
 from elev_ssl_jax.inference.maps import LOOK, Ground, MapFiles
 from elev_ssl_jax.inference.model import Model
@@ -111,8 +110,9 @@ def map_scene(
             raise InputError(f"--{name} is for runs that tell classes, which {model.run} doesn't")
     if vector is not None and (out is None or vector.suffix != ".gpkg"):
         raise InputError(f"--vector is {vector}; name a .gpkg, and the map it is made of by --out")
-    if not 0 <= min_area < math.inf or (min_area and vector is None):
-        raise InputError(f"--min-area is {min_area}; it is 0 or more square metres of --vector")
+    polygons.check_least(min_area)
+    if min_area and vector is None:
+        raise InputError(f"--min-area is {min_area}, and is of --vector, which is missing")
     maps = any(path is not None for path in (out, probabilities, confidence))
     size = _check_window(model, window, maps)
     if overlap is None:

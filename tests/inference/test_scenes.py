@@ -281,6 +281,11 @@ def _check_polygons_of_parts(model, images, folder):
             polygons.write(paths, missing)
     with pytest.raises(InputError, match=r"p.1of3.tif is no map of classes"):
         polygons.write([folder / "shards" / "p.1of3.tif"], missing)
+    torn = folder / "torn.tif"
+    content = parts[0].read_bytes()
+    torn.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(InputError, match=r"torn.tif can't be read; is it truncated"):
+        polygons.write([torn], missing)
     assert not missing.exists()
     assert not [*folder.glob(".missing*")]
 
