@@ -41,7 +41,8 @@ def write(run: Path) -> str:
         some = results[results["labels"] == labels]
         paper = published.beside(config, target, labels, splits)
         table = _summary(some, methods, titles, paper)
-        differences = compare(run, some, methods, titles, presence=target == "present")
+        scores = table_of(run, some, methods, titles, presence=target == "present")
+        differences = evidence.compare(scores)
         verdict = verdicts.verdict(some, methods, titles, differences)
         if main_table.empty:
             main_table, main_verdict = table, verdict
@@ -111,9 +112,34 @@ def _labelled_chips(config) -> int | None:
     return known and run_folder.count_of(known)
 
 
-def scores_of(some, methods, titles):
-    """Scores in per cent [M, R, C, Q], and the rows of `some` that they are of [M, R, C], or -1."""
-    repetitions = sorted(some["repetition"].unique())
+def table_of(run, some, methods, titles, *, presence=False, repetitions=None, seed=0):
+    """Scores in per cent, with the test ground's luck where its blocks are known.
+
+    Args:
+      run: The experiment's folder.
+      some: Its results with one number of labels.
+      methods: The rows' names, M of them.
+      titles: Of the Q metrics, by name.
+      presence: Whether fine-tunings tell which classes are present.
+      repetitions: All R of them; None is those of `some`.
+      seed: Of the draws of test blocks, see `evidence.resample`.
+    """
+    if repetitions is None:
+        repetitions = sorted(some["repetition"].unique())
+    rows = _rows(some, methods, repetitions)
+    values = 100 * some[list(titles)].to_numpy(float)
+    scores = np.where(rows[..., None] < 0, math.nan, values[rows])
+    chips = int(np.sum(some["confusion_matrix"].iloc[0]))
+    counts, ground = _block_counts(run, some, rows), None
+    if counts is not None:
+        ground = evidence.resample(counts, tuple(titles), presence=presence, seed=seed)
+        if ground.scores is not None:
+            ground = ground._replace(scores=100 * ground.scores)
+    return evidence.Table(scores, ground, 100 / max(chips, 1))
+
+
+def _rows(some, methods, repetitions):
+    """Which row of `some` each fine-tuning is, [M, R, C]; -1 where it is missing."""
     places: dict[int, dict[tuple[int, int], int]] = {}
     for r in repetitions:
         mine = some[some["repetition"] == r]
@@ -123,20 +149,7 @@ def scores_of(some, methods, titles):
     for row, cell in enumerate(zip(*(some[name] for name in _CELL), strict=True)):
         method, _, r, draw, seed = cell
         rows[methods.index(method), repetitions.index(r), places[r][draw, seed]] = row
-    values = 100 * some[list(titles)].to_numpy(float)
-    return np.where(rows[..., None] < 0, math.nan, values[rows]), rows
-
-
-def compare(run, some, methods, titles, *, presence, pairs=None):
-    """All differences, in per cent, with the test ground's luck where its blocks are known."""
-    scores, rows = scores_of(some, methods, titles)
-    chips = int(np.sum(some["confusion_matrix"].iloc[0]))
-    counts, ground = _block_counts(run, some, rows), None
-    if counts is not None:
-        ground = evidence.resample(counts, tuple(titles), presence=presence)
-        if ground.scores is not None:
-            ground = ground._replace(scores=100 * ground.scores)
-    return evidence.compare(scores, ground, resolution=100 / max(chips, 1), pairs=pairs)
+    return rows
 
 
 def _block_counts(run, some, rows):

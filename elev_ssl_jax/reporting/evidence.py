@@ -36,6 +36,21 @@ class Ground(NamedTuple):
     scores: Floats | None  # [M, R, C, Q, B]; None where the blocks are too few to tell
 
 
+class Table(NamedTuple):
+    """Scores of methods that are compared in it."""
+
+    scores: Floats  # [M, R, C, Q]
+    ground: Ground | None = None  # of the test; None if its blocks are not known
+    resolution: float = 0.0  # a score's smallest step, one test chip
+
+    def of(self, methods: Sequence[int]) -> "Table":
+        """The same of some methods."""
+        rows, ground = [*methods], self.ground
+        if ground is not None and ground.scores is not None:
+            ground = ground._replace(scores=ground.scores[rows])
+        return self._replace(scores=self.scores[rows], ground=ground)
+
+
 class Difference(NamedTuple):
     """How far one method is above another in one metric; methods and metrics are counted from 0."""
 
@@ -50,6 +65,7 @@ class Difference(NamedTuple):
     p: float  # adjusted for all comparisons of the table; NaN with a single repetition
     gaps: tuple[float, ...] = ()  # of each repetition
     p_alone: float = math.nan  # of this comparison by itself
+    ends: tuple[float, float] = (math.nan, math.nan)  # the 95 % interval with both kinds of luck
 
     @property
     def more_than_noise(self) -> bool | None:
@@ -93,29 +109,24 @@ def repetition_means(scores: Floats) -> Floats:
     return np.stack([rows[there].mean(axis=0) for rows in scores if (there := _there(rows)).any()])
 
 
-def compare(
-    scores: Floats,
-    ground: Ground | None = None,
-    *,
-    resolution: float = 0.0,
-    pairs: Sequence[tuple[int, int]] | None = None,
-) -> list[Difference]:
+def compare(table: Table, pairs: Sequence[tuple[int, int]] | None = None) -> list[Difference]:
     """Pairs of methods in every metric, by the fine-tunings that both have.
 
-    P-values are of Student's t over the repetitions' mean differences. With `ground`, what the
-    test blocks add to the variance is added, and the degrees of freedom are the fewer of the two:
-    a difference then has to stand out from both kinds of luck at once, while a test against each
-    by itself passes too often when they are alike in size. A sum of two such variances with the
-    fewer degrees is never too bold (Mickey and Brown 1966). P-values are adjusted by Holm's method
-    for all pairs and metrics.
+    P-values are of Student's t over the repetitions' mean differences. Where the test's blocks are
+    known, what they add to the variance is added, and the degrees of freedom are the fewer of the
+    two: a difference then has to stand out from both kinds of luck at once, while a test against
+    each by itself passes too often when they are alike in size. A sum of two such variances with
+    the fewer degrees is never too bold (Mickey and Brown 1966). P-values are adjusted by Holm's
+    method for all pairs and metrics.
+
+    Repetitions that agree to the last test chip are not taken for free of noise: the variance is
+    at least that of rounding to the table's resolution.
 
     Args:
-      scores: [M, R, C, Q].
-      ground: From `resample`, for the same fine-tunings; None if the blocks are not known.
-      resolution: A score's smallest step, one test chip. Repetitions that agree to the last chip
-        are not taken for free of noise: the variance is at least that of rounding to a step.
+      table: Its scores and its test ground, of the same fine-tunings.
       pairs: Of methods, one and the other; None is all there are.
     """
+    scores, ground, resolution = table
     if pairs is None:
         pairs = [(one, other) for other, one in itertools.combinations(range(len(scores)), 2)]
     found = []
@@ -131,20 +142,45 @@ def compare(
             moved = _shared_means(resampled[one] - resampled[other], shared).mean(axis=0)  # [Q, B]
         for metric, values in enumerate(gaps.T):
             mean, half = interval(values)
-            blocks, p = None, math.nan
+            blocks, p, ends = None, math.nan, (math.nan, math.nan)
             error, freedom = 0.0, count - 1
             if ground is not None and resampled is not None:
                 blocks, block_error = block_interval(moved[metric], ground.blocks)
                 error, freedom = block_error**2, min(freedom, ground.blocks - 1)
             if count > 1:
                 # A difference of two scores, each rounded: twice a step's square over 12.
-                error += max(values.var(ddof=1), resolution**2 / 6) / count
-                p = _two_sided(mean, math.sqrt(error), freedom)
+                error = math.sqrt(error + max(values.var(ddof=1), resolution**2 / 6) / count)
+                p = _two_sided(mean, error, freedom)
+                ends = mean - _quantile(freedom) * error, mean + _quantile(freedom) * error
             of_each = tuple(values.tolist())
             found.append(
-                Difference(one, other, metric, count, mean, half, ground, blocks, p, of_each, p)
+                Difference(
+                    one, other, metric, count, mean, half, ground, blocks, p, of_each, p, ends
+                )
             )
     return adjusted(found)
+
+
+def pool(tables: Sequence[Table]) -> Table:
+    """The mean of several tables of the same methods, repetitions and metrics: [M, R, 1, Q].
+
+    A table counts by the fine-tunings that all its methods have, and a repetition where every table
+    has some. Test ground is drawn anew in all tables at once, so that those of one data set are to
+    come from the same seed of `resample`, and those of different ones from different seeds.
+    """
+    grounds = [table.ground for table in tables]
+    ground = None
+    if all(g is not None for g in grounds):
+        drawn = [g.scores for g in grounds if g is not None]
+        blocks = min(g.blocks for g in grounds if g is not None)
+        if any(scores is None for scores in drawn):
+            ground = Ground(blocks, None)
+        else:
+            its = [_whole_means(s, t.scores) for s, t in zip(drawn, tables, strict=True)]
+            ground = Ground(blocks, np.mean(its, axis=0))
+    steps = math.hypot(*(table.resolution for table in tables)) / len(tables)
+    scores = np.mean([_whole_means(table.scores, table.scores) for table in tables], axis=0)
+    return Table(scores, ground, steps)
 
 
 def adjusted(differences: Sequence[Difference]) -> list[Difference]:
@@ -253,6 +289,18 @@ def _there(rows):
 def _shared_means(gaps, shared):
     """Over the shared fine-tunings of each repetition that has any: [R, C, ...] to [R', ...]."""
     return np.stack([gaps[r, shared[r]].mean(axis=0) for r in np.flatnonzero(shared.any(axis=1))])
+
+
+def _whole_means(values, scores):
+    """Over the fine-tunings of [M, R, C, ...] whose scores [M, R, C, Q] all methods have.
+
+    [M, R, 1, ...], with NaN where a repetition has none.
+    """
+    means = np.full((*values.shape[:2], 1, *values.shape[3:]), math.nan)
+    for r, there in enumerate(np.isfinite(scores).all(axis=(0, 3))):
+        if there.any():
+            means[:, r, 0] = values[:, r, there].mean(axis=1)
+    return means
 
 
 def _quantile(freedom, comparisons=1):

@@ -1,6 +1,7 @@
 """One page for a study: what helps, by how much, over what it was repeated, what is noise."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,30 +48,27 @@ def write(run: Path) -> str:
     tasks = [name for name in names if any((run / name / "cells").glob("*.json"))]
     if not tasks:
         raise InputError(f"{run} holds no finished fine-tuning; is it a study's --workdir?")
-    found = _collect(run, tasks, config)
+    means, tables = _collect(run, tasks, config)
+    answers = _answers(tables, config)
     title = f"{config['data']['name']}: a study of {len(tasks)} tasks"
-    given = any(method.startswith(GIVEN) for method in found.means)
-    answers, said = found.answers, _say(found.answers, given=given)
+    said = _say(answers, given=any(method.startswith(GIVEN) for method in means))
     blocks: list[tuple[str, Any]] = [("title", title), ("text", said)]
     if answers:
-        titles = [f"{words}\n{where}" for words, where, _ in answers]
-        differences = [d for *_, d in answers]
-        rows = verdicts.forest(differences, [], titles)
-        pictures.draw_forest(run / "answers.png", rows, "points, with 95 % intervals")
-        blocks += [("image", run / "answers.png"), ("text", _HOW)]
-        with_blocks = any(d.blocks for d in differences)
-        answered = [
-            {"question": q, "in": where, **verdicts.difference_row(d, with_blocks=with_blocks)}
-            for q, where, d in answers
-        ]
-        blocks.append(("table", pd.DataFrame(answered)))
+        titles, overall = [a.question for a in answers], [a.overall for a in answers]
+        image, rows = _shown(run / "answers.png", titles, overall)
+        blocks += [image, ("text", _HOW), rows]
     table = pd.DataFrame(
-        [{"method": verdicts.name_of(m), **row} for m, row in found.means.items()]
+        [{"method": verdicts.name_of(m), **row} for m, row in means.items()]
     ).fillna("")
     blocks += [("heading", "Every method"), ("table", table)]
-    whole = [m for m in found.means if all(m in scores for scores in found.strata)]
-    if len(whole) > 1 and len(found.strata) > 1:
-        summary = evidence.summarise([np.stack([s[m] for m in whole]) for s in found.strata])
+    if any(len(a.tables) > 1 for a in answers):
+        titles = [f"{a.question}\n{where}" for a in answers for where in a.tables]
+        each = [d for a in answers for d in a.tables.values()]
+        blocks += [("heading", "The questions, table by table"), ("text", _BY_TABLE)]
+        blocks += _shown(run / "answers-by-table.png", titles, each)
+    whole = [m for m in means if all(m in table.methods for table in tables.values())]
+    if len(whole) > 1 and len(tables) > 1:
+        summary = evidence.summarise([t.of(whole).scores[..., 0] for t in tables.values()])
         blocks.append(("heading", "All tasks in one number"))
         if np.isnan(summary.mean).any():
             blocks.append(("text", "No repetition is whole in every task yet."))
@@ -78,9 +76,12 @@ def write(run: Path) -> str:
             blocks += [("text", _SUMMARY), ("table", _summary_table(whole, summary))]
     for task in tasks:
         its, results, _ = compose.read(run / task)
+        setting = verdicts.setting(its, results)
+        if task.endswith(ELSEWHERE):
+            setting += f" Elsewhere is {its['data']['name']} of {its['data']['dir']}."
         blocks += [
-            ("heading", f"Task {task}: {_title(task, config)}"),
-            ("text", verdicts.setting(its, results) + f" All of it: {task}/report.html."),
+            ("heading", f"Task {task}: {_title(task)}"),
+            ("text", f"{setting} All of it: {task}/report.html."),
         ]
         if (run / task / "curves.png").exists():
             blocks.append(("image", run / task / "curves.png"))
@@ -88,52 +89,85 @@ def write(run: Path) -> str:
     return f"{table.to_string(index=False)}\n{said}\nreport: {documents.write(run, blocks)}"
 
 
-class _Found(NamedTuple):
-    """What the tasks say."""
+class _Answer(NamedTuple):
+    """To a question."""
 
-    means: dict[str, dict[str, str]]  # of each method, by table
-    # A question, the table that it is asked of, and the difference.
-    answers: list[tuple[str, str, evidence.Difference]]
-    strata: list[dict[str, np.ndarray]]  # of each table, each method's scores [R, C]
+    question: str
+    overall: evidence.Difference  # the mean over all tables
+    tables: dict[str, evidence.Difference]  # that have both methods
 
 
-def _collect(run, tasks, config) -> _Found:
-    found, at = _Found({}, [], []), []
-    questions = _questions(config)
+class _Table(NamedTuple):
+    """A task with a number of labels."""
+
+    methods: list[str]
+    all: evidence.Table  # of these methods in the task's first metric
+
+    def of(self, methods: Sequence[str]) -> evidence.Table:
+        """Of some methods."""
+        return self.all.of([self.methods.index(method) for method in methods])
+
+
+def _collect(run, tasks, config) -> tuple[dict[str, dict[str, str]], dict[str, _Table]]:
+    """Each method's mean in every table, as it is shown, and the tables by what they are of."""
+    means: dict[str, dict[str, str]] = {}
+    tables: dict[str, _Table] = {}
+    read = {}
     for task in tasks:
         compose.write(run / task)
-        its, results, _ = compose.read(run / task)
-        name, title = next(iter(verdicts.metrics_of(its).items()))
+        read[task] = compose.read(run / task)[:2]
+    # A study that was stopped has repetitions that not all of its tasks have.
+    repetitions = sorted(set().union(*(results["repetition"] for _, results in read.values())))
+    for task, (its, results) in read.items():
+        metric = dict([next(iter(verdicts.metrics_of(its).items()))])
         methods = [m for m in its["experiment"]["methods"] if m in set(results["method"])]
         results = results[results["method"].isin(methods)]
-        asked = [q for q in questions if {*q[:2]} <= {*methods}]
-        pairs = [(methods.index(one), methods.index(other)) for one, other, _ in asked]
         for labels in sorted(results["labels"].unique().tolist()):
             some = results[results["labels"] == labels]
-            where = f"{_title(task, config)}, {labels} labels"
-            scores, _ = compose.scores_of(some, methods, {name: title})
-            found.strata.append(dict(zip(methods, scores[..., 0], strict=True)))
-            at.append(sorted(some["repetition"].unique()))
+            where = f"{_title(task)}, {labels} labels"
+            seed = int(task.endswith(ELSEWHERE))  # other ground is drawn by itself
+            table = compose.table_of(
+                run / task, some, methods, metric, repetitions=repetitions, seed=seed
+            )
+            tables[where] = _Table(methods, table)
             for method in methods:
+                [(name, title)] = metric.items()
                 mine = 100 * verdicts.repetition_means(some[some["method"] == method], name)
                 cell = documents.plus_minus(*evidence.interval(mine), 1)
-                found.means.setdefault(method, {})[f"{where}: {title} (%)"] = cell
-            said = {pair: question for pair, (*_, question) in zip(pairs, asked, strict=True)}
-            found.answers.extend(
-                (said[d.one, d.other], where, d)
-                for d in compose.compare(
-                    run / task, some, methods, {name: title}, presence=False, pairs=pairs
-                )
-            )
-    # A study that was stopped has repetitions that not all of its tasks have.
-    common = sorted(set.intersection(*map(set, at)))
-    for stratum, there in zip(found.strata, at, strict=True):
-        rows = [there.index(repetition) for repetition in common]
-        stratum.update({method: scores[rows] for method, scores in stratum.items()})
-    order = [question for *_, question in questions]
-    differences = evidence.adjusted([d for *_, d in found.answers])
-    answers = [(*a[:2], d) for a, d in zip(found.answers, differences, strict=True)]
-    return found._replace(answers=sorted(answers, key=lambda answer: order.index(answer[0])))
+                means.setdefault(method, {})[f"{where}: {title} (%)"] = cell
+    return means, tables
+
+
+def _answers(tables: dict[str, _Table], config: dict[str, Any]) -> list[_Answer]:
+    """To the questions whose methods some repetition has in all tables that are of both."""
+    answers = []
+    for one, other, question in _questions(config):
+        each, mine = {}, []
+        for where, table in tables.items():
+            if {one, other} <= {*table.methods}:
+                pair = table.of((one, other))
+                for difference in evidence.compare(pair, [(0, 1)]):  # none, if they share nothing
+                    each[where] = difference
+                    mine.append(pair)
+        overall = evidence.compare(evidence.pool(mine), [(0, 1)]) if mine else []
+        if overall:
+            among = zip(each, evidence.adjusted([*each.values()]), strict=True)
+            answers.append(_Answer(question, overall[0], dict(among)))
+    all_of_them = evidence.adjusted([answer.overall for answer in answers])
+    return [a._replace(overall=d) for a, d in zip(answers, all_of_them, strict=True)]
+
+
+def _shown(path: Path, titles: list[str], differences: list[evidence.Difference]):
+    """Their forest plot and their table."""
+    rows = verdicts.forest(differences, [], titles)
+    pictures.draw_forest(path, rows, "points, with 95 % intervals")
+    with_blocks = any(d.blocks for d in differences)
+    table = [
+        {"question": title.replace("\n", ": ")}
+        | verdicts.difference_row(d, with_blocks=with_blocks)
+        for title, d in zip(titles, differences, strict=True)
+    ]
+    return [("image", path), ("table", pd.DataFrame(table))]
 
 
 def _questions(config) -> list[tuple[str, str, str]]:
@@ -146,11 +180,15 @@ def _questions(config) -> list[tuple[str, str, str]]:
 
 
 _HOW = (
-    "Dots are single pre-trainings (repetitions), each the mean of its fine-tunings; diamonds are "
-    "their mean. The line is the wider of two 95 % intervals: over pre-trainings (Student's t) and "
-    "over blocks of test ground, where these are known, each of one comparison by itself. Colours "
-    "go by p-values that are adjusted for all of them, so that a grey line may leave out zero: "
-    "blue is more than noise, grey could be noise, light grey is not known."
+    "A question's answer is the mean difference over all tables that have both methods. Dots are "
+    "single pre-trainings (repetitions), each the mean of its fine-tunings; diamonds are their "
+    "mean. Lines are 95 % intervals, of one question by itself, with the luck of pre-training and, "
+    "where the test's blocks are known, of its ground. Colours go by p-values that are adjusted "
+    "for the number of questions, so that a grey line may leave out zero: blue is more than noise, "
+    "grey could be noise, light grey is not known."
+)
+_BY_TABLE = (
+    "The same, where each answer comes from. P-values are adjusted among the tables of a question."
 )
 _SUMMARY = (
     "Within each task and number of labels the lowest method's mean is 0 and the highest one's 1; "
@@ -161,48 +199,30 @@ _SUMMARY = (
 )
 
 
-def _title(task, config) -> str:
-    title = _TASKS[task.removesuffix(ELSEWHERE)]
-    if task.endswith(ELSEWHERE):
-        title += f" on {config['data']['transfer']['name']}"
-    return title
+def _title(task) -> str:
+    return _TASKS[task.removesuffix(ELSEWHERE)] + " elsewhere" * task.endswith(ELSEWHERE)
 
 
 def _say(answers, *, given: bool = False) -> str:
     """The answers in words."""
     if not answers:
-        return "No two methods of the study's questions are finished."
+        return "No question has both its methods in a repetition that all their tables share."
     sentences = []
-    for words in dict.fromkeys(answer[0] for answer in answers):
-        mine = [d for w, _, d in answers if w == words]
-        means = [d.mean for d in mine]
-        shown = (
-            f"{means[0]:+.1f} points"
-            if len(means) == 1
-            else f"{min(means):+.1f} to {max(means):+.1f} points over {len(means)} tables"
-        )
-        judged = [d.more_than_noise for d in mine]
-        up = sum(j is True and d.mean > 0 for j, d in zip(judged, mine, strict=True))
-        down = sum(j is True and d.mean < 0 for j, d in zip(judged, mine, strict=True))
-        unknown = judged.count(None)
-        noise = "noise of pre-training" if all(d.ground is None for d in mine) else "noise"
-        if unknown == len(judged):
-            said = "whether that is noise is not known"
-        elif not up and not down:
-            known = "none is known to be" if unknown else "none of it is"
-            said = f"{known} more than {noise}" if len(mine) > 1 else "which could be noise"
-        else:
-            parts = [f"better beyond {noise} in {up}"] * (up > 0)
-            parts += [f"worse beyond {noise} in {down}"] * (down > 0)
-            said = f"{', '.join(parts)} of {len(mine)}"
-        if 0 < unknown < len(judged):
-            said += f", {unknown} not known"
-        sentences.append(f"{words[0].upper()}{words[1:]}: {shown}; {said}.")
-    repetitions = min(d.repetitions for *_, d in answers)
+    for question, d, tables in answers:
+        ends = f" ({verdicts.between(*d.ends)})" * (d.repetitions > 1)
+        said = f"{question[0].upper()}{question[1:]}: {d.mean:+.2f} points{ends}, "
+        said += verdicts.judgement(d)
+        if len(tables) > 1:
+            means = [each.mean for each in tables.values()]
+            beyond = [each.mean for each in tables.values() if each.more_than_noise]
+            said += f"; {min(means):+.2f} to {max(means):+.2f} over {len(tables)} tables"
+            said += f", more than noise in {len(beyond)} of them" * bool(beyond)
+        sentences.append(f"{said}.")
+    repetitions = min(answer.overall.repetitions for answer in answers)
     sentences.append(
         f"Repeated over {repetitions} pre-training{'s' * (repetitions != 1)} of each method"
         f"{', but for the encoders that are given, of which there is one each' * given}. "
-        f"P-values are adjusted (Holm) for all {len(answers)} comparisons of this page."
+        f"In brackets 95 % intervals; p-values are adjusted (Holm) for {len(answers)} questions."
     )
     return " ".join(sentences)
 

@@ -155,7 +155,7 @@ def verdict(
         judged = "of which one pre-training in common says nothing"
         if not math.isnan(pair.p):
             verb = "" if pair.more_than_noise is False else "is "
-            judged = f"which {verb}{_judged(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
+            judged = f"which {verb}{judgement(pair)} (p = {_p_value(pair.p)})".replace("= <", "<")
         sentences.append(f"{sign * pair.mean + 0.0:+.2f} points against {name_of(rival)}, {judged}")
     return f"{says}: " + "; ".join(sentences) + "." if sentences else f"{says}."
 
@@ -179,32 +179,30 @@ def differences_table(
 def difference_row(difference: evidence.Difference, *, with_blocks: bool) -> dict[str, str]:
     """What a table says of a difference."""
     mean, half, p = difference.mean, difference.half, difference.p
-    row = {"points": f"{mean:+.2f}", "over pre-trainings": _between(mean - half, mean + half)}
+    row = {"points": f"{mean:+.2f}", "over pre-trainings": between(mean - half, mean + half)}
     if with_blocks:
-        row["over test blocks"] = _between(*difference.blocks) if difference.blocks else ""
+        row["over test blocks"] = between(*difference.blocks) if difference.blocks else ""
+        row["over both"] = between(*difference.ends)
     return row | {
         "p, adjusted": "" if math.isnan(p) else _p_value(p),
-        "noise?": _judged(difference),
+        "noise?": judgement(difference),
     }
 
 
 def forest(
     differences: list[evidence.Difference], methods: list[str], titles: list[str] | None = None
 ) -> list[pictures.ForestRow]:
-    """Rows of `pictures.draw_forest`, with the wider of the intervals.
+    """Rows of `pictures.draw_forest`, with the interval that holds all luck that is known.
 
     Of the first metric, unless titles are given, one for each difference.
     """
     if titles is None:
         differences = [d for d in differences if d.metric == 0]
         titles = [f"{name_of(methods[d.one])} - {name_of(methods[d.other])}" for d in differences]
-    rows = []
-    for title, d in zip(titles, differences, strict=True):
-        ends = d.mean - d.half, d.mean + d.half
-        if d.blocks:
-            ends = min(ends[0], d.blocks[0]), max(ends[1], d.blocks[1])
-        rows.append(pictures.ForestRow(title, d.mean, ends, d.gaps, d.more_than_noise))
-    return rows
+    return [
+        pictures.ForestRow(title, d.mean, d.ends, d.gaps, d.more_than_noise)
+        for title, d in zip(titles, differences, strict=True)
+    ]
 
 
 def reading(differences: list[evidence.Difference]) -> str:
@@ -245,17 +243,19 @@ def repetition_means(mine: pd.DataFrame, name: str) -> np.ndarray:
     return mine.groupby("repetition")[name].mean().to_numpy()
 
 
-def _judged(difference):
-    judged = difference.more_than_noise
-    if judged is not None:
+def judgement(difference: evidence.Difference) -> str:
+    """Whether a difference is more than noise, in words."""
+    beyond = difference.more_than_noise
+    if beyond is not None:
         alone = " of pre-training" * (difference.ground is None)
-        return f"more than noise{alone}" if judged else "could be noise"
-    if math.isnan(difference.p):
+        return f"more than noise{alone}" if beyond else "could be noise"
+    if math.isnan(difference.p) or difference.ground is None:
         return "not known: one pre-training"
     return f"not known: the test lies in {_count(difference.ground.blocks, 'block')}"
 
 
-def _between(low, high):
+def between(low: float, high: float) -> str:
+    """An interval's ends; nothing if it isn't known."""
     return "" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
 
 

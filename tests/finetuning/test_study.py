@@ -127,7 +127,7 @@ def test_repetitions_are_whole_and_the_budget_ends_after_one(
     said = summary.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Repeated over 3" not in said  # no question of the study is among these methods
-    assert "No two methods of the study" in said
+    assert "No question has both its methods" in said
     assert "band statistics" in page
     assert "supervised" in page
     assert "interquartile" not in page  # a single method is in both tasks
@@ -171,7 +171,13 @@ def test_tasks_share_pretrainings_and_their_answers_are_on_one_page(config, tmp_
     assert "Repeated over 2 pre-trainings" in said
     assert (tmp_path / "answers.png").exists()
     page = (tmp_path / "report.html").read_text()
-    for part in ("interquartile", "linear probe", "5 nearest on chips/other", "over test blocks"):
+    for part in (
+        "interquartile",
+        "linear probe",
+        "5 nearest elsewhere",
+        "is chips/other of",
+        "over both",
+    ):
         assert part in page
     # The gap of the page is that of the cells.
     means = {

@@ -93,5 +93,7 @@ def test_a_study_tells_a_world_in_which_elevation_helps_from_one_in_which_it_can
         assert study.run(config, run, tasks, pretrain, None) == []
         said[world] = summary.write(run)
     for question in ("Elevation beside SimCLR", "The image's own elevation against another's"):
-        assert re.search(rf"{question}: \+\S+ points; better beyond noise in 1 of 1", said["own"])
-    assert "beyond noise" not in said["elsewhere"]
+        assert re.search(
+            rf"{question}: \+\S+ points \(\+\S+ to \+\S+\), more than noise", said["own"]
+        )
+    assert "more than noise" not in said["elsewhere"]

@@ -10,7 +10,7 @@ METHODS = 4
 
 
 def flagged(scores, ground=None):
-    return [d for d in evidence.compare(scores, ground) if d.more_than_noise]
+    return [d for d in evidence.compare(evidence.Table(scores, ground)) if d.more_than_noise]
 
 
 def make_scores(rng, repetitions, *, pretraining, spreads=(1, 1, 1, 1), seeds=4):
@@ -68,7 +68,9 @@ def test_too_few_blocks_of_test_ground_give_no_verdict():
         matrices = make_matrices(rng, 5, 3, 0.05, 3)
         scores, ground = scores_of(matrices), evidence.resample(matrices, NAMES)
         assert not flagged(scores, ground)
-        passed += any(d.more_than_noise is None for d in evidence.compare(scores, ground))
+        passed += any(
+            d.more_than_noise is None for d in evidence.compare(evidence.Table(scores, ground))
+        )
     assert passed > 25  # repetitions alone would flag a pair in most of them
 
 
@@ -82,7 +84,9 @@ def test_a_large_difference_is_found(rng):
     assert found >= 18
     matrices = make_matrices(rng, 5, 12, 0.2, 0.2)
     matrices[1] = make_matrices(rng, 5, 12, 0.2, 0.2)[1] @ np.array([[0, 1], [1, 0]])
-    differences = evidence.compare(scores_of(matrices), evidence.resample(matrices, NAMES))
+    differences = evidence.compare(
+        evidence.Table(scores_of(matrices), evidence.resample(matrices, NAMES))
+    )
     assert all(d.more_than_noise == (1 in (d.one, d.other)) for d in differences)
 
 
@@ -96,7 +100,7 @@ def test_the_interval_is_students(rng):
 
 def test_p_values_are_of_the_paired_t_test_and_adjusted_by_holm(rng):
     scores = make_scores(rng, 6, pretraining=1)
-    differences = evidence.compare(scores)
+    differences = evidence.compare(evidence.Table(scores))
     means = scores.mean(axis=2)
     p = [
         stats.ttest_rel(means[d.one, :, d.metric], means[d.other, :, d.metric]).pvalue
@@ -112,10 +116,10 @@ def test_p_values_are_of_the_paired_t_test_and_adjusted_by_holm(rng):
 
 def test_only_what_both_have_is_compared_and_nobody_loses_by_it(rng):
     scores = make_scores(rng, 3, pretraining=1)
-    whole = {(d.one, d.other, d.metric): d for d in evidence.compare(scores)}
+    whole = {(d.one, d.other, d.metric): d for d in evidence.compare(evidence.Table(scores))}
     scores[3, 1:] = np.nan  # one repetition of the last method,
     scores[2, 1, 0] = np.nan  # and a fine-tuning of another is missing
-    some = {(d.one, d.other, d.metric): d for d in evidence.compare(scores)}
+    some = {(d.one, d.other, d.metric): d for d in evidence.compare(evidence.Table(scores))}
     assert some[1, 0, 0].mean == whole[1, 0, 0].mean
     assert not np.isnan(some[1, 0, 0].p)
     assert some[3, 0, 0].repetitions == 1
@@ -124,7 +128,7 @@ def test_only_what_both_have_is_compared_and_nobody_loses_by_it(rng):
     expected = np.mean([(scores[2, r] - scores[0, r])[r == 1 :].mean(axis=0) for r in range(3)], 0)
     np.testing.assert_allclose(some[2, 0, 0].mean, expected[0])
     scores[1] = np.nan  # a method without any
-    assert {d.one for d in evidence.compare(scores)} == {2, 3}
+    assert {d.one for d in evidence.compare(evidence.Table(scores))} == {2, 3}
     assert len(evidence.repetition_means(scores[2])) == 3
     assert len(evidence.repetition_means(scores[3])) == 1
 
@@ -132,16 +136,18 @@ def test_only_what_both_have_is_compared_and_nobody_loses_by_it(rng):
 def test_differences_that_do_not_vary_have_numbers_too():
     scores = np.full((3, 3, 2, 1), 90.0)
     scores[2] += 1  # one chip of a hundred, three times
-    differences = evidence.compare(scores, resolution=1.0)
+    differences = evidence.compare(evidence.Table(scores, resolution=1.0))
     assert all(np.isfinite([d.mean, d.half, d.p]).all() for d in differences)
     assert not any(d.more_than_noise for d in differences)
     scores[2] += 40
-    assert [d.more_than_noise for d in evidence.compare(scores, resolution=1.0)] == [
+    assert [
+        d.more_than_noise for d in evidence.compare(evidence.Table(scores, resolution=1.0))
+    ] == [
         False,
         True,
         True,
     ]
-    assert [d.p for d in evidence.compare(scores)] == [1, 0, 0]
+    assert [d.p for d in evidence.compare(evidence.Table(scores))] == [1, 0, 0]
 
 
 def test_blocks_are_drawn_alike_for_all_and_weigh_as_their_chips_do():
@@ -164,15 +170,61 @@ def test_the_interval_over_blocks_holds_the_truth_as_often_as_it_says(blocks):
     for _ in range(300):
         matrices = make_matrices(rng, 1, blocks, 0, 2)[:2]
         ground = evidence.resample(matrices, NAMES, draws=500)
-        low, high = evidence.compare(scores_of(matrices), ground)[0].blocks
+        low, high = evidence.compare(evidence.Table(scores_of(matrices), ground))[0].blocks
         held += low <= 0 <= high
     assert 0.92 <= held / 300 <= 0.99
 
 
+def test_a_pool_is_the_mean_of_its_tables_with_the_luck_of_each(rng):
+    here, there = (evidence.Table(make_scores(rng, 5, pretraining=1)[:2]) for _ in range(2))
+    (pooled, _), (one, _), (other, _) = (
+        evidence.compare(table) for table in (evidence.pool([here, there]), here, there)
+    )
+    gaps = (np.array(one.gaps) + other.gaps) / 2
+    np.testing.assert_allclose(pooled.gaps, gaps)
+    truth = stats.ttest_1samp(gaps, 0)
+    assert pooled.p_alone == pytest.approx(truth.pvalue)
+    np.testing.assert_allclose(pooled.ends, truth.confidence_interval())
+    # What a table lacks of a repetition, all lack; of a fine-tuning, its table alone.
+    there.scores[0, 4] = here.scores[1, 2, 0] = np.nan
+    pooled = evidence.compare(evidence.pool([here, there]))[0]
+    gaps = np.stack(
+        [here.scores[1, :4] - here.scores[0, :4], there.scores[1, :4] - there.scores[0, :4]]
+    )
+    np.testing.assert_allclose(pooled.gaps, np.nanmean(gaps[..., 0], axis=2).mean(axis=0))
+    assert pooled.repetitions == 4
+    # Test ground that isn't known, or is too little, in one of them is so of all.
+    matrices = make_matrices(rng, 5, 6, 1, 1)[:2]
+    known = evidence.Table(scores_of(matrices), evidence.resample(matrices, NAMES, draws=50))
+    assert evidence.pool([known, here]).ground is None
+    few = known._replace(ground=evidence.Ground(3, None))
+    assert evidence.pool([known, few]).ground == evidence.Ground(3, None)
+    pooled, alone = (evidence.compare(evidence.pool(t))[0] for t in ([known, known], [known]))
+    assert pooled.ends == pytest.approx(alone.ends)  # the same ground twice says no more than once
+
+
+def test_the_interval_of_a_pool_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    held = 0
+    for _ in range(300):
+        tables = []
+        for seed in (0, 1):
+            matrices = make_matrices(rng, 5, 6, 0.7, 2)[:2]
+            ground = evidence.resample(matrices, NAMES, draws=300, seed=seed)
+            tables.append(
+                evidence.Table(
+                    100 * scores_of(matrices), ground._replace(scores=100 * ground.scores)
+                )
+            )
+        low, high = evidence.compare(evidence.pool(tables))[0].ends
+        held += low <= 0 <= high
+    assert 0.94 <= held / 300 <= 1
+
+
 def test_pairs_that_are_asked_for_are_the_same_and_adjusted_for_their_own_number(rng):
     scores = make_scores(rng, 4, pretraining=1)
-    every = {(d.one, d.other, d.metric): d for d in evidence.compare(scores)}
-    some = evidence.compare(scores, pairs=[(2, 0), (1, 3)])
+    every = {(d.one, d.other, d.metric): d for d in evidence.compare(evidence.Table(scores))}
+    some = evidence.compare(evidence.Table(scores), [(2, 0), (1, 3)])
     assert [(d.one, d.other) for d in some] == [(2, 0)] * 2 + [(1, 3)] * 2
     for d in some:
         known = (d.one, d.other, d.metric) in every
