@@ -68,22 +68,18 @@ def main(argv: list[str]) -> None:
             for line in fields.without_effect(config):
                 print(f"note: {line}", file=sys.stderr)
         run_data.find(config, workdir)
-        try:
-            with ExitStack() as stack:
-                with sharding.together():
-                    if sharding.is_first():  # which keeps other runs out for all of this one
-                        storage.check_writable(workdir)
-                        run_folder.check_same_run(workdir, config)
-                        stack.enter_context(files.sole_writer(workdir, refusal))
-                sharding.check_shared(workdir)
-                if config.data.synthetic.chips:
-                    run_data.make_synthetic(config, workdir)
-                task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
-                task[config.task](config, workdir)
-                sharding.wait_for_all("end")  # the first has pictures to draw
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on", file=sys.stderr)
-            sys.exit(130)
+        with ExitStack() as stack:
+            with sharding.together():
+                if sharding.is_first():  # which keeps other runs out for all of this one
+                    storage.check_writable(workdir)
+                    run_folder.check_same_run(workdir, config)
+                    stack.enter_context(files.sole_writer(workdir, refusal))
+            sharding.check_shared(workdir)
+            if config.data.synthetic.chips:
+                run_data.make_synthetic(config, workdir)
+            task = {"pretrain": _pretrain, "finetune": _finetune, "experiment": _experiment}
+            task[config.task](config, workdir)
+            sharding.wait_for_all("end")  # the first has pictures to draw
 
 
 def _join_processes(config) -> None:

@@ -1,0 +1,1 @@
+"""A campaign of bad input over every command: `python -m tests.campaign`, see `trial`."""

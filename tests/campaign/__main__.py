@@ -1,0 +1,68 @@
+"""Runs every case, and says what was answered badly.
+
+python -m tests.campaign [--kind WORDS] [--world FOLDER]
+"""
+
+import argparse
+import collections
+import importlib
+import os
+import pkgutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")  # nothing starts again
+
+import elev_ssl_jax
+from elev_ssl_jax.runtime import quiet
+from tests.campaign import damaged, trial, world
+
+KINDS = (damaged,)
+_OWN_FLAGS = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # each defines absl's anew
+
+
+def preload() -> None:
+    """Imports what the commands do, once."""
+    quiet.import_tensorflow()
+    for name in ("clu.metric_writers", "geopandas", "matplotlib.figure", "sklearn.linear_model"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(elev_ssl_jax.__path__, "elev_ssl_jax."):
+        if module.name not in _OWN_FLAGS and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", default="", help="those whose kind or name has these words")
+    parser.add_argument("--world", type=Path, help="where what they start from is, or is made")
+    parser.add_argument("--verbose", action="store_true", help="print what is said in each")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = args.world or Path(scratch, "world")
+        if not made.exists():
+            world.make(made)
+        cases = [c for module in KINDS for c in module.cases(made)]
+        cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"]
+        preload()
+        begun = time.monotonic()
+        counts, bad = collections.Counter(), collections.Counter()
+        for answer in trial.run_all(cases, made, Path(scratch, "trials")):
+            counts[answer.case.kind] += 1
+            if answer.wrong or args.verbose:
+                bad[answer.case.kind] += bool(answer.wrong)
+                print(f"{answer.case.kind}: {answer.case.name}: {'; '.join(answer.wrong)}")
+                print(f"    {answer.code} {answer.seconds:.1f} s {answer.said.strip()[-700:]!r}")
+        for kind, count in counts.items():
+            print(f"{kind:30}{count:6}{bad[kind]:6} badly")
+        total = sum(bad.values())
+        print(f"{len(cases)} cases in {time.monotonic() - begun:.0f} s, {total} answered badly")
+        sys.exit(bool(total))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""One command with one bad input, in a process of its own, and what is wrong with its answer.
+
+Processes are forked from one that has imported everything, so that a trial takes a tenth of a
+second and not six.
+"""
+
+import ctypes
+import os
+import re
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+REFUSED, FINE, DEFECT = 2, 0, 1
+SECONDS, MEBIBYTES = 60, 3000  # more than these is an answer that nobody waits for
+_CAP_SET = 0x20080522, (1 << 1) | (1 << 2)  # version 3; what lets root pass by permissions
+
+
+class Case(NamedTuple):
+    """A command and what it is given."""
+
+    kind: str
+    name: str
+    words: tuple[str, ...]  # the module, and its arguments; its folder is the current one
+    needs: tuple[str, ...] = ()  # what of the world lies in that folder
+    spoil: Callable[[Path], object] | None = None  # called with the folder first
+    codes: tuple[int, ...] = (REFUSED,)
+    says: str = ""  # a pattern in what it says last
+    may: tuple[str, ...] = ()  # patterns of what may appear or change if it isn't refused
+    humble: bool = False  # run without root's right to write everywhere
+
+
+class Answer(NamedTuple):
+    """What came of a case."""
+
+    case: Case
+    code: int
+    seconds: float
+    mebibytes: float
+    said: str
+    wrong: list[str]
+
+
+def run_all(cases: Iterable[Case], world: Path, scratch: Path, side_by_side=2) -> Iterator[Answer]:
+    """Every case's answer, as they come."""
+    waiting, running = iter(cases), {}
+    while True:
+        while len(running) < side_by_side and (case := next(waiting, None)) is not None:
+            folder = scratch / str(abs(hash((case.kind, case.name))))
+            try:
+                begun = _start(case, world, folder)
+            except Exception as error:
+                raise RuntimeError(f"{case.kind}: {case.name} could not be set up") from error
+            running[begun[0]] = case, folder, *begun[1:]
+        if not running:
+            return
+        for pid, (case, folder, before, start) in [*running.items()]:
+            done, status, used = os.wait4(pid, os.WNOHANG)
+            late = time.monotonic() - start > SECONDS
+            if late and not done:
+                os.killpg(pid, signal.SIGKILL)
+                done, status, used = os.wait4(pid, 0)
+            if done:
+                del running[pid]
+                seconds = time.monotonic() - start
+                yield _judged(case, folder, before, status, seconds, used.ru_maxrss / 1024, late)
+                _make_writable(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.01)
+
+
+def _start(case, world, folder):
+    place = folder / "place"
+    place.mkdir(parents=True)
+    for name in case.needs:
+        source = world / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, symlinks=True)
+        else:
+            shutil.copy2(source, place / name)
+    if case.spoil is not None:
+        case.spoil(place)
+    before = _contents(place)
+    start = time.monotonic()
+    pid = os.fork()
+    if pid:
+        return pid, before, start
+    try:
+        os.setsid()
+        os.chdir(place)
+        _redirect(folder)
+        if case.humble:
+            _give_up_rights()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        tempfile.tempdir = str(folder)
+        sys.argv = [*case.words]
+        sys.orig_argv = [sys.executable, "-m", *case.words]
+        code = _call(case.words[0])
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _call(module):
+    sys.modules.pop(module, None)  # it is run, not imported
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        return 130
+    return 0
+
+
+def _redirect(folder):
+    for number, name in ((0, os.devnull), (1, folder / "stdout"), (2, folder / "stderr")):
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        handle = os.open(name, flags)
+        os.dup2(handle, number)
+        os.close(handle)
+
+
+def _give_up_rights():
+    if os.getuid():
+        return
+    version, gone = _CAP_SET
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(version, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if libc.syscall(125 if os.uname().machine == "x86_64" else 90, header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    for i in (0, 1):  # effective, permitted
+        data[i] &= ~gone
+    if libc.syscall(126 if os.uname().machine == "x86_64" else 91, header, data):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _contents(place):
+    """Every file under a folder: what tells whether it has been touched."""
+    found = {}
+    for folder, folders, names in os.walk(place):
+        for name in [*folders, *names]:
+            path = Path(folder, name)
+            status = path.lstat()
+            told = None if name in folders else (status.st_size, status.st_mtime_ns)
+            found[str(path.relative_to(place))] = told
+    return found
+
+
+def _make_writable(folder):
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            Path(path, name).chmod(0o755)
+
+
+def _judged(case, folder, before, status, seconds, mebibytes, late):
+    code = os.waitstatus_to_exitcode(status)
+    said = (folder / "stderr").read_text(errors="replace")
+    # A bar is drawn over itself.
+    lines = [line.rpartition("\r")[2] for line in said.split("\n")]
+    lines = [line for line in lines if line.strip()]
+    last = lines[-1] if lines else ""
+    wrong = []
+    if late:
+        wrong.append(f"no answer in {SECONDS} s")
+    elif code not in case.codes:
+        wrong.append(f"exit code {code}, not {' or '.join(map(str, case.codes))}")
+    if mebibytes > MEBIBYTES:
+        wrong.append(f"took {mebibytes:.0f} MiB")
+    if "Traceback" in said:
+        wrong.append("a traceback")
+    if code == REFUSED:
+        wrong += _of_line(lines, last, case.says)
+    after = _contents(folder / "place")
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name, ()) == after.get(name, ()):
+            continue
+        if code != REFUSED and any(re.fullmatch(pattern, name) for pattern in case.may):
+            continue
+        what = "appeared" if name not in before else "is gone" if name not in after else "changed"
+        wrong.append(f"{name} {what}")
+    left = [p.name for p in folder.iterdir() if p.name not in ("stdout", "stderr", "place")]
+    if code == REFUSED and left:
+        wrong.append(f"left in the temporary folder: {', '.join(left)}")
+    return Answer(case, code, seconds, mebibytes, said, wrong)
+
+
+def _of_line(lines, last, says):
+    wrong = []
+    if not re.match(r"(\S+: )?error: ", last):
+        wrong.append(f"the last line is no error: {last[:200]!r}")
+    if len(last) > 800:
+        wrong.append(f"a line of {len(last)} characters")
+    if not last.isprintable():
+        wrong.append("a line with control characters")
+    spoken = [line for line in lines if not line.startswith(("usage:", " ", "note: "))]
+    if len(spoken) > 3:
+        wrong.append(f"{len(spoken)} lines: {spoken[0][:120]!r} ...")
+    if says and not re.search(says, last):
+        wrong.append(f"{says!r} is not in {last[:200]!r}")
+    return wrong
