@@ -58,8 +58,8 @@ def reported() -> Iterator[None]:
         if error.errno is None:
             _end_of_defect(error)
         where = f"{error.filename}: " if error.filename else ""
-        why = error.strerror or errno.errorcode.get(error.errno, "?")
-        _end(2, f"error: {one_line(where + why)}{_REMEDIES.get(error.errno, '')}")
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        _end(2, f"error: {one_line(f'{where}{error.strerror}')}{remedy}")
     except MemoryError as error:
         _end(2, f"error: not enough memory ({one_line(error) or 'none is left'}); use less at once")
     except Exception as error:

@@ -3,16 +3,21 @@
 import fcntl
 import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
 
 from elev_ssl_jax import storage
-from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.errors import InputError, one_line
 
 UNLABELLED = 255  # what files of classes, eight bits each, hold where there is none
 
@@ -47,9 +52,64 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def content(path: Path) -> IO[bytes]:
-    """A whole file as libraries take it that know no paths in buckets."""
-    return io.BytesIO(path.read_bytes())
+def check_regular(path: Path, why: str = "") -> None:
+    """Raises `InputError` if there is no such file, or it is a folder, a pipe or a device.
+
+    Of what lies in a bucket only opening it tells.
+    """
+    if storage.is_remote_raster(path):
+        return
+    if not path.exists():
+        raise InputError(f"{path} not found{why}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file{why}")
+
+
+@contextmanager
+def told(path: Path, remedy: str) -> Iterator[None]:
+    """Names the file in which what is read within is damaged, or can't be read.
+
+    Raises:
+      InputError: With the remedy, for whatever libraries make of damaged files.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        *(OSError, EOFError, ValueError, KeyError, TypeError, RecursionError),
+        *(AttributeError, IndexError, OverflowError, zipfile.BadZipFile, zlib.error),
+    ) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = one_line(reason or error or type(error).__name__, 150)
+        raise InputError(f"{path} can't be read ({reason}); {remedy}") from error
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """What a JSON file of this program says.
+
+    Raises:
+      InputError: It isn't there, is no JSON object, or can't be read; with the remedy.
+    """
+    check_regular(path, f"; {remedy}")
+    with told(path, remedy):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+
+
+def read_arrays(path: Path, remedy: str, *names: str) -> list[np.ndarray]:
+    """The named arrays of a .npz file, or the one of a .npy file.
+
+    Raises:
+      InputError: It isn't there, is damaged, or has no such array; with the remedy.
+    """
+    check_regular(path, f"; {remedy}")
+    with told(path, remedy):
+        # In buckets libraries know no paths.
+        found = np.load(io.BytesIO(path.read_bytes()))
+        return [found[name] for name in names] if names else [found]
 
 
 def write_text(path: Path, text: str) -> None:

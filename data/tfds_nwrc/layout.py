@@ -17,7 +17,6 @@ import pandas as pd
 
 from elev_ssl_jax.data.rasters import (
     LARGEST,
-    check_regular,
     check_unscaled,
     open_chip,
     parse_crs,
@@ -25,7 +24,7 @@ from elev_ssl_jax.data.rasters import (
 )
 from elev_ssl_jax.data.store import BOUNDS
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.files import UNLABELLED
+from elev_ssl_jax.files import UNLABELLED, check_regular, told
 
 IMAGES, ELEVATIONS, MASKS = "Dataset", "Elevations", "LabelsGeoTiffv2"
 NON_AGRICULTURAL, LEGAL_EXCLUSIONS, AGRICULTURAL_FRONTIER = 0, 1, 2
@@ -49,10 +48,9 @@ def read_metadata(folder: Path) -> pd.DataFrame:
             "or laid out like it, or one with the folders of SEN12MS (ROIs1868_summer and so on) "
             "or DFC2020 (ROIs0000_test and so on)"
         )
-    try:
+    check_regular(path)
+    with told(path, "name a CSV file"):
         rows = pd.read_csv(path, dtype={"Id": str, "Elevation": str, "Image": str, "Mask": str})
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is not a readable CSV file: {error}") from error
     missing = [c for c in ("Id", "Elevation", "Image", "Mask") if c not in rows]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}")

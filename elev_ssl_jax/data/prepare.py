@@ -222,6 +222,7 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
     data_dir = (data_dir or Path("~/tensorflow_datasets")).expanduser().absolute()
     name = Path(builder.name, config, str(builder.VERSION))
     target = data_dir / name
+    made = [parent for parent in (data_dir, *target.parents) if not parent.exists()]
     # Both on the disk of `target`, and hidden: TFDS takes other names for versions.
     unfinished = target.with_name(f".{target.name}.unfinished")
     old = target.with_name(f".{target.name}.old")
@@ -244,8 +245,9 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             with suppress(OSError):  # others are there
-                for parent in target.parents[: len(name.parts) - 1]:
-                    parent.rmdir()
+                for parent in target.parents:
+                    if parent in made or (parent != data_dir and data_dir in parent.parents):
+                        parent.rmdir()
 
 
 def _say_what(target, built) -> None:

@@ -17,6 +17,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import check_regular
 from elev_ssl_jax.storage import is_remote_raster
 
 # Each reads the file, and headers of the same name beside it. HDF5 and netCDF are not among them:
@@ -44,19 +45,6 @@ _WKT = re.compile(
     r"(ETIC|RAPHIC|INEERING)?(CRS|CS)\s*\[",
     re.IGNORECASE,
 )
-
-
-def check_regular(path: Path, why: str = "") -> None:
-    """Raises `InputError` if there is no such file, or it is a folder, a pipe or a device.
-
-    Of what lies in a bucket only opening it tells.
-    """
-    if is_remote_raster(path):
-        return
-    if not path.exists():
-        raise InputError(f"{path} not found{why}")
-    if not path.is_file():
-        raise InputError(f"{path} is not a regular file{why}")
 
 
 def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:

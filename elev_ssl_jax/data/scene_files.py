@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.data.scene import check_name
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.files import state
+from elev_ssl_jax.files import check_regular, state, told
 from elev_ssl_jax.storage import is_remote_raster, local_path
 
 
@@ -55,10 +54,8 @@ def read_scenes(path: Path, *, all_there: bool = True) -> list[SceneFiles]:
       InputError: The table is missing or malformed, a name is there twice, or a file is missing.
     """
     check_regular(path)
-    try:
+    with told(path, "name a CSV file"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is not a readable CSV file: {error}") from error
     if "name" not in table:
         raise InputError(f"{path} has no column name")
     names = [c for c in table.columns if c not in ("name", *_GROUND)]

@@ -44,12 +44,14 @@ class Split(Sequence):
         name: str,
         counts: dict[str, int] | None = None,
         about: dict[str, Any] | None = None,
+        shards: Sequence[tuple[str, int, int]] = (),
     ):
         self._records = records
         self.features = features
         self.name = name
         self.counts = counts or {}  # chips in every split of the data
         self.about = about or {}  # what the data say of their sensors and classes
+        self._shards = shards  # file, its first record here, how many
         self._known = [(n, tuple(f.shape), np.dtype(f.np_dtype)) for n, f in features.items()]
 
     def __len__(self) -> int:
@@ -64,8 +66,17 @@ class Split(Sequence):
             return self._records[index] if record is None else record
         except (RuntimeError, ValueError, OSError) as error:  # TFDS' reader and its checksums
             raise InputError(
-                f"record {index} of {self.name} can't be read: its file is damaged; {_AGAIN}"
+                f"record {index} of {self.name}{self._place(index)} can't be read: its file is "
+                f"damaged; {_AGAIN}"
             ) from error
+
+    def _place(self, index):
+        """In words, the file that has a record and its number there."""
+        for file, first, count in self._shards:
+            if index < count:
+                return f" (record {first + index} of {file})"
+            index -= count
+        return ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -200,6 +211,8 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
         builder = tfds.builder_from_directory(version)
         counts = {name: info.num_examples for name, info in builder.info.splits.items()}
         about = _check_about(dict(builder.info.metadata or {}))
+        if not all(n for f in builder.info.features.values() for n in f.shape):
+            raise ValueError("sizes that aren't known")
     except Exception as error:  # of TFDS, protobuf, JSON: each part has its own
         raise InputError(f"{version} is not a prepared dataset; {_AGAIN}") from error
     within = _within(split, counts)
@@ -218,7 +231,8 @@ def open_split(data: Any, split: str, *, exact: bool = False) -> Split:
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise InputError(f"split {split!r} of {data.name} won't do; it has {counts}") from error
-    return Split(records, builder.info.features, split, counts, about)
+    shards = [(f.filename, f.skip, f.take) for f in builder.info.splits[within].file_instructions]
+    return Split(records, builder.info.features, split, counts, about, shards)
 
 
 def shared(one: str, other: str, counts: dict[str, int]) -> int:
@@ -298,6 +312,9 @@ def check_prepared(version: Path) -> None:
       InputError: A file is missing or no JSON, names a class that we don't write (TFDS imports
         what it is told to), or a path.
     """
+    for path in version.iterdir():
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{path} is no file; {_AGAIN}")
     for name in ("dataset_info.json", "features.json"):
         path = version / name
         try:

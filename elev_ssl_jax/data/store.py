@@ -27,12 +27,14 @@ import numpy as np
 import pandas as pd
 from affine import Affine
 
-from elev_ssl_jax.data.rasters import LARGEST, check_regular, parse_crs
+from elev_ssl_jax import files
+from elev_ssl_jax.data.rasters import LARGEST, parse_crs
 from elev_ssl_jax.errors import InputError
-from elev_ssl_jax.files import state
+from elev_ssl_jax.files import check_regular, state
 
 FORMAT = 1
 ABOUT = "chips.json"
+_AGAIN = "cut the scenes again"
 BOUNDS = ["left", "bottom", "right", "top"]
 _DTYPES = ("uint16", "int16", "float32")
 
@@ -83,10 +85,10 @@ def read_counts(part: Path) -> PartCounts | None:
     path = part / "part.json"
     if not path.exists():
         return None
-    try:
-        return PartCounts(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged; delete {part}, and cut again") from error
+    remedy = f"delete {part}, and cut again"
+    said = files.read_json(path, remedy)
+    with files.told(path, remedy):
+        return PartCounts(**said)
 
 
 def write_scene(folder: Path, about: Mapping[str, Any]) -> None:
@@ -112,15 +114,17 @@ def read_about(folder: Path) -> About:
       InputError: The file is damaged, or of another version of this program.
     """
     path = folder / ABOUT
-    content = _read_json(path)
-    try:
+    content = files.read_json(path, _AGAIN)
+    with files.told(path, _AGAIN):
         if content.pop("format") != FORMAT:
-            raise InputError(f"{path} is of another version of this program; cut the scenes again")
+            raise InputError(f"{path} is of another version of this program; {_AGAIN}")
         about = About(**content)
         for name, sensor in about.sensors.items():
             fine = sensor["dtype"] in _DTYPES and 0 < sensor["bands"] < 2**16
             if not fine or not name.isidentifier():
                 raise ValueError(name)
+            if not isinstance(sensor["nodata"], int | float | None):
+                raise ValueError(sensor)
         sizes = [about.size, *([about.elevation_size] if about.elevation_size else [])]
         if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
             raise ValueError(sizes)
@@ -130,8 +134,6 @@ def read_about(folder: Path) -> About:
             raise ValueError(about.quantity)
         classes = None if about.classes is None else tuple(map(str, about.classes))
         return about._replace(classes=classes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged; cut the scenes again") from error
 
 
 def common_about(folders: Sequence[Path]) -> About:
@@ -210,17 +212,6 @@ def _opened(part, name, shape, dtype, _):  # the last, so that a part that is cu
     return read_array(part, name, shape, np.dtype(dtype))
 
 
-def _read_json(path):
-    check_regular(path)
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged; cut the scenes again") from error
-    return content
-
-
 def read_table(folder: Path) -> pd.DataFrame:
     """A row for each chip, in the order of scenes and places.
 
@@ -245,16 +236,14 @@ def read_table(folder: Path) -> pd.DataFrame:
 
 
 def _scene_table(path, about):
-    scene, size = _read_json(path), about.size
-    try:
+    scene, size = files.read_json(path, _AGAIN), about.size
+    with files.told(path, _AGAIN):
         name, block = path.parent.name, int(scene["block"])
         grid = Affine(*map(float, scene["transform"]))
         crs, strips = str(scene["crs"]), int(scene["parts"])
         parse_crs(crs, str(path))
         if block < 1 or not np.isfinite(list(grid)).all():
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged; cut the scenes again") from error
+            raise ValueError(scene)
     tables = []
     for number in range(strips):
         part = path.parent / f"{number:05d}"

@@ -10,8 +10,8 @@ import pandas as pd
 import pyproj
 import shapely
 
-from elev_ssl_jax.data.rasters import check_regular
 from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.files import check_regular
 from elev_ssl_jax.storage import is_remote_raster
 
 # GeoJSON is read here; the others by GDAL, which would take a text file of any name for a list of

@@ -248,7 +248,8 @@ def _save(workdir, cell, result, test, classes, *, with_classes) -> None:
     """Writes a cell's results; the JSON file, which says that they are there, comes last."""
     path = result_path(workdir, cell)
     if with_classes:
-        chosen = np.load(files.content(workdir / "panel.npz"))["chosen"]
+        again = "delete it, and give the same command again"
+        (chosen,) = files.read_arrays(workdir / "panel.npz", again, "chosen")
         with files.new_file(path.with_suffix(".npy")) as partial:
             np.save(partial, classes[chosen])
     single.save_by_block(path.with_suffix(".npz"), result["confusion_matrix"], test, classes)

@@ -1,13 +1,12 @@
 """The methods of an experiment: what each is configured by, and which labels it is given."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elev_ssl_jax import metrics, sensors, storage
+from elev_ssl_jax import files, metrics, sensors, storage
 from elev_ssl_jax.config import default
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import FROZEN, GIVEN, recipe
@@ -106,7 +105,7 @@ def given_encoder(config: Any, method: str) -> Path | None:
 def _as_it_was(folder):
     """The fields that an encoder needs to see what it was trained to see."""
     try:
-        saved = json.loads((folder / "config.json").read_text())
+        saved = files.read_json(folder / "config.json", "name a run's folder")
         # A run of an earlier version hasn't every field, and was as the defaults are.
         theirs = {**default().data, **saved["data"]}
         data = {f"data.{n}": theirs[n] for n in ("value_range", "mean", "std", "scaling")}

@@ -6,7 +6,6 @@ chips nothing is selected.
 
 import json
 import math
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -333,19 +332,15 @@ def judged(run: Path) -> tuple[np.ndarray, int]:
     Raises:
       InputError: The run has no results, or they can't be read.
     """
-    try:
-        whole = np.array(json.loads((run / "results.json").read_text())["confusion_matrix"])
-        if not (run / _JUDGED).exists():
-            return whole[None], 0
-        with np.load(files.content(run / _JUDGED)) as file:
-            matrices = file["matrices"]
-        if not np.array_equal(matrices.sum(axis=0), whole):
-            raise ValueError("it is of another test than results.json")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{run} has no results that can be read ({error}); the command that made it judges "
-            "again"
-        ) from error
+    again = "the command that made the run judges again"
+    said = files.read_json(run / "results.json", again)
+    with files.told(run / "results.json", again):
+        whole = np.array(said["confusion_matrix"], float)
+    if not (run / _JUDGED).exists():
+        return whole[None], 0
+    (matrices,) = files.read_arrays(run / _JUDGED, again, "matrices")
+    if matrices.ndim != whole.ndim + 1 or not np.array_equal(matrices.sum(axis=0), whole):
+        raise InputError(f"{run / _JUDGED} is of another test than results.json; {again}")
     return matrices, len(matrices)
 
 

@@ -1,8 +1,6 @@
 """Tables and figures of an experiment, from its results alone."""
 
-import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from elev_ssl_jax.reporting import documents, evidence, pretrained, published, v
 from elev_ssl_jax.runtime import run_folder
 
 _CELL = ("method", "labels", "repetition", "draw", "seed")
+_AGAIN = "delete it, and run the experiment again"
 
 
 def write(run: Path) -> str:
@@ -85,17 +84,10 @@ def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None
     paths = sorted((run / "cells").glob("*.json"))
     if not paths:
         raise InputError(f"{run} holds no finished fine-tuning; is it an experiment's --workdir?")
-    try:
-        config = json.loads((run / "config.json").read_text())
-        results = pd.DataFrame([json.loads(path.read_text()) for path in paths])
-        splits = run / "splits.json"
-        counts = json.loads(splits.read_text()) if splits.exists() else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} can't be read ({error}); run the experiment again") from error
-    if not {*_CELL} <= set(results) or results[[*_CELL]].isna().any(axis=None):
-        raise InputError(
-            f"{run} holds results of an earlier version; run the experiment in another --workdir"
-        )
+    config = run_folder.read_config(run)
+    results = pd.DataFrame([_read_cell(path) for path in paths])
+    splits = run / "splits.json"
+    counts = files.read_json(splits, _AGAIN) if splits.exists() else None
     known = [data for data in results.get("data", ()) if isinstance(data, dict)]
     # Cells of the random encoder alone may not know what others were pre-trained on.
     if (pd.DataFrame(known).nunique() > 1).any():
@@ -104,6 +96,25 @@ def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None
         )
     results["file"] = [path.stem for path in paths]
     return config, results.sort_values([*_CELL], ignore_index=True), counts
+
+
+def _read_cell(path):
+    """What a fine-tuning came to; the text of those before it was numbered is refused."""
+    its = files.read_json(path, _AGAIN)
+    if its.get("draw") is None:
+        raise InputError(
+            f"{path} is of an earlier version; run the experiment in another --workdir"
+        )
+    with files.told(path, _AGAIN):
+        matrix = np.array(its["confusion_matrix"], float)
+        fine = matrix.ndim in (2, 3) and matrix.shape[-1] == matrix.shape[-2]
+        fine &= all(type(its[name]) is int for name in _CELL[1:])
+        fine &= isinstance(its[_CELL[0]], str) and isinstance(its["data"], dict)
+        fine &= all(isinstance(text, str) for text in its["data"].values())
+        fine &= all(isinstance(its[m], int | float) for m in METRICS if m in its)
+        if not fine:
+            raise ValueError("its fields are not what they should be")
+    return its
 
 
 def _labelled_chips(config) -> int | None:
@@ -160,14 +171,9 @@ def _block_counts(run, some, rows):
         path = run / "cells" / f"{file}.npz"
         if not path.exists():
             return None
-        try:
-            with np.load(files.content(path)) as cell:
-                known[row], blocks = cell["matrices"], cell["blocks"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path} can't be read; delete it and {path.with_suffix('.json').name}, and run "
-                "the experiment again"
-            ) from error
+        again = f"delete it and {path.with_suffix('.json').name}, and run the experiment again"
+        known[row], its = files.read_arrays(path, again, "matrices", "blocks")
+        blocks = its.tolist()
         if names and names != blocks:
             raise InputError(f"{path} is of other test blocks than the rest; use another --workdir")
         names = blocks
@@ -236,18 +242,15 @@ def _curves(results, methods, titles):
 def _draw_panel(run, methods, some, names) -> bool:
     """Image, truth and every method's prediction for some test chips (figure 3)."""
     classes = {}
-    try:
-        for method in methods:
-            stems = some[some["method"] == method]["file"]
-            paths = [run / "cells" / f"{stem}.npy" for stem in stems]
-            for path in [path for path in paths if path.exists()][:1]:
-                classes[verdicts.name_of(method)] = np.load(files.content(path))
-        if classes:
-            panel = np.load(files.content(run / "panel.npz"))
-            images, targets = panel["images"], panel["targets"]
+    for method in methods:
+        stems = some[some["method"] == method]["file"]
+        paths = [run / "cells" / f"{stem}.npy" for stem in stems]
+        for path in [path for path in paths if path.exists()][:1]:
+            again = f"delete it and {path.with_suffix('.json').name}, and run the experiment again"
+            (classes[verdicts.name_of(method)],) = files.read_arrays(path, again)
+    if classes:
+        path, again = run / "panel.npz", "delete it, and run the experiment again"
+        images, targets = files.read_arrays(path, again, "images", "targets")
+        with files.told(path, again):
             pictures.draw_classes(run / "panel.png", images, targets, classes, names)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"the examples in {run} can't be read ({error}); run the experiment's command again"
-        ) from error
     return bool(classes)

@@ -1,13 +1,12 @@
 """What an experiment's pre-trainings have learned of elevation, level and relief side by side."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from elev_ssl_jax.errors import InputError
+from elev_ssl_jax import files
 from elev_ssl_jax.recipes import FROZEN
 from elev_ssl_jax.reporting import documents, evidence, verdicts
 
@@ -58,9 +57,5 @@ def blocks(run: Path, methods: list[str]) -> list[documents.Block]:
 
 
 def _read(path):
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} can't be read ({error}); delete it, and run the experiment again"
-        ) from error
+    again = "delete it, and run the experiment again"
+    return files.read_json(path, again) if path.exists() else {}

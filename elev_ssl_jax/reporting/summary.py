@@ -1,6 +1,5 @@
 """One page for a study: what helps, by how much, over what it was repeated, what is noise."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from elev_ssl_jax import pictures
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.recipes import ELSEWHERE, GIVEN
 from elev_ssl_jax.reporting import compose, documents, evidence, pretrained, verdicts
+from elev_ssl_jax.runtime import run_folder
 
 # Questions that a study is made for: a method, what it is held against, and what that tells.
 QUESTIONS = (
@@ -40,10 +40,7 @@ def write(run: Path) -> str:
     Raises:
       InputError: The folder holds no finished fine-tuning, or what it holds can't be read.
     """
-    try:
-        config = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} can't be read ({error}); run the study again") from error
+    config = run_folder.read_config(run)
     names = [t + where for where in ("", ELSEWHERE) for t in config["experiment"]["tasks"]]
     tasks = [name for name in names if any((run / name / "cells").glob("*.json"))]
     if not tasks:

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,12 +39,22 @@ def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints in `workdir`, of which the last `keep` are kept."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     folder = workdir if storage.in_bucket(workdir) else workdir.absolute()
-    with _silent_absl():
+    folder /= "checkpoints"
+    found = steps(workdir)
+    # It reads what is said of each, and its errors don't say of which.
+    with _damage_told(folder / (str(found[0]) if len(found) == 1 else "NUMBER")):
+        if not storage.in_bucket(folder):
+            _check_files(folder)
         return ocp.CheckpointManager(
-            folder / "checkpoints",
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=options,
+            folder, item_handlers=ocp.StandardCheckpointHandler(), options=options
         )
+
+
+def _check_files(folder: Path) -> None:
+    """Orbax would wait for a pipe."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.name} is no file")
 
 
 @contextmanager
@@ -164,7 +175,7 @@ def restore_latest(
 
 def _metadata(checkpoints: ocp.CheckpointManager, step: int) -> tuple[Any, dict[str, Any]]:
     """Shapes and types of a checkpoint's arrays, and what `save` was told of them."""
-    with _damage_told(checkpoints, step):
+    with _damage_told(checkpoints.directory / str(step)):
         metadata = checkpoints.item_metadata(step)
         return metadata.tree, metadata.custom_metadata or {}
 
@@ -184,7 +195,7 @@ def _check_format(about: dict[str, Any], run: Path) -> None:
 def _restore(
     checkpoints: ocp.CheckpointManager, step: int, target: Any, about: dict[str, Any]
 ) -> Any:
-    with _damage_told(checkpoints, step):
+    with _damage_told(checkpoints.directory / str(step)):
         state = checkpoints.restore(step, args=ocp.args.StandardRestore(target))
         if about.get("checksum") != _checksum(state, about):
             raise ValueError("its numbers are not those that were saved")
@@ -192,9 +203,8 @@ def _restore(
 
 
 @contextmanager
-def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None]:
+def _damage_told(path: Path) -> Iterator[None]:
     """Of damaged files Orbax and what lies below it raise whatever comes."""
-    path = checkpoints.directory / str(step)
     try:
         with _silent_absl():
             yield
@@ -204,7 +214,9 @@ def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None
         text = str(error)
         if "RESOURCE_EXHAUSTED" in text:
             raise
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of the reads left under way
+        # Of the reads left under way.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.unraisablehook = _unless_loop_closed
         reason = (text.splitlines() or [type(error).__name__])[0][:120]
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in text:
             raise InputError(f"{path} can't be read ({reason}); see to its permissions") from error
@@ -212,6 +224,11 @@ def _damage_told(checkpoints: ocp.CheckpointManager, step: int) -> Iterator[None
             f"{path} is damaged ({reason}); delete that folder to go on from the checkpoint before "
             "it"
         ) from error
+
+
+def _unless_loop_closed(found: Any) -> None:
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def differing(saved: Any, params: Any) -> str | None:

@@ -57,12 +57,11 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
     # It brings in ml_collections, which the loops can do without.
     from elev_ssl_jax.fields import differences
 
-    try:
-        saved = json.loads(path.read_text())
+    again = "use another --workdir"
+    saved = files.read_json(path, again)
+    with files.told(path, again):
         fields = {k: v for k, v in saved.items() if k != "fingerprint"}
         changes = differences(config, fields, data_known=data is not None)
-    except (ValueError, AttributeError, TypeError, OSError) as error:
-        raise InputError(f"{path} is not readable; use another --workdir") from error
     if changes:
         raise InputError(
             f"{workdir} holds another run ({'; '.join(changes)}); use another --workdir"
@@ -79,6 +78,38 @@ def check_same_run(workdir: Path, config: Any, data: dict[str, str] | None = Non
         )
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run says it has; what its version didn't know is at its default.
+
+    Raises:
+      InputError: There is none, or it is damaged.
+    """
+    from elev_ssl_jax.config import default
+
+    path, again = run / "config.json", "name the folder of a run, or run it again"
+    saved = files.read_json(path, again)
+    with files.told(path, again):
+        return _filled(saved, default().to_dict(), "config")
+
+
+def _filled(saved, known, name):
+    """`known` with the values of `saved`, which are of the same kinds."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"{name} is no group of fields")
+    for key, value in saved.items():
+        default = known.get(key, value)
+        if isinstance(default, dict) and key in known:
+            value = _filled(value, default, f"{name}.{key}")
+        elif _kind(value) != _kind(default):
+            raise ValueError(f"{name}.{key} is {value!r}")
+        known[key] = value
+    return known
+
+
+def _kind(value):
+    return next((k for k in ((int, float), (list, tuple)) if isinstance(value, k)), type(value))
+
+
 def claim(workdir: Path, config: Any, data: dict[str, str]) -> None:
     """Makes the folder this run's: `check_same_run`, then `config.json`.
 
@@ -90,7 +121,7 @@ def claim(workdir: Path, config: Any, data: dict[str, str]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if _has_results(workdir):  # what they are of is not forgotten if it isn't used now
-            saved = json.loads((workdir / "config.json").read_text())
+            saved = files.read_json(workdir / "config.json", "use another --workdir")
             data = {**saved.get("fingerprint", {}), **data}
         text = json.dumps({**fields, "fingerprint": data}, indent=2)
         files.write_text(workdir / "config.json", text + "\n")

@@ -8,7 +8,16 @@ from tests.campaign.trial import FINE, REFUSED, Case
 
 _EITHER = (FINE, REFUSED)
 VERSION = "data/chips/segmentation/1.0.0"
-FEATURES = (world.FEATURES, "pre", "--out", "f.npz", "--dir", "data", "--name", "chips/segmentation")
+FEATURES = (
+    world.FEATURES,
+    "pre",
+    "--out",
+    "f.npz",
+    "--dir",
+    "data",
+    "--name",
+    "chips/segmentation",
+)
 FEATURES = (*FEATURES, "--train", "labeled", "--val", "labeled", "--test", "test")
 RESUME = (*world.PRETRAIN, "--workdir=pre", "--config.epochs=2")
 MADE = (r"f\.npz",)
@@ -33,9 +42,7 @@ def _data(made):
         record = f"{VERSION}/chips-{split}.array_record-00000-of-00001"
         for name, way in (spoiled.BINARY | spoiled.FLIPS).items():
             codes = _EITHER if "flipped" in name else (REFUSED,)
-            yield Case(
-                kind, f"{split} {name}", FEATURES, needs, _at(record, way), codes, may=MADE
-            )
+            yield Case(kind, f"{split} {name}", FEATURES, needs, _at(record, way), codes, may=MADE)
     record = f"{VERSION}/chips-unlabeled.array_record-00000-of-00001"
     for name, way in spoiled.BINARY.items():
         yield Case(
@@ -85,7 +92,7 @@ def _chips(made):
 def _runs(made):
     kind = "damaged runs"
     readers = {
-        "predict": (world.MAP[:-1] + ("out.tif",), ("fine", "image.tif"), "fine"),
+        "predict": ((*world.MAP[:-1], "out.tif"), ("fine", "image.tif"), "fine"),
         "convert": (
             (world.CONVERT, "--from", "pre", "--to", "flax", "--out", "o.safetensors"),
             ("pre",),
@@ -162,12 +169,26 @@ def _experiments(made):
             **dict(spoiled.of_json(made / file, most=20)),
         }.items():
             yield Case(
-                kind, f"{Path(file).name} {name}", words, needs, _at(file, way), _EITHER, may=may
+                kind,
+                f"{Path(file).name} {name}",
+                words,
+                needs,
+                _at(file, way),
+                _EITHER,
+                may=may,
+                always=may,
             )
     for file in (f"{cell}.npz", f"{cell}.npy", "exp/panel.npz"):
         for name, way in spoiled.BINARY.items():
             yield Case(
-                kind, f"{Path(file).name} {name}", words, needs, _at(file, way), _EITHER, may=may
+                kind,
+                f"{Path(file).name} {name}",
+                words,
+                needs,
+                _at(file, way),
+                _EITHER,
+                may=may,
+                always=may,
             )
     yield Case(kind, "no folder", (world.REPORT, "nowhere"))
     yield Case(kind, "a pre-training", (world.REPORT, "pre"), ("pre",))
