@@ -69,6 +69,8 @@ def reported() -> Iterator[None]:
                 f"error: not enough memory of the device ({one_line(error, 150)}); make the batch "
                 "or the network smaller (elev_ssl_jax.plan says what a run takes)",
             )
+        if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # as pathlib says it
+            _end(2, f"error: {one_line(error)}; name another path")
         _end_of_defect(error)
     finally:
         if signal.getsignal(signal.SIGTERM) is _terminate:

@@ -14,7 +14,7 @@ import rasterio
 from rasterio.io import MemoryFile
 
 from elev_ssl_jax import command_line, files
-from elev_ssl_jax.data.rasters import open_raster
+from elev_ssl_jax.data.rasters import open_raster, reading
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.inference import polygons
 from elev_ssl_jax.inference.maps import check_classes
@@ -64,10 +64,8 @@ def _joined(parts):
         rows += part.height
     arrays = []
     for part in parts:
-        try:
+        with reading(part.name):
             arrays.append(part.read())
-        except rasterio.errors.RasterioError as error:
-            raise InputError(f"{part.name} can't be read; is it truncated?") from error
     profile = {**first.profile, "height": rows, "driver": "GTiff"}
     with MemoryFile() as file:
         with file.open(**profile) as sink:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +57,8 @@ def local_path(name: str | Path) -> Path:
             f"{name} is an address; only runs may lie at one, in buckets of Google Cloud Storage "
             "(gs://). Name a folder where it is mounted, or a raster as GDAL does (/vsis3/...)"
         )
+    with suppress(RuntimeError):  # there is no such user
+        return Path(name).expanduser()  # which shells leave to us in --flag=~/path
     return Path(name)
 
 

@@ -132,6 +132,7 @@ def cut_scenes(
                 counts[scene.name] = finish(scene, abouts[scene.name], strips[scene.name])
             except InputError as error:
                 failed[scene.name] = str(error)
+                shutil.rmtree(folder / scene.name)  # cut to the end, and nothing to go on with
         for name in failed:
             if not any((folder / name).glob("[0-9]*")):
                 shutil.rmtree(folder / name, ignore_errors=True)

@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from shapely.geometry import box
 
-from elev_ssl_jax.data.rasters import check_unscaled, open_raster
+from elev_ssl_jax.data.rasters import check_unscaled, open_raster, reading
 from elev_ssl_jax.data.terrain import bounds_of, check_overlap
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
@@ -180,14 +180,12 @@ class Labels:
 
     def _of_raster(self, grid, size):
         cover = np.full((size, size), _OUTSIDE, np.int64)
-        try:
+        with reading(self.path):
             place = self._place(grid, size)
             if place is None:
                 self._warp(grid, cover)
             else:
                 self._copy(*place, cover)
-        except rasterio.errors.RasterioError as error:
-            raise InputError(f"{self.path} can't be read; is it truncated?") from error
         mask = np.full(cover.shape, self.classes.others, np.uint8)
         known = cover == _OUTSIDE
         for value, code in self.classes.values.items():

@@ -4,6 +4,8 @@ Left to itself, GDAL takes a text file for a list of other files and of addresse
 whatever the file is called.
 """
 
+import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ from rasterio.windows import Window
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import check_regular
 from elev_ssl_jax.storage import is_remote_raster
+
+# What GDAL warns of in a damaged file stands beside the error that it ends in.
+logging.getLogger("rasterio._env").setLevel(logging.ERROR)
 
 # Each reads the file, and headers of the same name beside it. HDF5 and netCDF are not among them:
 # such a file may keep its numbers in any other file.
@@ -36,6 +41,7 @@ DRIVERS = (
     "JPEG",
 )
 LARGEST = 4096  # pixels or cells along a chip's side
+_SMALLEST = 1e-12  # side of a pixel, in whatever unit
 _BLOCK = 2**26  # bytes that GDAL may unpack at once for a chip's raster
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIGHTS = -1000, 9000  # metres between which all ground lies
@@ -45,6 +51,19 @@ _WKT = re.compile(
     r"(ETIC|RAPHIC|INEERING)?(CRS|CS)\s*\[",
     re.IGNORECASE,
 )
+
+
+@contextmanager
+def reading(path: Path, where: str = "") -> Iterator[None]:
+    """Names the raster that can't be read within, and the place in it.
+
+    Raises:
+      InputError: GDAL's errors don't name it.
+    """
+    try:
+        yield
+    except rasterio.errors.RasterioError as error:
+        raise InputError(f"{path} can't be read{where}; is it truncated?") from error
 
 
 def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
@@ -64,6 +83,10 @@ def open_raster(path: Path, stack: ExitStack) -> rasterio.DatasetReader:
     if source.crs is None:
         raise InputError(f"{path} has no CRS; assign one (gdal_edit.py -a_srs EPSG:... {path})")
     _check_grids(source.crs.to_wkt(), str(path))
+    if not (source.crs.is_geographic or source.crs.is_projected):
+        raise InputError(f"{path} has a local coordinate system, whose place on Earth isn't known")
+    if not 0 < abs(source.transform.determinant) < math.inf or min(source.res) < _SMALLEST:
+        raise InputError(f"{path} has a grid of no size (transform {source.transform[:6]})")
     return source
 
 

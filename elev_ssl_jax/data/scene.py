@@ -13,7 +13,7 @@ import rasterio
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
-from elev_ssl_jax.data.rasters import check_unscaled, open_raster
+from elev_ssl_jax.data.rasters import check_unscaled, open_raster, reading
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.storage import local_path
 
@@ -23,6 +23,8 @@ _RESERVED = {  # other features, files of a part, and columns of a table
     *("elevation", "quantity", "mask", "label", "labels", "id", "scene", "tile", "block", "name"),
     *("counts", "known", "places"),
 }
+
+_PIXELS = 10**11  # of a scene: 3,000 km a side at 10 m
 
 SensorFiles = Mapping[str, Sequence[Path]]  # the files of each sensor
 Nodata = Mapping[str, float]  # by sensor; that under "" is for all
@@ -99,14 +101,10 @@ class Scene(NamedTuple):
         for name, rasters in self.sensors.items():
             parts = []
             for path, raster in rasters:
-                try:
+                with reading(path, f" at row {window.row_off}"):
                     parts.append(raster.read(window=window))
                     nodata = _given(self.nodata, name)
                     valid.append(_valid(raster, parts[-1], window, nodata))
-                except rasterio.errors.RasterioError as error:
-                    raise InputError(
-                        f"{path} can't be read at row {window.row_off}; is it truncated?"
-                    ) from error
                 if parts[-1].dtype.kind not in "uif":
                     raise InputError(
                         f"{path} has type {parts[-1].dtype}; integers or floats are needed"
@@ -217,6 +215,12 @@ def open_scene(images: SensorFiles, stack: ExitStack, nodata: Nodata | None = No
         for name, paths in images.items()
     }
     scene = Scene(opened, nodata or {})
+    height, width = scene.grid.shape
+    if height * width > _PIXELS:
+        raise InputError(
+            f"{scene.path} has {width:,} x {height:,} pixels, too many for one scene; cut it "
+            "(gdal_translate -srcwin) and take the parts for scenes of their own"
+        )
     for name, rasters in scene.sensors.items():
         for path, raster in rasters:
             if not _same_grid(scene.grid, raster):

@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from shapely.geometry import box
 
-from elev_ssl_jax.data.rasters import read_values
+from elev_ssl_jax.data.rasters import read_values, reading
 from elev_ssl_jax.errors import InputError
 
 
@@ -51,7 +51,7 @@ def field_over(
     """
     field = np.full((cells, cells), np.nan, np.float32)
     places = grid @ Affine.scale(size / cells)
-    try:
+    with reading(path):
         for window in _windows(source, places, cells, crs):
             # Of a far finer raster a part of the cells will do: 8 along the side of one of ours.
             step = max(1, int(min(window.width, window.height) / cells / 8)) | 1
@@ -74,8 +74,6 @@ def field_over(
                 resampling=Resampling.bilinear,
             )
             field = np.where(np.isnan(field), part, field)
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"{path} can't be read; is it truncated?") from error
     return field
 
 

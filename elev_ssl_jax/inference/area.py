@@ -14,6 +14,7 @@ import pyproj
 import rasterio
 from numpy.typing import NDArray
 
+from elev_ssl_jax.data.rasters import reading
 from elev_ssl_jax.errors import InputError
 
 LEAST_BLOCKS = 5  # of ground, below which no interval is drawn from them
@@ -90,7 +91,8 @@ def of_map(path: Path, source: rasterio.DatasetReader, count: int) -> NDArray[np
     areas = pixel_areas(path, source)
     total = np.zeros(count)
     for _, window in source.block_windows(1):
-        classes = source.read(1, window=window)
+        with reading(path):
+            classes = source.read(1, window=window)
         rows = areas[window.row_off : window.row_off + window.height]
         for value in np.unique(classes[classes < count]):
             total[value] += rows @ (classes == value).sum(axis=1)

@@ -207,6 +207,8 @@ def files_of(outputs: Mapping[str, Path], shard: tuple[int, int] | None) -> list
         return [part_of(path, shard) for path in outputs.values()]
     paths = [*outputs.values()]
     if (out := outputs.get("out")) is not None:
+        if not out.name:
+            raise InputError(f"--out is {out}, a folder; name a .tif")
         if out.suffix == ".png":
             raise InputError(f"--out is {out}; name a .tif, the picture .png is written beside it")
         paths.insert(1, out.with_suffix(".png"))

@@ -175,7 +175,7 @@ def _judged(case, folder, before, status, seconds, mebibytes, late):
     said = (folder / "stderr").read_text(errors="replace")
     # A bar is drawn over itself.
     lines = [line.rpartition("\r")[2] for line in said.split("\n")]
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in lines if line.strip() and not re.search(r"\d+%\|", line)]
     last = lines[-1] if lines else ""
     wrong = []
     if late:
