@@ -1,13 +1,15 @@
 """What command lines have in common."""
 
 import argparse
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from elev_ssl_jax import storage
-from elev_ssl_jax.errors import InputError, reported
+from elev_ssl_jax.errors import InputError, one_line, reported
 
 # Fields of several names, none of which has a comma.
 _NAMES = (
@@ -24,6 +26,25 @@ def path(text: str) -> Path:
 def run(text: str) -> Path:
     """The `type` of an argument that names a run."""
     return _argument(storage.run_path, text)
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number from `low` to `high`."""
+
+    def parsed(text):
+        with suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        raise argparse.ArgumentTypeError(
+            f"{one_line(text, 40)!r} is not a whole number from {low} to {high:,}"
+        )
+
+    return parsed
+
+
+def add_workers(parser: argparse.ArgumentParser, default: int | None, words: str) -> None:
+    """`--workers`, processes of this machine."""
+    parser.add_argument("--workers", type=whole(1, 1024), default=default, help=words)
 
 
 def add_min_area(parser: argparse.ArgumentParser) -> None:

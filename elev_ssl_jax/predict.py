@@ -57,11 +57,17 @@ def main() -> None:
     parser.add_argument(
         "--features", type=command_line.path, help="GeoParquet with features of each window"
     )
-    parser.add_argument("--window", type=int, help="pixels along its side (default: a chip's)")
     parser.add_argument(
-        "--overlap", type=int, help="pixels windows share (default: half of one; of features, none)"
+        "--window", type=command_line.whole(1), help="pixels along its side (default: a chip's)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="windows at a time")
+    parser.add_argument(
+        "--overlap",
+        type=command_line.whole(0),
+        help="pixels windows share (default: half of one; of features, none)",
+    )
+    parser.add_argument(
+        "--batch-size", type=command_line.whole(1, 100_000), default=32, help="windows at a time"
+    )
     parser.add_argument(
         "--nodata",
         nargs="+",
@@ -75,7 +81,7 @@ def main() -> None:
         metavar="I/N",
         help="the I-th of N parts, from 1, of the rows of a scene, or of the scenes of a table",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that read (default: 1)")
+    command_line.add_workers(parser, 1, "processes that read (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     args = vars(parser.parse_args())
     with reported():

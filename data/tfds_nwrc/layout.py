@@ -67,7 +67,9 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     for column, top in (("Image", IMAGES), ("Elevation", ELEVATIONS), ("Mask", MASKS)):
         root = (folder / top).resolve()
         for value in rows[column].unique():
-            if not (root / value).resolve().is_relative_to(root):
+            with told(path, f"mend its {column}"):
+                inside = (root / value).resolve().is_relative_to(root)
+            if not inside:
                 raise InputError(
                     f"{path}: {column} {value!r} leaves the folder {top}; paths must lie inside it"
                 )

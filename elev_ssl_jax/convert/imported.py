@@ -1,8 +1,8 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
 import math
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,10 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f"{path} needs PyTorch, which is not installed; pip install torch, or convert the file "
             "to safetensors"
         ) from error
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # of text and damaged pickles it raises whatever comes
         raise InputError(
             f"{path} is damaged, or holds other things than tensors, which are never run; save its "
             "state_dict alone"
@@ -73,10 +74,28 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         isinstance(value, torch.Tensor) for value in content.values()
     ):
         raise InputError(f"{path} is not a state_dict: names and tensors are needed, and no more")
-    return {
-        name: (value.float() if value.dtype.is_floating_point else value).numpy()
-        for name, value in content.items()
-    }, {}
+    if not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path} is not a state_dict: names must be texts")
+    tensors = {}
+    for name, value in content.items():
+        try:
+            value = value.detach()
+            tensors[name] = (value.float() if value.dtype.is_floating_point else value).numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"{path}: {name} is no dense tensor of numbers ({value.dtype}, {value.layout}, on "
+                f"{value.device}); save it as one"
+            ) from error
+    return tensors, {}
+
+
+def _check_archive(path):
+    """PyTorch's archives hold tensors as they are; others unpack to anything."""
+    if not zipfile.is_zipfile(path):
+        return
+    with files.told(path, "save the state_dict again"), zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > 2 * path.stat().st_size + 2**20:
+            raise ValueError("it unpacks to more than it holds")
 
 
 def encoder_variables(
@@ -178,6 +197,8 @@ def _check_finite(tensors, source):
     for name, value in tensors.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise InputError(f"{source}: {name} has values that are not finite")
+        if name.endswith("running_var") and (value < 0).any():
+            raise InputError(f"{source}: {name} has variances below 0")
 
 
 def _shapes(encoder, bands):

@@ -248,12 +248,18 @@ def add_arguments(parser: Any, *, required: bool = True) -> None:
         "--classes", nargs="+", metavar="NAME=VALUE[,VALUE...]", help="named classes, in order"
     )
     parser.add_argument("--label-field", help="field of polygons that has their class")
-    parser.add_argument("--size", type=int, default=100, help="pixels along a chip's side")
-    parser.add_argument("--stride", type=int, help="pixels from chip to chip (default: --size)")
-    parser.add_argument("--elevation-size", type=int, default=33, help="elevation cells a side")
+    parser.add_argument(
+        "--size", type=command_line.whole(1), default=100, help="pixels along a chip's side"
+    )
+    parser.add_argument(
+        "--stride", type=command_line.whole(1), help="pixels from chip to chip (default: --size)"
+    )
+    parser.add_argument(
+        "--elevation-size", type=command_line.whole(1), default=33, help="elevation cells a side"
+    )
     parser.add_argument(
         "--block",
-        type=int,
+        type=command_line.whole(1),
         help="pixels along a spatial block's side (default: a fifth of the scene's shorter side, "
         f"at least --size, at most {LARGEST_BLOCK})",
     )
@@ -310,9 +316,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
-    )
+    command_line.add_workers(parser, os.cpu_count() or 1, "processes (default: one a core)")
     parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")
     args = parser.parse_args()
     with reported():

@@ -343,16 +343,18 @@ def main() -> None:
         action="store_true",
         help="let --split-by random put chips that share ground into training and test",
     )
-    parser.add_argument("--labeled", type=int, dest="num_labeled", help="chips in `labeled`")
-    parser.add_argument("--test", type=int, dest="num_test", help="chips in `test`")
+    parser.add_argument(
+        "--labeled", type=command_line.whole(0), dest="num_labeled", help="chips in `labeled`"
+    )
+    parser.add_argument(
+        "--test", type=command_line.whole(0), dest="num_test", help="chips in `test`"
+    )
     parser.add_argument(
         "--bands",
         nargs="+",
         help="from 0; NAME=0,1,2 of one of several sensors (default: all; of NWRC data 0 1 2)",
     )
-    parser.add_argument(
-        "--workers", type=int, help="processes (default: one a core; not with --beam)"
-    )
+    command_line.add_workers(parser, None, "processes (default: one a core; not with --beam)")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
     group = parser.add_argument_group(
         "straight from scenes, by Apache Beam", "as for elev_ssl_jax.data.chips; the rest is Beam's"

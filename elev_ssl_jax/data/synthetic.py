@@ -202,10 +202,14 @@ def _write_geotiff(path, bands, transform):
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chips", type=int, default=500, help="how many")
-    parser.add_argument("--size", type=int, default=100, help="pixels along a chip's side")
-    parser.add_argument("--elevation-size", type=int, help="elevation cells a side")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chips", type=command_line.whole(1), default=500, help="how many")
+    parser.add_argument(
+        "--size", type=command_line.whole(1), default=100, help="pixels along a chip's side"
+    )
+    parser.add_argument(
+        "--elevation-size", type=command_line.whole(1), help="elevation cells a side"
+    )
+    parser.add_argument("--seed", type=command_line.whole(0), default=0)
     parser.add_argument("--two-sensors", action="store_true", help="s1 and s2 rather than image")
     parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")
     args = parser.parse_args()

@@ -88,7 +88,7 @@ def _start(case, world, folder):
         else:
             shutil.copy2(source, place / name)
     if case.spoil is not None:
-        case.spoil(place)
+        _apart(case.spoil, place)
     before = _contents(place)
     start = time.monotonic()
     pid = os.fork()
@@ -112,6 +112,20 @@ def _start(case, world, folder):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _apart(function, *arguments):
+    """In a process of its own: libraries that write odd files may not survive it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError(function)
 
 
 def _call(module):
