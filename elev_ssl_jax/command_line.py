@@ -1,6 +1,7 @@
 """What command lines have in common."""
 
 import argparse
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,16 @@ def parse(argv: list[str], config: Any) -> list[str]:
                     f"unknown configuration field; the fields are in config/defaults.py: {reason}"
                 )
             raise InputError(reason) from error
+        except (Exception, SystemExit) as error:  # of the file, which is the user's own code
+            raise InputError(_told_of_file(error)) from error
+
+
+def _told_of_file(error):
+    """An error in the configuration's file, with the last of its places there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.endswith(".py") and f.name in ("get_config", "<module>")]
+    place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+    return f"--config: {place}{type(error).__name__}: {one_line(error, 300)}"
 
 
 def _split_names(config):

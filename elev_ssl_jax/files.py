@@ -136,10 +136,7 @@ def new_folder(path: Path, *, goes_on: str | None = None) -> Iterator[Path]:
     if path.exists():
         raise InputError(f"{path} exists already; name another folder or delete this one")
     partial = path.with_name(f".{path.name}.unfinished")
-    # An empty one may be of a writer that was killed at once.
-    empty = not partial.exists() or (partial.is_dir() and not any(partial.iterdir()))
-    if not empty and not (partial / _LOCK).is_file():
-        raise InputError(f"{partial} is in the way, and not of this program; move it elsewhere")
+    check_ours(partial)
     with sole_writer(partial, f"{path} is being written by another process; wait for it"):
         try:
             said = partial / _CONTENT
@@ -162,6 +159,17 @@ def new_folder(path: Path, *, goes_on: str | None = None) -> Iterator[Path]:
             kept = goes_on is not None and partial.is_dir()
             if not kept or {p.name for p in partial.iterdir()} <= {_LOCK, _CONTENT}:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_ours(unfinished: Path) -> None:
+    """Refuses a folder to write to that something else than this program has made.
+
+    Raises:
+      InputError: It has no lock, and is not empty, as that of a writer that was killed at once.
+    """
+    empty = not unfinished.exists() or (unfinished.is_dir() and not any(unfinished.iterdir()))
+    if not empty and not (unfinished / _LOCK).is_file():
+        raise InputError(f"{unfinished} is in the way, and not of this program; move it elsewhere")
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def local_path(name: str | Path) -> Path:
       InputError: It is an address.
     """
     name = str(name)
+    if not name or "\0" in name:
+        raise InputError(f"{name!r} is no name of a file or folder")
     if is_address(name):
         raise InputError(
             f"{name} is an address; only runs may lie at one, in buckets of Google Cloud Storage "

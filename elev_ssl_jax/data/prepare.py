@@ -226,6 +226,7 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
     # Both on the disk of `target`, and hidden: TFDS takes other names for versions.
     unfinished = target.with_name(f".{target.name}.unfinished")
     old = target.with_name(f".{target.name}.old")
+    files.check_ours(unfinished)
     with files.sole_writer(unfinished, f"{target} is being prepared by another process"):
         # What a stop has left: in the middle of writing, or of the exchange below.
         for left in ("tfds", "index"):

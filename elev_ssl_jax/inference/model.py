@@ -229,7 +229,8 @@ class Model:
                     f"{self.run} takes {', '.join(names)}: a dictionary with an array for each"
                 )
             images = {names[0]: images}
-        there = {name: np.asarray(array) for name, array in images.items() if array is not None}
+        given = {name: array for name, array in images.items() if array is not None}
+        there = {name: _numbers(array, name) for name, array in given.items()}
         missing = [name for name in names if name not in there and name != sensors.ELEVATION]
         unknown = [name for name in there if name not in self.inputs.names]
         if missing and unknown:  # misspelt, perhaps
@@ -314,6 +315,16 @@ def load(run: str | Path) -> Model:
         commit=saved.about["commit"],
         origin=saved.about.get("origin"),
     )
+
+
+def _numbers(array: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise InputError(f"{name} is no array: {error}") from error
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name} has type {array.dtype}; integers or floats are needed")
+    return array
 
 
 def _platform():

@@ -19,9 +19,9 @@ os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")  # nothing s
 
 import elev_ssl_jax
 from elev_ssl_jax.runtime import quiet
-from tests.campaign import damaged, outside, trial, world
+from tests.campaign import asking, damaged, outside, trial, world
 
-KINDS = (damaged, outside)
+KINDS = (damaged, outside, asking)
 _OWN_FLAGS = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # each defines absl's anew
 
 

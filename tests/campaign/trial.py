@@ -37,6 +37,7 @@ class Case(NamedTuple):
     may: tuple[str, ...] = ()  # patterns of what may appear or change if it isn't refused
     always: tuple[str, ...] = ()  # and of what may in any case, since it can be made again
     humble: bool = False  # run without root's right to write everywhere
+    largest: int = 0  # bytes that a file may have, as where the disk is full
 
 
 class Answer(NamedTuple):
@@ -101,6 +102,8 @@ def _start(case, world, folder):
         if case.humble:
             _give_up_rights()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if case.largest:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (case.largest, case.largest))
         tempfile.tempdir = str(folder)
         sys.argv = [*case.words]
         sys.orig_argv = [sys.executable, "-m", *case.words]
