@@ -17,6 +17,7 @@ from contextlib import contextmanager
 _REMEDIES = {
     errno.ENOSPC: "; free some space, and give the same command again",
     errno.EDQUOT: "; free some space, and give the same command again",
+    errno.EFBIG: "; name a disk that takes larger files, or raise the limit (ulimit -f)",
     errno.EROFS: "; name a folder that can be written",
     errno.EACCES: "; see to its permissions",
     errno.EPERM: "; see to its permissions",
@@ -69,6 +70,9 @@ def reported() -> Iterator[None]:
                 f"error: not enough memory of the device ({one_line(error, 150)}); make the batch "
                 "or the network smaller (elev_ssl_jax.plan says what a run takes)",
             )
+        for number in _REMEDIES:
+            if os.strerror(number) in str(error):  # of libraries with errors of their own
+                _end(2, f"error: {one_line(error, 300)}{_REMEDIES[number]}")
         if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # as pathlib says it
             _end(2, f"error: {one_line(error)}; name another path")
         _end_of_defect(error)

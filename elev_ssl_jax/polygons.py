@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyogrio.errors
 import rasterio
 from rasterio.io import MemoryFile
 
@@ -43,7 +42,7 @@ def write(paths: Sequence[Path], out: Path, *, min_area: float = 0.0) -> int:
             partial = stack.enter_context(files.new_file(out))
             partial.unlink()  # GDAL would take it for a broken one
             return polygons.write(partial, whole, names[0], min_area)
-        except (OSError, pyogrio.errors.DataSourceError) as error:
+        except OSError as error:
             raise InputError(f"--out={out} can't be written: {error}") from error
 
 

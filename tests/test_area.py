@@ -82,8 +82,8 @@ def test_without_blocks_there_is_no_interval_of_pixels(folder, monkeypatch, caps
         ("without a sensor", "was made without s1, and the run's test is of another model"),
         ("an earlier step", "was made after 1 steps of"),
         ("a pre-training", "doesn't tell one class a pixel or chip"),
-        ("no results", "has no results that can be read"),
-        ("other results", "it is of another test than results.json"),
+        ("no results", "results.json not found; the command that made the run judges again"),
+        ("other results", "judged.npz is of another test than results.json"),
     ],
 )
 def test_what_is_no_map_of_the_run_is_refused_in_a_line(

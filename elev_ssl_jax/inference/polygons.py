@@ -7,6 +7,7 @@ import geopandas
 import numpy as np
 import rasterio
 import rasterio.features
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from shapely.geometry import shape
 
 from elev_ssl_jax.errors import InputError
@@ -63,5 +64,11 @@ def write(
     else:
         geod = frame.crs.get_geod()
         frame["area_m2"] = [abs(geod.geometry_area_perimeter(o)[0]) for o in frame.geometry]
-    frame.astype({"class": np.int16}).to_file(path, layer=LAYER, driver="GPKG")
+    frame = frame.astype({"class": np.int16})
+    try:
+        frame.to_file(path, layer=LAYER, driver="GPKG")
+    except (DataSourceError, DataLayerError, FeatureError) as error:
+        raise InputError(
+            f"polygons can't be written ({error}); is there space left on the disk?"
+        ) from error
     return len(frame)

@@ -1,6 +1,6 @@
 """Runs every case, and says what was answered badly.
 
-python -m tests.campaign [--kind WORDS] [--world FOLDER]
+python -m tests.campaign [--kind WORDS] [--every N] [--world FOLDER]
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", default="", help="those whose kind or name has these words")
     parser.add_argument("--world", type=Path, help="where what they start from is, or is made")
+    parser.add_argument("--every", type=int, default=1, help="only each N-th case")
     parser.add_argument("--verbose", action="store_true", help="print what is said in each")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,7 +48,7 @@ def main() -> None:
         if not made.exists():
             world.make(made)
         cases = [c for module in KINDS for c in module.cases(made)]
-        cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"]
+        cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"][:: args.every]
         preload()
         begun = time.monotonic()
         counts, bad = collections.Counter(), collections.Counter()

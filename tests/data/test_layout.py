@@ -53,7 +53,7 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "not a readable CSV"),
+        ("", "metadata.csv can't be read"),
         ("a,b\n1,2\n", "no column Id"),
         ("Id,Image,Elevation,Mask\n", "lists no chips"),
         ("Id,Image,Elevation,Mask\n1,a,b,c\n1,d,e,f\n", "Id 1 more than once"),

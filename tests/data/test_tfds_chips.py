@@ -308,7 +308,7 @@ def test_damaged_chips_are_named(cut, tmp_path, name, content):
         data = (copy / name).read_bytes()
         content = data[: len(data) // 2]
     (copy / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name} is ") as told:
+    with pytest.raises(InputError, match=rf"{name} (is|can.t be read) ") as told:
         prepare.prepare_chips(copy, tmp_path / "tfds", num_labeled=3, num_test=3)
     assert "\n" not in str(told.value)
     assert not any((tmp_path / "tfds").rglob("*.*ecord*"))

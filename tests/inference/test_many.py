@@ -98,8 +98,9 @@ def test_an_interruption_keeps_what_is_whole(run, table, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(windows, "write", write_one)
     words = ["--run", run, "--scenes", table, "--out", tmp_path / "maps"]
-    with pytest.raises(KeyboardInterrupt):
-        call(predict.main, monkeypatch, capsys, *words)
+    code, said = call(predict.main, monkeypatch, capsys, *words)
+    assert code == 130
+    assert said.err.splitlines()[-1].startswith("interrupted; nothing is left half written")
     assert shown(tmp_path / "maps") == {"a.tif", "a.png"}
     # As if it had been killed while the files of c got their names.
     (tmp_path / "aside.tif").rename(tmp_path / "b.tif")

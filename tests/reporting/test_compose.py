@@ -242,7 +242,7 @@ def test_a_folder_without_results_of_this_version_is_refused(tmp_path):
 def test_damaged_counts_of_blocks_are_named(tmp_path):
     run = write_run(tmp_path, {"random": {80: [[70]]}}, blocks=5)
     (run / "cells" / "random-80-0-0-0.npz").write_bytes(b"PK half of it")
-    with pytest.raises(InputError, match=r"random-80-0-0-0.npz can't be read; delete it and"):
+    with pytest.raises(InputError, match=r"random-80-0-0-0.npz can't be read .*; delete it and"):
         compose.write(run)
 
 
