@@ -41,9 +41,17 @@ def reported() -> Iterator[None]:
     The exit code is 2 for what the user can mend, 1 for a defect of this program, whose traceback
     goes into a file that the line names, and 128 and the signal's number after Ctrl-C and SIGTERM.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    if before is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    before = {
+        number: signal.getsignal(number)
+        for number, usual in (
+            (signal.SIGTERM, signal.SIG_DFL),
+            (signal.SIGINT, signal.default_int_handler),
+        )
+        if signal.getsignal(number) is usual
+        and threading.current_thread() is threading.main_thread()
+    }
+    for number in before:
+        signal.signal(number, _stop)
     try:
         yield
     except InputError as error:
@@ -77,8 +85,8 @@ def reported() -> Iterator[None]:
             _end(2, f"error: {one_line(error)}; name another path")
         _end_of_defect(error)
     finally:
-        if signal.getsignal(signal.SIGTERM) is _terminate:
-            signal.signal(signal.SIGTERM, before)
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 def one_line(what: object, most: int = 600) -> str:
@@ -88,7 +96,27 @@ def one_line(what: object, most: int = 600) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _terminate(*_):
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end of what is done within; a second Ctrl-C doesn't."""
+    _held.append(None)
+    try:
+        yield
+    finally:
+        number = _held.pop()
+    if number is not None:
+        _stop(number)
+
+
+_held: list[int | None] = []  # of each `undisturbed` that is under way, the signal that waits
+
+
+def _stop(number, *_):
+    if _held and _held[-1] is None:
+        _held[-1] = number
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     # Once: what is tidied up on the way out is not interrupted again.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated

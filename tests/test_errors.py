@@ -93,3 +93,17 @@ def test_who_reads_no_further_hears_nothing_of_it():
     )
     assert done.stderr == ""
     assert len(done.stdout) == 100
+
+
+def test_what_must_not_be_disturbed_comes_to_its_end(tmp_path):
+    program = (
+        "import os, signal\nfrom elev_ssl_jax.errors import reported, undisturbed\n"
+        "with reported():\n"
+        "    with undisturbed():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        open('done', 'w').close()\n"
+        "    open('more', 'w').close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    assert done.returncode == 143
+    assert os.listdir(tmp_path) == ["done"]

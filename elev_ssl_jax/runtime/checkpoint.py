@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from elev_ssl_jax import storage
-from elev_ssl_jax.errors import InputError
+from elev_ssl_jax.errors import InputError, undisturbed
 from elev_ssl_jax.runtime import sharding
 from elev_ssl_jax.runtime.train_state import TrainState
 
@@ -125,7 +125,9 @@ def steps(run: Path) -> list[int]:
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, about: dict[str, Any]) -> None:
     """Saves in the background; a checkpoint has its name only when it is whole."""
     about = {**about, "checksum": _checksum(state, about)}
-    checkpoints.save(int(state.step), args=ocp.args.StandardSave(state, custom_metadata=about))
+    arguments = ocp.args.StandardSave(state, custom_metadata=about)
+    with undisturbed():  # what is begun here goes on in the background, and is waited for
+        checkpoints.save(int(state.step), args=arguments)
 
 
 def _checksum(state: Any, about: dict[str, Any]) -> int:
