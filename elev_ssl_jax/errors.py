@@ -50,8 +50,8 @@ def reported() -> Iterator[None]:
         if signal.getsignal(number) is usual
         and threading.current_thread() is threading.main_thread()
     }
-    for number in before:
-        signal.signal(number, _stop)
+    for sent in before:
+        signal.signal(sent, _stop)
     try:
         yield
     except InputError as error:
@@ -85,8 +85,8 @@ def reported() -> Iterator[None]:
             _end(2, f"error: {one_line(error)}; name another path")
         _end_of_defect(error)
     finally:
-        for number, usual in before.items():
-            signal.signal(number, usual)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
 
 
 def one_line(what: object, most: int = 600) -> str:
