@@ -85,8 +85,8 @@ def told(path: Path, remedy: str) -> Iterator[None]:
         raise InputError(f"{path} can't be read ({reason}); {remedy}") from error
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """What a JSON file of this program says.
+def read_json(path: Path, remedy: str, *, or_null: bool = False) -> dict[str, Any]:
+    """What a JSON file of this program says; what is null, if it may be, says nothing.
 
     Raises:
       InputError: It isn't there, is no JSON object, or can't be read; with the remedy.
@@ -94,6 +94,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     check_regular(path, f"; {remedy}")
     with told(path, remedy):
         found = json.loads(path.read_text())
+        if or_null and found is None:
+            return {}
         if not isinstance(found, dict):
             raise ValueError("it is no object")
         return found

@@ -87,7 +87,7 @@ def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None
     config = run_folder.read_config(run)
     results = pd.DataFrame([_read_cell(path) for path in paths])
     splits = run / "splits.json"
-    counts = files.read_json(splits, _AGAIN) if splits.exists() else None
+    counts = files.read_json(splits, _AGAIN, or_null=True) if splits.exists() else {}
     known = [data for data in results.get("data", ()) if isinstance(data, dict)]
     # Cells of the random encoder alone may not know what others were pre-trained on.
     if (pd.DataFrame(known).nunique() > 1).any():
@@ -95,7 +95,7 @@ def read(run: Path) -> tuple[dict[str, Any], pd.DataFrame, dict[str, int] | None
             f"{run} holds results on different data; run the experiment in another --workdir"
         )
     results["file"] = [path.stem for path in paths]
-    return config, results.sort_values([*_CELL], ignore_index=True), counts
+    return config, results.sort_values([*_CELL], ignore_index=True), counts or None
 
 
 def _read_cell(path):
