@@ -207,6 +207,7 @@ def _restore(
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
     """Of damaged files Orbax and what lies below it raise whatever comes."""
+    sys.unraisablehook = _unless_loop_closed  # as reads say that are left under way
     try:
         with _silent_absl():
             yield
@@ -216,9 +217,7 @@ def _damage_told(path: Path) -> Iterator[None]:
         text = str(error)
         if "RESOURCE_EXHAUSTED" in text:
             raise
-        # Of the reads left under way.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        sys.unraisablehook = _unless_loop_closed
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of the reads left under way
         reason = (text.splitlines() or [type(error).__name__])[0][:120]
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in text:
             raise InputError(f"{path} can't be read ({reason}); see to its permissions") from error
@@ -229,6 +228,7 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def _unless_loop_closed(found: Any) -> None:
+    """What Python does with errors that nobody can catch, but for those of a loop that is over."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 
