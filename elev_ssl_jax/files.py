@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and folders that have one writer."""
 
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -21,18 +22,20 @@ from elev_ssl_jax.errors import InputError, one_line
 
 UNLABELLED = 255  # what files of classes, eight bits each, hold where there is none
 
-_UMASK = os.umask(0)  # that of the process can be read only by setting it, for all threads
-os.umask(_UMASK)
 _CONTENT = ".content"  # in a folder that can be gone on with: what it is of
 _LOCK = ".lock"  # in a folder that is being written; held by its writer, as long as that lives
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`, which takes its name only when it is whole.
+def new_file(path: Path, *, crowded: bool = False) -> Iterator[Path]:
+    """A path to write to, which takes the name `path` only when it is whole.
 
     What was there before stays until then, and if an error comes. In a bucket, where a file is
     there once it is whole, it is written on this machine first.
+
+    Args:
+      path: Its name.
+      crowded: As of `scratch_folder`.
     """
     if storage.in_bucket(path):
         with tempfile.TemporaryDirectory() as scratch:
@@ -41,15 +44,54 @@ def new_file(path: Path) -> Iterator[Path]:
             with storage.told(path):
                 path.write_bytes(partial.read_bytes())
         return
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
+    with scratch_folder(path, crowded=crowded) as folder:
+        partial = folder / path.name
         yield partial
-        partial.chmod(0o666 & ~_UMASK)  # mkstemp's is for its owner alone
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path, *, crowded: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `path`, on the same disk, in which it is made; gone in the end.
+
+    What killed makers of `path` have left there goes, too.
+
+    Args:
+      path: What is made.
+      crowded: The folder around it has too many files to look for what was left, and somebody else
+        sees to that.
+    """
+    prefix = f".{path.name}.unfinished-"
+    if not crowded:
+        for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+            _remove_ownerless(left)
+    folder, lock = _owned_folder(prefix, path.absolute().parent)
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owned_folder(prefix, where):
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+        # It was empty for a moment, and another maker of the same has taken it for left.
+        with suppress(FileNotFoundError):
+            lock = (folder / _LOCK).open("w")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return folder, lock
+
+
+def _remove_ownerless(folder):
+    with suppress(OSError):
+        if not any(folder.iterdir()):  # killed before it had a lock
+            folder.rmdir()
+            return
+        with (folder / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def check_regular(path: Path, why: str = "") -> None:

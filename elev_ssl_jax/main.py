@@ -52,8 +52,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> None:
     """Checks the configuration, joins the other processes, and hands over to the task's loop."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and clu tell of every step they take
-    with reported():
+    # Orbax and clu tell of every step they take, and what they raise once more, in pages.
+    logging.set_verbosity(logging.FATAL)
+    with sharding.leaving(), reported():
         if argv[1:]:
             raise InputError(f"unknown argument {argv[1]!r}; fields are set by --config.NAME=VALUE")
         config, workdir = _CONFIG.value, storage.run_path(str(_WORKDIR.value))

@@ -40,7 +40,6 @@ def write(paths: Sequence[Path], out: Path, *, min_area: float = 0.0) -> int:
         whole = stack.enter_context(_joined(parts))
         try:
             partial = stack.enter_context(files.new_file(out))
-            partial.unlink()  # GDAL would take it for a broken one
             return polygons.write(partial, whole, names[0], min_area)
         except OSError as error:
             raise InputError(f"--out={out} can't be written: {error}") from error

@@ -47,6 +47,27 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next(tmp_path):
+    path = tmp_path / "map[1].tif"
+    process = hold("new_file(Path(sys.argv[1]))", path)
+    mine = tmp_path / ".map[1].tif.unfinished-mine"
+    mine.mkdir()
+    (mine / "notes").write_text("without a lock it is nobody's of ours")
+    (left,) = {*tmp_path.iterdir()} - {mine}
+    (left / "half").write_text("of it")
+    with files.new_file(path) as partial:  # another that is alive keeps its own
+        partial.write_text("second")
+    assert path.read_text() == "second"
+    assert (left / "half").exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    files.write_text(path, "third")
+    assert {*tmp_path.iterdir()} == {path, mine}
+    (tmp_path / ".map[1].tif.unfinished-empty").mkdir()  # of one that was killed at once
+    files.write_text(path, "fourth")
+    assert {*tmp_path.iterdir()} == {path, mine}
+
+
 def _umask():
     umask = os.umask(0)
     os.umask(umask)
@@ -98,9 +119,10 @@ def test_a_lock_that_its_owner_has_just_taken_away_keeps_nobody_out_of_the_next(
 
 
 def test_the_umask_of_other_threads_files_is_left_alone(tmp_path, monkeypatch):
+    usual = 0o666 & ~_umask()
     monkeypatch.delattr(os, "umask")
     files.write_text(tmp_path / "new", "text")
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+    assert (tmp_path / "new").stat().st_mode & 0o777 == usual
 
 
 def test_a_new_folder_is_locked_until_it_has_its_name(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def _write_views(workdir, config, train):
 
 if __name__ == "__main__":
     workdir, chips, *processes = sys.argv[1:]
-    with reported():
+    with sharding.leaving(), reported():
         if processes:
             coordinator, count, number, *die_at = processes
             sharding.start_processes(coordinator, int(count), int(number), timeout=60)

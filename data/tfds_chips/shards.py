@@ -314,7 +314,9 @@ def _write_shard(path, shard, features, count) -> None:
         records = [None] * len(lie)
         for position, record in zip(lie, _records(in_place, features, count), strict=True):
             records[position] = record
-    with files.new_file(Path(path)) as partial:  # several workers may be given the same
+    # Several workers may be given the same, of a hundred thousand; what is left goes with the
+    # unfinished folder around it.
+    with files.new_file(Path(path), crowded=True) as partial:
         writer.ExampleWriter(FILE_FORMAT).write(partial, records)
 
 

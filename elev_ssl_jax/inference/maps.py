@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import os
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import rasterio.shutil
 import shapely
 from rasterio.windows import Window
 
-from elev_ssl_jax import pictures, sensors
+from elev_ssl_jax import files, pictures, sensors
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import polygons
 from elev_ssl_jax.inference.model import Model
@@ -73,9 +72,8 @@ class MapFiles:
         with ExitStack() as stack:
             stack.push(self._tell)
             # On the disk of the finished files, so that a name is all that is missing in the end.
-            where = next(iter(self.paths.values())).absolute().parent
-            folder = stack.enter_context(TemporaryDirectory(prefix=".unfinished-", dir=where))
-            self.folder = Path(folder)
+            first = next(iter(self.paths.values()))
+            self.folder = stack.enter_context(files.scratch_folder(first))
             stack.callback(self._close)
             if "map" in self.paths and self.model.tells is not None:
                 self._create("map", "float32", [pictures.with_unit(*self.model.tells)])
@@ -255,8 +253,10 @@ class MapFiles:
                 names = self.model.classes
                 polygons.write(self.folder / "vector.gpkg", source, names, self.min_area)
             done["vector.gpkg"] = self.paths["vector"]
-        for name, path in done.items():
-            os.replace(self.folder / name, path)
+        with ExitStack() as all_together:  # those on other disks are copied there first
+            for name, path in done.items():
+                there = all_together.enter_context(files.new_file(path))
+                shutil.move(self.folder / name, there)
 
     def _draw(self, pixels, valid):
         with rasterio.open(self.folder / "map.cog") as source:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -61,6 +62,8 @@ def start_processes(
         )
         os._exit(2)
 
+    # It would swallow SIGTERM, so that a machine that is taken away ended in the middle of a save.
+    jax.config.update("jax_enable_preemption_service", False)
     watch = threading.Timer(timeout, give_up)
     watch.daemon = True
     watch.start()
@@ -84,6 +87,25 @@ def start_processes(
             ) from error
     finally:
         watch.cancel()
+    # JAX ends a process by it when another is gone: the stacks of all threads would say nothing.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """A process of several that ends within, while the others go on, keeps its exit code.
+
+    At the exit JAX waits for them, and after a while aborts.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        if jax.distributed.is_initialized():
+            code = stop.code if isinstance(stop.code, int) else 1
+            watch = threading.Timer(_HEARTBEAT / 2, os._exit, [code])
+            watch.daemon = True
+            watch.start()
+        raise
 
 
 def alone() -> bool:

@@ -3,6 +3,7 @@
 import collections
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -57,6 +58,7 @@ def mapped(
 
 
 def _start(start, *arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
     # A process that is killed ends no other: what it leaves would go on writing.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:

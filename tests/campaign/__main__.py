@@ -1,4 +1,4 @@
-"""Runs every case, and says what was answered badly.
+"""Runs every case, interrupts every command, and says what was answered badly.
 
 python -m tests.campaign [--kind WORDS] [--every N] [--world FOLDER]
 """
@@ -20,7 +20,7 @@ os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")  # nothing s
 
 import elev_ssl_jax
 from elev_ssl_jax.runtime import quiet
-from tests.campaign import asking, damaged, outside, trial, world
+from tests.campaign import asking, damaged, interrupted, outside, trial, world
 
 KINDS = (damaged, outside, asking)
 _OWN_FLAGS = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # each defines absl's anew
@@ -59,10 +59,22 @@ def main() -> None:
                 bad[answer.case.kind] += bool(answer.wrong)
                 print(f"{answer.case.kind}: {answer.case.name}: {'; '.join(answer.wrong)}")
                 print(f"    {answer.code} {answer.seconds:.1f} s {answer.said.strip()[-700:]!r}")
+        kills = 0
+        chosen = [t for t in interrupted.trials() if args.kind in f"interrupted: {t.name}"]
+        chosen = chosen[:: args.every]
+        for each, wrong, killed in interrupted.run_all(chosen, made, Path(scratch, "interrupted")):
+            counts[f"{each.job.name}, in the middle"] += 1
+            kills += killed
+            if wrong or args.verbose:
+                bad[f"{each.job.name}, in the middle"] += bool(wrong)
+                print(f"{each.name}: {'; '.join(wrong)}", flush=True)
         for kind, count in counts.items():
-            print(f"{kind:30}{count:6}{bad[kind]:6} badly")
+            print(f"{kind:44}{count:6}{bad[kind]:6} badly")
         total = sum(bad.values())
-        print(f"{len(cases)} cases in {time.monotonic() - begun:.0f} s, {total} answered badly")
+        print(
+            f"{len(cases)} cases and {len(chosen)} interruptions with {kills} kills in "
+            f"{time.monotonic() - begun:.0f} s, {total} answered badly"
+        )
         sys.exit(bool(total))
 
 

@@ -40,6 +40,7 @@ class Case(NamedTuple):
     always: tuple[str, ...] = ()  # and of what may in any case, since it can be made again
     humble: bool = False  # run without root's right to write everywhere
     largest: int = 0  # bytes that a file may have, as where the disk is full
+    during: Callable[[], object] | None = None  # called in its process first
 
 
 class Answer(NamedTuple):
@@ -75,46 +76,63 @@ def run_all(cases: Iterable[Case], world: Path, scratch: Path, side_by_side=2) -
             if done:
                 del running[pid]
                 seconds = time.monotonic() - start
-                said = _drained(pipe)
+                said = said_so_far(pipe)
+                os.close(pipe)
                 mebibytes = used.ru_maxrss / 1024
                 yield _judged(case, folder, before, status, seconds, mebibytes, late, said)
-                _make_writable(folder)
+                make_writable(folder)
                 shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.01)
 
 
-def _start(case, world, folder):
+def laid_out(needs: Iterable[str], world: Path, folder: Path) -> Path:
+    """A folder within another that has what is needed of the world."""
     place = folder / "place"
     place.mkdir(parents=True)
-    for name in case.needs:
+    for name in needs:
         source = world / name
         if source.is_dir():
             shutil.copytree(source, place / name, symlinks=True)
         else:
             shutil.copy2(source, place / name)
+    return place
+
+
+def _start(case, world, folder):
+    place = laid_out(case.needs, world, folder)
     if case.spoil is not None:
         _apart(case.spoil, place)
     before = _contents(place)
     start = time.monotonic()
+    pid, pipe = begun(case, place)
+    return pid, before, start, pipe
+
+
+def begun(case: Case, place: Path) -> tuple[int, int]:
+    """The process of a case that runs there, and a pipe with what it says."""
     # Not a file, which might be too large for a disk that is full.
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)
     pid = os.fork()
     if pid:
         os.close(writer)
-        return pid, before, start, reader
+        os.set_blocking(reader, False)
+        return pid, reader
     try:
         os.setsid()
         os.chdir(place)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(writer, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
         if case.humble:
             _give_up_rights()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if case.largest:
             resource.setrlimit(resource.RLIMIT_FSIZE, (case.largest, case.largest))
-        tempfile.tempdir = str(folder)
+        tempfile.tempdir = str(place.parent)
+        if case.during is not None:
+            case.during()
         sys.argv = [*case.words]
         sys.orig_argv = [sys.executable, "-m", *case.words]
         code = _call(case.words[0])
@@ -159,14 +177,12 @@ def _call(module):
     return 0
 
 
-def _drained(pipe):
-    """What was said; a process that was left behind may hold the other end."""
-    os.set_blocking(pipe, False)
+def said_so_far(pipe: int) -> str:
+    """What a process said since; one that was left behind may hold the other end."""
     said = b""
     with suppress(BlockingIOError):
         while part := os.read(pipe, 1 << 20):
             said += part
-    os.close(pipe)
     return said.decode(errors="replace")
 
 
@@ -197,7 +213,8 @@ def _contents(place):
     return found
 
 
-def _make_writable(folder):
+def make_writable(folder: Path) -> None:
+    """So that it can be removed."""
     for path, folders, _ in os.walk(folder):
         for name in folders:
             Path(path, name).chmod(0o755)

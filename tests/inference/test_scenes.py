@@ -1,4 +1,6 @@
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,7 +232,36 @@ def test_the_command_writes_a_map_for_a_desktop_gis(folders, scene, tmp_path, mo
         assert len({source.colormap(1)[i] for i in range(2)}) == 2
         assert source.tags()["run"] == "unet"
     assert out.with_suffix(".png").stat().st_size > 5000
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".unfinished")]
+    assert {*os.listdir(tmp_path)} == {"map.tif", "map.png"}
+
+
+def test_outputs_on_several_disks_get_their_names_together(folders, scene, tmp_path, monkeypatch):
+    images, _ = scene
+    model = inference.load(folders / "unet")
+    other = tmp_path / "other"
+    other.mkdir()
+    paths = {"out": tmp_path / "map.tif", "confidence": other / "sure.tif"}
+
+    def is_another_disk(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", is_another_disk)
+    with monkeypatch.context() as full:
+        move, moved = shutil.move, []
+
+        def move_one(source, target):
+            moved.append(target)
+            if len(moved) > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            move(source, target)
+
+        full.setattr(shutil, "move", move_one)
+        with pytest.raises(InputError, match="No space left"):
+            scenes.map_scene(model, images, progress=False, **paths)
+    assert {*tmp_path.rglob("*")} == {other}
+    scenes.map_scene(model, images, progress=False, **paths)
+    assert {p.name for p in tmp_path.rglob("*")} == {"map.tif", "map.png", "other", "sure.tif"}
+    assert read(paths["out"]).shape == read(paths["confidence"]).shape
 
 
 def test_elevation_and_classes_of_windows(folders, scene, tmp_path):

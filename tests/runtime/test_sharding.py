@@ -133,6 +133,31 @@ def test_one_run_on_any_topology_and_after_a_process_was_killed(
         assert again == pytest.approx(scores, rel=1e-3)
 
 
+TERMINATED = """
+import os, signal, sys, time
+from elev_ssl_jax.errors import reported
+from elev_ssl_jax.runtime import sharding
+with sharding.leaving(), reported():
+    sharding.start_processes(sys.argv[1], 2, int(sys.argv[2]))
+    if sharding.is_first():
+        time.sleep(120)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(120)
+"""
+
+
+def test_one_process_of_several_that_is_terminated_keeps_its_exit_code():
+    coordinator = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", TERMINATED, coordinator]
+    first, second = (
+        subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)
+    )
+    _, told = second.communicate(timeout=90)
+    assert (second.returncode, told.splitlines()[-1][:11]) == (143, "terminated;")
+    first.communicate(timeout=90)
+    assert first.returncode not in (0, None)  # it can't go on alone
+
+
 def test_processes_with_other_data_are_refused(chips, tmp_path):
     other = tmp_path / "other.npz"
     topology.write_chips(other, seed=1)
