@@ -245,7 +245,7 @@ def test_tasks_are_summarised_by_the_middle_half_of_normalised_scores(rng):
         low, high = means.min(), means.max()
         together.append(((task - low) / (high - low)).mean(axis=2))
     ordered = np.sort(np.concatenate(together, axis=1))
-    # The lowest method of every task has zeros up to rounding, so that a relative error says nothing.
+    # The lowest method of every task is at 0 up to rounding, which has no relative error.
     np.testing.assert_allclose(summary.mean, ordered[:, 2:6].mean(axis=1), rtol=1e-7, atol=1e-12)
     # A task counts as much as another, however many fine-tunings it has.
     one, other = np.arange(3.0)[:, None, None], np.arange(3.0)[::-1, None, None]
