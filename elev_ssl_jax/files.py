@@ -70,7 +70,7 @@ def scratch_folder(path: Path, *, crowded: bool = False) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_owned(folder)
 
 
 def _owned_folder(prefix, where):
@@ -91,7 +91,19 @@ def _remove_ownerless(folder):
             return
         with (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+            remove_owned(folder)
+
+
+def remove_owned(folder: Path) -> None:
+    """Removes a folder with its lock, as far as that is possible.
+
+    The lock goes last: without one nobody would know whose the rest is, if this is killed.
+    """
+    with suppress(OSError):
+        for child in folder.iterdir():
+            if child.name != _LOCK:
+                shutil.rmtree(child, ignore_errors=True) if child.is_dir() else child.unlink()
+        shutil.rmtree(folder)
 
 
 def check_regular(path: Path, why: str = "") -> None:
@@ -202,7 +214,7 @@ def new_folder(path: Path, *, goes_on: str | None = None) -> Iterator[Path]:
             # Something may be there to go on with.
             kept = goes_on is not None and partial.is_dir()
             if not kept or {p.name for p in partial.iterdir()} <= {_LOCK, _CONTENT}:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove_owned(partial)
 
 
 def check_ours(unfinished: Path) -> None:

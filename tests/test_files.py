@@ -68,6 +68,23 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next(tmp_path):
     assert {*tmp_path.iterdir()} == {path, mine}
 
 
+def test_the_lock_of_a_folder_goes_last(tmp_path, monkeypatch):
+    """Without it a maker that is killed while it tidies up would leave what is nobody's."""
+
+    def killed(_):
+        raise RuntimeError("killed")
+
+    with files.scratch_folder(tmp_path / "map.tif") as folder:
+        for name in ("a", "z"):
+            (folder / name).touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(RuntimeError, match="killed"):
+                files.remove_owned(folder)
+        assert (folder / ".lock").exists()
+    assert not [*tmp_path.iterdir()]
+
+
 def _umask():
     umask = os.umask(0)
     os.umask(umask)

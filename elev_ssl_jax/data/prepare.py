@@ -244,7 +244,7 @@ def _new_version(builder, data_dir, config, overwrite) -> Iterator[tuple[Path, P
             (unfinished / "tfds" / name).rename(target)
             shutil.rmtree(old, ignore_errors=True)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            files.remove_owned(unfinished)
             with suppress(OSError):  # others are there
                 for parent in target.parents:
                     if parent in made or (parent != data_dir and data_dir in parent.parents):
