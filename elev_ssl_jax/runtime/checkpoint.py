@@ -179,6 +179,8 @@ def _metadata(checkpoints: ocp.CheckpointManager, step: int) -> tuple[Any, dict[
     """Shapes and types of a checkpoint's arrays, and what `save` was told of them."""
     with _damage_told(checkpoints.directory / str(step)):
         metadata = checkpoints.item_metadata(step)
+        for leaf in jax.tree.leaves(metadata.tree):
+            _ = leaf.shape, leaf.dtype  # damaged, it may have neither
         return metadata.tree, metadata.custom_metadata or {}
 
 

@@ -155,6 +155,7 @@ def _runs(made):
             _at("pre/config.json", way),
             _EITHER,
             may=(r"pre/.*",),
+            always=(r"pre/\.lock",),
         )
 
 

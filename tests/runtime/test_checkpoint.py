@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import jax
@@ -178,6 +179,17 @@ def test_a_damaged_checkpoint_is_no_reason_for_pages(saved, tmp_path, caplog):
         path.write_bytes(b"")
     told(run, restored(saved))
     assert caplog.text == ""
+
+
+def test_an_array_that_is_not_to_be_read_is_damage(saved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    (path,) = run.rglob("_METADATA")
+    found = json.loads(path.read_text())
+    next(iter(found["tree_metadata"].values()))["value_metadata"]["skip_deserialize"] = True
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="is damaged .*; delete that folder"):
+        checkpoint.load(run)
 
 
 def test_shapes_are_read_as_before_there_were_several_sensors_too():
