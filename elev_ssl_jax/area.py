@@ -79,6 +79,12 @@ def _mapped(model: Model, path: Path) -> NDArray[np.float64]:
             raise InputError(
                 f"{path} is a map of the run {whose}; name that, or map it by {model.run}"
             )
+        of_other = source.tags().get("checksum", model.checksum) != model.checksum
+        if of_other:
+            raise InputError(
+                f"{path} was made by another training that was called {whose}, too; map it again "
+                f"by {model.run}"
+            )
         then, without = source.tags().get("step", str(model.step)), source.tags().get("without")
         if then != str(model.step) or without:
             raise InputError(

@@ -198,7 +198,10 @@ def color_jitter(
     Args:
       keys: One key for each image, [B].
       images: float [B, H, W, C] in 0..1.
-      brightness, contrast, saturation, hue: Strengths x; 0 leaves an operation out.
+      brightness: Strength x; 0 leaves the operation out, here and below.
+      contrast: Strength.
+      saturation: Strength.
+      hue: Strength, at most 0.5.
       jitter_probability: Of the four operations together.
       grayscale: Probability of replacing the colour bands by their luma.
       rgb: Which bands are red, green and blue. None means the three of a three-band image, and no

@@ -78,6 +78,12 @@ def reported() -> Iterator[None]:
                 f"error: not enough memory of the device ({one_line(error, 150)}); make the batch "
                 "or the network smaller (elev_ssl_jax.plan says what a run takes)",
             )
+        if "Barrier timed out" in str(error):
+            _end(
+                2,
+                "error: other processes of this run have ended, or don't go on; see what they say, "
+                "and start all of them again",
+            )
         for number in _REMEDIES:
             if os.strerror(number) in str(error):  # of libraries with errors of their own
                 _end(2, f"error: {one_line(error, 300)}{_REMEDIES[number]}")

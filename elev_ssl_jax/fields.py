@@ -153,6 +153,16 @@ def without_effect(config: ml_collections.ConfigDict) -> list[str]:
             config.finetune.head == REGRESSION,
         ),
         (
+            "no quantity is learned",
+            ("finetune.quantity",),
+            config.finetune.head == REGRESSION and config.finetune.target == "quantity",
+        ),
+        (
+            "no classes are learned",
+            ("finetune.classes", "finetune.num_classes"),
+            config.finetune.head != REGRESSION,
+        ),
+        (
             "finetune.target is not present",
             ("finetune.present_share",),
             config.finetune.target == "present",

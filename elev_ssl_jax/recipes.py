@@ -47,7 +47,7 @@ _RESNET50 = {"model.encoder": "resnet50", "model.projection": (2048, 128)}
 
 METHODS: dict[str, Recipe] = {
     "random": Recipe("random", {}, pretrained=False),
-    # Of arXiv 2304.06857 (table 1 of the README).
+    # Of arXiv 2304.06857 (docs/methods.md).
     "simclr": Recipe("SimCLR", _objective(0.0)),
     "glcnet": Recipe("GLCNet", _objective(0.0, 0.5, "style")),
     "elevation": Recipe("Elevation-Map", _objective(1.0)),

@@ -132,6 +132,12 @@ def read_labelled(
             + f"; its {opened.quantity[0]} is learned by --config.finetune.target=quantity" * other
         )
     if target not in opened.features:
+        if sensors.QUANTITY in opened.features:
+            raise InputError(
+                f"config.finetune learns a {target}, but {config.data.name} has no classes; cut "
+                f"the chips with --labels, or learn their {opened.quantity[0]} by "
+                "configs/finetune_elevation.py with --config.finetune.target=quantity"
+            )
         raise InputError(
             f"config.finetune learns a {target}, but {config.data.name} has no "
             f"{target}; prepare the chips with --config classification for a class a chip, with "

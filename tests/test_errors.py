@@ -28,6 +28,7 @@ def ended(error, capsys):
         (RuntimeError("write() failed: No space left on device"), 2, "free some space"),
         (MemoryError(), 2, "not enough memory"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), 2, "memory of the device"),
+        (RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"), 2, "see what they say"),
         (KeyboardInterrupt(), 130, "interrupted; "),
     ],
 )

@@ -4,7 +4,14 @@ import re
 import pytest
 
 from elev_ssl_jax import checks, fields
-from elev_ssl_jax.config import comparison, default, fusion, two_sensor_fine_tuning, two_sensors
+from elev_ssl_jax.config import (
+    comparison,
+    default,
+    fine_tuning,
+    fusion,
+    two_sensor_fine_tuning,
+    two_sensors,
+)
 
 LOCAL = "objective.local.patches"
 
@@ -56,6 +63,20 @@ def test_fields_without_effect_share_a_line_by_their_reason():
         "no effect, since elevation has no weight: config.loss.relief_weight=20.0, "
         "config.model.elevation_padding='edge'"
     ]
+
+
+def test_what_is_said_of_classes_and_quantities_that_are_not_learned_is_named():
+    config = fine_tuning("regression")
+    config.finetune.quantity, config.finetune.classes = ("NDVI", "1"), ("a", "b")
+    assert ignored(config) == {
+        "no quantity is learned": {"finetune.quantity"},
+        "no classes are learned": {"finetune.classes"},
+    }
+    config.finetune.target, config.finetune.classes = "quantity", ()
+    assert ignored(config) == {}
+    config = fine_tuning("unet")
+    config.finetune.quantity = ("NDVI", "1")
+    assert ignored(config) == {"no quantity is learned": {"finetune.quantity"}}
 
 
 def test_two_sensors_have_no_augmented_views_and_maps_no_head():

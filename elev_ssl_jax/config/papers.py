@@ -135,7 +135,7 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
                 its.optimizer.learning_rate = 3e-3
             if config.objective.alpha > 0 and "image" in config.data.inputs:
                 # Not the paper's: in so few steps its settings teach how high a chip lies, and
-                # nothing of the shape of its ground (README, "Relief").
+                # nothing of the shape of its ground (docs/methods.md, "Relief").
                 config.loss.relief_weight = 20.0
                 config.model.elevation_padding = "edge"
     elif variant:

@@ -47,6 +47,7 @@ class Summary(NamedTuple):
     unclassed: Mapping[str, int]  # pixels of chips, by scene, whose label is of no class
     scenes: int
     absent: list[str]  # classes of no pixel
+    unknown: float  # share of the chips' pixels without the quantity
 
     def __str__(self) -> str:
         of_scenes = f" of {self.scenes} scenes" * (self.scenes > 1)
@@ -56,6 +57,8 @@ class Summary(NamedTuple):
         )
         if self.absent:
             text += f"; no pixel is of {' or '.join(self.absent)}"
+        if self.unknown:
+            text += f"; the quantity isn't known of {self.unknown:.1%} of their pixels"
         if not self.unclassed:
             return text
         where = [f"{name}: {count:,}" for name, count in self.unclassed.items()]
@@ -68,10 +71,11 @@ class Summary(NamedTuple):
 
 def sum_up(folder: Path, about: store.About, counts: Mapping[str, store.PartCounts]) -> Summary:
     """Of what each scene in a folder holds."""
-    kept, dropped, incomplete, _, _ = map(sum, zip(*counts.values(), strict=True))
+    kept, dropped, incomplete, _, _, unknown = map(sum, zip(*counts.values(), strict=True))
     unclassed = {name: some.unclassed for name, some in counts.items() if some.unclassed}
     absent = store.absent_classes(folder, about)
-    return Summary(kept, dropped, incomplete, unclassed, len(counts), absent)
+    share = unknown / max(1, kept * about.size**2)
+    return Summary(kept, dropped, incomplete, unclassed, len(counts), absent, share)
 
 
 def cut_scenes(

@@ -158,11 +158,14 @@ def _chips(strip, all_elevation=True) -> tuple[dict[str, np.ndarray], store.Part
     if settings.classes is not None:
         arrays["mask"] = np.array(of_ground["mask"], np.uint8).reshape(-1, size, size)
         arrays["counts"] = _count(arrays["mask"], len(settings.classes.names))
+    unknown = 0
     if settings.quantity is not None:
         values = np.array(of_ground["quantity"], np.float32).reshape(-1, size, size)
         arrays["quantity"] = values
         arrays["known"] = (~np.isnan(values)).sum(axis=(1, 2)).astype(np.int32)
-    return arrays, store.PartCounts(len(places), dropped, incomplete, with_elevation, unclassed)
+        unknown = int(np.isnan(values).sum())
+    counts = len(places), dropped, incomplete, with_elevation, unclassed, unknown
+    return arrays, store.PartCounts(*counts)
 
 
 def _ground(opened, files, settings, top, left, with_elevation=True):

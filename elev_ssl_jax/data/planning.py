@@ -99,7 +99,7 @@ def finish(
     """Says what a scene is, all of whose strips are there; what they hold together.
 
     Raises:
-      InputError: There is no chip, or none with elevation.
+      InputError: There is no chip, or none with elevation or with the quantity.
     """
     parts = [store.read_counts(strip.folder) for strip in strips]
     counts = store.PartCounts(*map(sum, zip(*filter(None, parts), strict=True)))
@@ -108,6 +108,11 @@ def finish(
         raise InputError(f"{first}: every chip has nodata; nothing is left")
     if scene.elevation is not None and not counts.with_elevation:
         raise InputError(f"{scene.elevation} has no elevation under any chip of {first}")
+    if scene.quantity is not None and counts.unknown == counts.kept * strips[0].settings.size ** 2:
+        raise InputError(
+            f"{scene.quantity} has no value under any chip of {first}; look at its nodata, or "
+            "leave --quantity out"
+        )
     store.write_scene(strips[0].folder.parent, about)
     return counts
 
@@ -214,6 +219,11 @@ def open_files(files: SceneFiles, settings: Settings, stack: ExitStack) -> Opene
     for path in (files.elevation, files.quantity):
         fields.append(path and open_raster(path, stack))
         if path is not None:
+            if fields[-1].count != 1:
+                raise InputError(
+                    f"{path} has {fields[-1].count} bands, and one is needed; take it out with "
+                    "gdal_translate -b N"
+                )
             check_overlap(path, fields[-1].crs, fields[-1].bounds, scene.grid, scene.path)
     labels = None
     if files.labels is not None:

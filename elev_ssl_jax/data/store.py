@@ -41,7 +41,7 @@ _DTYPES = ("uint16", "int16", "float32")
 
 class PartCounts(NamedTuple):
     """Chips of a part: kept, dropped (image nodata), of those kept with elevation missing in part,
-    with any elevation; and pixels whose label is of no class.
+    with any elevation; and pixels whose label is of no class, or whose quantity isn't known.
     """
 
     kept: int
@@ -49,6 +49,7 @@ class PartCounts(NamedTuple):
     incomplete: int
     with_elevation: int
     unclassed: int
+    unknown: int = 0
 
 
 class About(NamedTuple):

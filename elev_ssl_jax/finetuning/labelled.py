@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elev_ssl_jax import metrics, sensors, squares
+from elev_ssl_jax import fields, metrics, sensors, squares
 from elev_ssl_jax.config import class_names
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.files import UNLABELLED
@@ -105,19 +105,26 @@ def with_classes(config: Any, train: Labelled, test: Labelled) -> Any:
     return config
 
 
-def as_judged(config: Any, chips: Labelled) -> Labelled:
+def as_judged(config: Any, chips: Labelled, field: str = "data.eval_split") -> Labelled:
     """Chips as they are judged: `as_squares`, in which there is something to tell apart.
+
+    Args:
+      config: The run's configuration.
+      chips: As they were read.
+      field: That names their split.
 
     Raises:
       InputError: What is known of them is all of one class, or of one value.
     """
     chips, settings = as_squares(config, chips), config.finetune
     targets = chips.targets
+    split = fields.flatten(config)[field]
+    where = f"the {len(targets)} images to judge by, of {split} of {config.data.name}"
     if settings.head == REGRESSION:
         if not np.nanstd(targets):
             raise InputError(
-                f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
-                f"{config.data.name}, are all of one {told_by(config)[0]}"
+                f"{where}, are all of one {told_by(config)[0]}; name others by --config.{field}, "
+                "or prepare again"
             )
         return chips
     if target_of(config) == "present" and not targets.any():
@@ -126,10 +133,7 @@ def as_judged(config: Any, chips: Labelled) -> Labelled:
             f"any of the {len(targets)} images to judge by; lower it"
         )
     if len(np.unique(targets[targets != UNLABELLED])) < 2:
-        raise InputError(
-            f"the {len(targets)} images to judge by, of {config.data.eval_split} of "
-            f"{config.data.name}, have one class at most; there is nothing to tell apart"
-        )
+        raise InputError(f"{where}, have one class at most; there is nothing to tell apart")
     return chips
 
 

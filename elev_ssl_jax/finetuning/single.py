@@ -72,7 +72,7 @@ def finetune(
     rows = labelled.epoch_rows(train.targets, oversample=config.finetune.oversample)
     setup = loop.make_setup(config, labelled.shapes_of(config, train), len(rows))
     test = labelled.as_judged(config, test)
-    validation = validation and labelled.as_judged(config, validation)
+    validation = validation and labelled.as_judged(config, validation, "data.validation_split")
     steps = loop.steps_per_epoch(len(rows), config.batch_size)
     parts = _Parts(config, workdir, setup, mesh, steps, train, test, validation, data)
     return _report(parts, _learn(parts, writer), writer)

@@ -4,7 +4,7 @@ import json
 import operator
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,13 @@ def map_scenes(
     return sums
 
 
+def _state(path):
+    """What tells a raster from others; one that is missing is told when it is mapped."""
+    with suppress(OSError):
+        return str(path.absolute()), files.state(path)
+    return str(path)
+
+
 class _Record:
     """What is to be made of a scene, and a hidden file beside it that says how far that has come.
 
@@ -108,8 +115,11 @@ class _Record:
         first = next(iter(paths.values()))
         self._path = first.with_name(f".{scene.name}.of-table")
         shaping = {n: value for n, value in options.items() if n not in ("workers", "batch_size")}
+        rasters = [path for paths in self._images.values() for path in paths]
+        if scene.elevation is not None and model.inputs.with_elevation:
+            rasters.append(scene.elevation)
         made = {"run": tags_of(model), "images": [*self._images], "options": shaping}
-        made["outputs"] = sorted(paths)
+        made |= {"outputs": sorted(paths), "seen": [*map(_state, rasters)]}
         self._digest = sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()
 
     def is_done(self) -> bool:

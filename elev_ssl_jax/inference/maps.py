@@ -284,7 +284,10 @@ def check_classes(path: Path, source: rasterio.DatasetReader) -> tuple[str, ...]
     named = source.tags(1)
     names = (named.get(f"class_{i}") for i in range(UNKNOWN))
     classes = tuple(itertools.takewhile(lambda name: name is not None, names))
-    if source.descriptions[0] != "class" or "run" not in source.tags() or not classes:
+    told = source.descriptions[0]
+    if "run" in source.tags() and told and not classes and source.count == 1:
+        raise InputError(f"{path} is a map of {told}, and not of classes")
+    if told != "class" or "run" not in source.tags() or not classes:
         raise InputError(
             f"{path} is no map of classes that predict has made (of a map in parts, name these: "
             "joined they say no more what made them)"
@@ -297,5 +300,6 @@ def tags_of(model: Model) -> dict[str, str]:
     return {
         "run": model.run.resolve().name,
         "step": str(model.step),
+        "checksum": model.checksum,
         "without": " ".join(model.absent),
     }

@@ -44,6 +44,7 @@ class Model:
     shapes: dict[str, tuple[int, ...]]  # of the features of a chip
     step: int
     commit: str  # of the program that trained it
+    checksum: str  # of the weights and of what is said of the run: another training has another
     absent: tuple[str, ...] = ()  # sensors that it does without
     # Of the weights that the run started from, as `starting.origin_of` says it.
     origin: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
@@ -80,7 +81,7 @@ class Model:
 
     def warn_of_missing(self, missing: Sequence[str]) -> None:
         """Says once that the run does without sensors that it was trained on."""
-        judged = "; its results.json says by how much" * (self.num_classes is not None)
+        judged = "; its results.json says by how much" * (self.config.task == "finetune")
         _warn(
             f"there is no {', '.join(missing)}: {self.run} does without what it was trained on, "
             f"and is worse for it{judged}"
@@ -313,6 +314,7 @@ def load(run: str | Path) -> Model:
         shapes=checkpoint.shapes_of(saved.about),
         step=saved.step,
         commit=saved.about["commit"],
+        checksum=str(saved.about["checksum"]),
         origin=saved.about.get("origin"),
     )
 

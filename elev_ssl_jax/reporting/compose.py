@@ -109,8 +109,8 @@ def _read_cell(path):
         matrix = np.array(its["confusion_matrix"], float)
         fine = matrix.ndim in (2, 3) and matrix.shape[-1] == matrix.shape[-2]
         fine &= all(type(its[name]) is int for name in _CELL[1:])
-        fine &= isinstance(its[_CELL[0]], str) and isinstance(known := its.get("data", {}), dict)
-        fine &= all(isinstance(text, str) for text in known.values())
+        fine &= isinstance(its[_CELL[0]], str)
+        fine &= all(isinstance(text, str) for text in its.get("data", {}).values())
         fine &= all(isinstance(its[m], int | float) for m in METRICS if m in its)
         if not fine:
             raise ValueError("its fields are not what they should be")

@@ -141,6 +141,31 @@ def test_a_quantity_is_of_every_pixel_whatever_its_numbers_are(scene):
         assert row["labelled"] == pytest.approx(known.mean())
 
 
+def cut_quantity(scene, values, out="chips"):
+    """The summary of chips with a quantity [..., 60, 60] of each pixel of the scene."""
+    values = np.asarray(values, np.float32)
+    path = write(scene["folder"] / "quantity.tif", values, from_origin(LEFT, TOP, 10, 10))
+    files = SceneFiles("image", {"image": (scene["image"],)}, None, None, path)
+    settings = SMALL._replace(quantity=Quantity("height", "m"))
+    folder = scene["folder"] / out
+    return str(chips.cut_scenes([files], settings, folder, progress=False))
+
+
+def test_a_quantity_that_is_not_known_is_counted_and_one_of_nowhere_refused(scene):
+    values = np.ones((60, 60))
+    assert "quantity" not in cut_quantity(scene, values, "whole")
+    values[:20, :30] = np.nan
+    values[0, 59] = np.inf
+    said = cut_quantity(scene, values, "part")
+    assert f"the quantity isn't known of {601 / 3600:.1%} of their pixels" in said
+    for nothing in (np.nan, np.inf):
+        with pytest.raises(InputError, match=r"quantity.tif has no value under any chip of"):
+            cut_quantity(scene, np.full((60, 60), nothing), "none")
+    with pytest.raises(InputError, match=r"quantity.tif has 2 bands, and one is needed; .* -b N"):
+        cut_quantity(scene, np.ones((2, 60, 60)), "none")
+    assert not (scene["folder"] / "none").exists()
+
+
 @pytest.mark.parametrize("flag", ["--unit", "--quantity-name"])
 def test_what_is_said_of_a_quantity_that_is_not_there_is_refused(scene, flag, monkeypatch, capsys):
     words = ["--image", scene["image"], "--out", scene["folder"] / "out", flag, "t/ha"]

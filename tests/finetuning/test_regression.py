@@ -16,6 +16,7 @@ from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, single
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.inference import scenes
+from elev_ssl_jax.inference.maps import check_classes
 from tests.data.test_chips import LEFT, TOP, write
 from tests.pretraining.test_loop import Stop, Stopping, Writer
 
@@ -139,6 +140,8 @@ def test_another_quantity_has_its_name_and_unit_and_may_be_told_from_elevation(
     with rasterio.open(tmp_path / "map.tif") as source:
         assert source.descriptions == ("snow depth (m w.e.)",)
         assert source.units == ("m w.e.",)
+        with pytest.raises(InputError, match=r"is a map of snow depth \(m w.e.\), and not of"):
+            check_classes(tmp_path / "map.tif", source)
         np.testing.assert_allclose(source.read(1), told[0], rtol=1e-4)
 
 
@@ -161,6 +164,15 @@ def test_squares_may_be_turned_whatever_the_chips_are(config, rng):
         np.arange(4 * 8 * 10, dtype=np.float32).reshape(4, 8, 10),
     )
     labelled.check_chips(config, chips, chips)
+
+
+def test_images_to_judge_by_are_named_by_their_field(config):
+    chips = make_chips(6)
+    chips.targets[:] = 5.0
+    config.data.validation_split = "labeled[40:46]"
+    message = r"of labeled\[40:46\] of .*, are all of one elevation; .*config.data.validation_split"
+    with pytest.raises(InputError, match=message):
+        labelled.as_judged(config, chips, "data.validation_split")
 
 
 @pytest.mark.parametrize(

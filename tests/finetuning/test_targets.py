@@ -116,7 +116,7 @@ def test_rare_classes_come_about_as_often_as_the_commonest(rng):
     each = np.bincount(labels[rows])
     assert 0.7 * 351 < each.min() <= each.max() < 1.35 * 351
     assert each[np.argmax(counts)] == 351
-    assert each.sum() == 2756  # as the README has it
+    assert each.sum() == 2756  # as docs/two-sensors.md has it
     np.testing.assert_array_equal(
         labelled.epoch_rows(labels, oversample=False), np.arange(len(labels))
     )

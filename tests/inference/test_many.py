@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,19 @@ def test_what_others_made_is_not_taken_for_done(run, table, tmp_path, monkeypatc
         code, said = call(predict.main, monkeypatch, capsys, *change, *words)
         assert code == 2
         assert said.err.count("exists already") == 3
+    # Another training of that name and length, and another image of that name.
+    again = tmp_path / "again" / run.name
+    runs.save_run(again, runs.settings("unet"), (32, 32, 3), seed=2)
+    code, said = call(predict.main, monkeypatch, capsys, "--run", again, *words)
+    assert code == 2
+    assert said.err.count("exists already") == 3
+    shutil.copy2(tmp_path / "a.tif", tmp_path / "kept.tif")
+    write(tmp_path / "a.tif", np.full((3, 40, 40), 900, np.uint16), GRID)
+    code, said = call(predict.main, monkeypatch, capsys, "--run", run, *words)
+    assert code == 2
+    assert "3 scenes, 2 of them done already" in said.out
+    assert "a.parquet exists already" in said.err
+    shutil.copy2(tmp_path / "kept.tif", tmp_path / "a.tif")
     words += ["--run", run, "--workers", 2, "--batch-size", 16]  # which change nothing of a map
     code, said = call(predict.main, monkeypatch, capsys, *words)
     assert code == 0
@@ -173,3 +187,7 @@ def test_areas_are_of_all_maps_together(run, table, tmp_path, monkeypatch):
     np.testing.assert_allclose(both, each[0] + each[1])
     with pytest.raises(area.InputError, match="a map is named twice"):
         area.table(run, [mapped[0], mapped[0]])
+    again = tmp_path / "again" / run.name
+    runs.save_run(again, runs.settings("unet"), (32, 32, 3), seed=2)
+    with pytest.raises(area.InputError, match="by another training that was called"):
+        area.table(again, mapped)

@@ -246,6 +246,15 @@ def test_damaged_counts_of_blocks_are_named(tmp_path):
         compose.write(run)
 
 
+@pytest.mark.parametrize("changed", [{"method": -1}, {"data": "x"}, {"seed": 1.5}])
+def test_a_damaged_result_is_named(changed, tmp_path):
+    run = write_run(tmp_path, {"random": {80: [[70]]}})
+    path = run / "cells" / "random-80-0-0-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(InputError, match=r"random-80-0-0-0.json can't be read .*; delete it, and"):
+        compose.write(run)
+
+
 def test_results_on_different_data_are_never_pooled(tmp_path):
     run = write_run(tmp_path, {"random": {80: [[70, 72]]}})
     for name, chips in (("random-80-0-0-0", "80 chips"), ("random-80-0-0-1", "90 chips")):

@@ -188,7 +188,7 @@ def test_an_array_that_is_not_to_be_read_is_damage(saved, tmp_path):
     found = json.loads(path.read_text())
     next(iter(found["tree_metadata"].values()))["value_metadata"]["skip_deserialize"] = True
     path.write_text(json.dumps(found))
-    with pytest.raises(InputError, match="is damaged .*; delete that folder"):
+    with pytest.raises(InputError, match=r"is damaged .*; delete that folder"):
         checkpoint.load(run)
 
 
