@@ -1,4 +1,4 @@
-"""The speed table and picture of the README, from benchmarks/results.
+"""The speed table and picture of docs/speed.md, from benchmarks/results.
 
 python benchmarks/plot.py
 """
@@ -47,7 +47,7 @@ def main() -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("images per second")
-    figure.savefig(RESULTS / "speed.png", dpi=120)
+    figure.savefig(RESULTS.parents[1] / "docs" / "speed.png", dpi=120)
 
 
 if __name__ == "__main__":
