@@ -56,10 +56,11 @@ def test_a_line_ends_somewhere():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_leave_nothing_half_written(number, code, tmp_path):
     program = """
-        import sys, time
+        import signal, sys, time
         from pathlib import Path
         from elev_ssl_jax import files
         from elev_ssl_jax.errors import reported
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
         with reported(), files.new_folder(Path("new")) as folder, files.new_file(Path("a")) as file:
             (folder / "half").touch()
             print("ready", flush=True)
