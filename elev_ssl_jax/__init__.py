@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from elev_ssl_jax.inference.model import Model
 
+__version__ = "0.2.0"
+
 
 def load(run: str | Path) -> Model:
     """A finished run's model, on NumPy images in sensor units; see `inference.Model`.

@@ -77,6 +77,7 @@ def parse(argv: list[str], config: Any) -> list[str]:
       The program, and what is no flag.
     """
     with reported():
+        argv = [_found(word, name=before) for before, word in zip(["", *argv], argv, strict=False)]
         try:
             rest = flags.FLAGS(argv)
             _split_names(config.value)  # a file that can't be loaded says so only when it is used
@@ -99,6 +100,36 @@ def parse(argv: list[str], config: Any) -> list[str]:
             raise InputError(reason) from error
         except (Exception, SystemExit) as error:  # of the file, which is the user's own code
             raise InputError(_told_of_file(error)) from error
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the program, by name."""
+    package = Path(
+        __file__
+    ).parent  # beside which they lie in a checkout, and in which if installed
+    folders = (package / "configs", package.parent / "configs")
+    files = next(folder for folder in folders if folder.is_dir()).glob("*.py")
+    return {path.stem: path for path in sorted(files)}
+
+
+def _found(word, *, name):
+    """Of `--config=simclr_elev:demo`, if `word` is that, with the file of that name."""
+    flag, is_one_word, value = word.partition("=")
+    if is_one_word and flag in ("-config", "--config"):
+        return f"{flag}={_path_of(value)}"
+    return _path_of(word) if name in ("-config", "--config") else word
+
+
+def _path_of(value):
+    name, colon, variant = value.partition(":")
+    if not name or (Path(name).exists() and not Path(name).is_dir()):
+        return value
+    if name not in shipped():
+        raise InputError(
+            f"--config={one_line(name, 80)}: there is no such file, nor a configuration of that "
+            f"name; those that come with the program are {', '.join(shipped())}"
+        )
+    return f"{shipped()[name]}{colon}{variant}"
 
 
 def _told_of_file(error):

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from elev_ssl_jax import __version__
+
 # Of the system, with the remedy; other errors of the system say what is wrong by themselves.
 _REMEDIES = {
     errno.ENOSPC: "; free some space, and give the same command again",
@@ -141,7 +143,8 @@ def _end_of_defect(error):
         with tempfile.NamedTemporaryFile(
             "w", prefix="elev_ssl_jax-", suffix=".txt", delete=False, errors="backslashreplace"
         ) as file:
-            file.write(f"{shlex.join(sys.argv)}\n{platform.platform()}, Python {sys.version}\n")
+            file.write(f"{shlex.join(sys.argv)}\nelev_ssl_jax {__version__}, ")
+            file.write(f"{platform.platform()}, Python {sys.version}\n")
             file.write(story)
         where = f"the traceback is in {file.name}"
     except OSError:  # no space left, say

@@ -1,12 +1,63 @@
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
+import jax
+
+import elev_ssl_jax
+
 ROOT = Path(__file__).parents[1]
+SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "elev_ssl_jax", "configs", "data")
 
 
 def test_an_installation_has_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in (ROOT / "elev_ssl_jax").rglob("*.py")}
     here = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert {name for name in listed if name.startswith("elev_ssl_jax")} == here
-    assert all((folder / "__init__.py").exists() for folder in folders)
+    ours = {name for name in listed if name.startswith("elev_ssl_jax")}
+    assert ours == here | {"elev_ssl_jax.configs"}
+    for folder in folders:  # says what it is for
+        assert (folder / "__init__.py").read_text().startswith('"""')
+
+
+def test_a_wheel_works_outside_a_checkout(tmp_path):
+    source, fresh, away = tmp_path / "source", tmp_path / "fresh", tmp_path / "away"
+    for name in SHIPPED:  # a copy: setuptools leaves a folder where it builds
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        source.mkdir(exist_ok=True)
+        copy(ROOT / name, source / name)
+    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "dist", source)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.startswith(f"elev_ssl_jax-{elev_ssl_jax.__version__}-")
+    venv.create(fresh, with_pip=True, symlinks=True)
+    python = fresh / "bin" / "python"
+    _run(python, "-m", "pip", "install", "-q", "--no-deps", wheel)
+    # Its dependencies are those of these tests, where this package is no more than a reference.
+    own = sysconfig.get_path("purelib", vars={"base": str(fresh), "platbase": str(fresh)})
+    (Path(own) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+
+    away.mkdir()
+    small = ("synthetic.chips=60", "synthetic.size=32")
+    _run(
+        *(python, "-m", "elev_ssl_jax.main", "--config=simclr_elev:demo", "--workdir=run"),
+        *(f"--config.data.{field}" for field in small),
+        *("--config.model.width=0.0625", "--config.batch_size=8", "--config.epochs=1"),
+        cwd=away,
+    )
+    assert (away / "run" / "results.json").exists()
+    where = "import elev_ssl_jax, tfds_chips, tfds_nwrc; print(elev_ssl_jax.__file__)"
+    assert _run(python, "-c", where, cwd=away).startswith(str(fresh))
+
+
+def _run(*words, cwd=None):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+    words = [*map(str, words)]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

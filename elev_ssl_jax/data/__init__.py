@@ -1,0 +1,1 @@
+"""From rasters and made-up scenes to chips, splits and prepared records, and reading them."""

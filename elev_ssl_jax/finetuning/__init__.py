@@ -1,0 +1,1 @@
+"""Learning from labels: one fine-tuning, experiments of many, studies of several experiments."""

@@ -1,0 +1,1 @@
+"""The networks, as Flax modules: encoders, U-Nets, classifier and heads."""

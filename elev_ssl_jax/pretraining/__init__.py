@@ -1,0 +1,1 @@
+"""Learning without labels: the methods, their compiled step, the loop, and the scores of a run."""

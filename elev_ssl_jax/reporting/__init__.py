@@ -1,0 +1,1 @@
+"""What many runs say together: intervals, p-values, verdicts in words, pages."""

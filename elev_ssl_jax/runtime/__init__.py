@@ -1,0 +1,1 @@
+"""What every run stands on: devices, processes, batches, checkpoints, the optimizer, the CPU."""
