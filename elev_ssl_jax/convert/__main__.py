@@ -13,7 +13,7 @@ from typing import Any
 
 from elev_ssl_jax import command_line, files, storage
 from elev_ssl_jax.config import default
-from elev_ssl_jax.convert import branches, exported, facts, imported
+from elev_ssl_jax.convert import branches, card, exported, facts, imported
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.inference.model import load
 from elev_ssl_jax.runtime import starting
@@ -23,7 +23,7 @@ from elev_ssl_jax.sensors import pairs
 def export(
     run: Path, target: str, out: Path, *, branch: str | None = None, overwrite: bool = False
 ) -> str:
-    """Writes a run's weights for `target`; the Python that loads them.
+    """Writes a run's weights for `target`, and a page about them; the Python that loads them.
 
     Args:
       run: Its folder.
@@ -36,13 +36,16 @@ def export(
       InputError: The run is not finished, doesn't suit the target, or has no such branch, or `out`
         can't be written, or exists and `overwrite` is False.
     """
-    files.check_outputs([out], overwrite=overwrite)
+    page = card.path_of(out)
+    files.check_outputs([out, page], overwrite=overwrite)
     model = load(run)
     if branch is not None:
         model = branches.one(model, branch)
     data, usage = exported.TARGETS[target](model, out)
+    about = card.card(model, out, usage)
     try:
-        with files.new_file(out) as partial:
+        with files.new_file(page) as partial_page, files.new_file(out) as partial:
+            partial_page.write_text(about)
             partial.write_bytes(data)
     except OSError as error:
         raise InputError(f"--out={out} can't be written: {error.strerror}") from error
@@ -151,7 +154,8 @@ def main() -> None:
             done = export(
                 args.source, args.to, args.out, branch=args.branch, overwrite=args.overwrite
             )
-        print(f"{args.out} written")
+        page = f" and {card.path_of(args.out).name}" if args.to != "run" else ""
+        print(f"{args.out}{page} written")
         if args.to == "run" or args.print_usage:
             print(done)
 

@@ -99,7 +99,7 @@ def _runs(made):
             "pre",
         ),
     }
-    may = (r"out\.(tif|png)", r"o\.safetensors")
+    may = (r"out\.(tif|png)", r"o\.safetensors(\.md)?")
     for command, (words, needs, run) in readers.items():
         files = sorted(
             path.relative_to(made)

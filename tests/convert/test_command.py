@@ -69,7 +69,9 @@ def test_the_printed_lines_give_what_the_run_gives(
         wanted = model.features(images)
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
-    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, f"{out.name}.md"}
+    page = (tmp_path / f"{out.name}.md").read_text()
+    assert usage.split("written\n")[1].strip() in page
     if target == "onnx":
         import onnxruntime
 
@@ -81,6 +83,53 @@ def test_the_printed_lines_give_what_the_run_gives(
         assert told["bands"] == str(model.image_shape[2])
         assert told["value_range"] == "100 5100"
         assert json.loads(told["config"])["model"]["encoder"] == "resnet18"
+
+
+def test_a_page_beside_the_weights_says_what_they_are(convert, tmp_path):
+    settings = runs.settings("unet")
+    settings.finetune.num_classes, settings.finetune.classes = 2, ("land", "wa|ter")
+    settings.data.dir = str(tmp_path / "private")
+    runs.save_run(tmp_path / "run", settings, SHAPE)
+    out, page = tmp_path / "all.msgpack", tmp_path / "all.msgpack.md"
+    assert convert(tmp_path / "run", "flax", out)[0] == 0
+    assert "The run has no results" in page.read_text()
+    scores = {"accuracy": 0.8125, "confusion_matrix": [[1, 2], [3, 4]], "classes": ["land"]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(scores))
+    code, said = convert(tmp_path / "run", "flax", out)
+    assert (code, f"{out} exists already" in said) == (2, True)
+    page.write_text("mine")
+    out.unlink()
+    code, said = convert(tmp_path / "run", "flax", out)  # nor is a page of somebody's replaced
+    assert (code, f"{page} exists already" in said) == (2, True)
+    assert (out.exists(), page.read_text()) == (False, "mine")
+    assert convert(tmp_path / "run", "flax", out, "--overwrite")[0] == 0
+    text = page.read_text()
+    for said in (
+        "| accuracy | 0.8125 |",
+        "| tells | classes, one of them: land, wa\\|ter |",
+        "| encoder | resnet18, width 0.125 |",
+        "| value range | 0 to 6000, in sensor units |",
+        "| trained on | nwrc/segmentation, labeled[:80] |",
+        "msgpack_restore",
+        "one of them",
+    ):
+        assert said in text
+    assert "confusion" not in text
+    assert str(tmp_path) not in text
+
+    # Of what was only converted nothing is claimed.
+    weights = torch_resnet.tensors(torch_resnet.randomize(torch_resnet.ResNet()))
+    save_file(weights, tmp_path / "theirs.safetensors")
+    assert convert(tmp_path / "theirs.safetensors", "run", tmp_path / "taken")[0] == 0
+    assert convert(tmp_path / "taken", "torchvision", tmp_path / "back.safetensors")[0] == 0
+    text = (tmp_path / "back.safetensors.md").read_text()
+    assert "| method | converted from theirs.safetensors |" in text
+    assert "trained on" not in text
+
+    (tmp_path / "run" / "results.json").write_text("{")
+    code, said = convert(tmp_path / "run", "flax", tmp_path / "again.msgpack")
+    assert (code, "results.json can't be read" in said) == (2, True)
+    assert not (tmp_path / "again.msgpack").exists()
 
 
 def several_sensors(folder):
