@@ -68,7 +68,7 @@ def make(config: Any, sample: Mapping[str, np.ndarray]) -> Target:
     """
     if is_elevation(config) or not config.objective.alpha:
         return elevation(config)
-    raw = {"slope": _slope, "brightness": _brightness, "ndvi": _ndvi}[config.objective.target]
+    raw = TARGETS[config.objective.target]
 
     def other(batch):
         known = ~jnp.isnan(batch[sensors.ELEVATION])
@@ -111,3 +111,11 @@ def _images(config, batch):
 def _to_cells(field, batch):
     """[B, H, W] to the cells of the elevation."""
     return jax.image.resize(field, batch[sensors.ELEVATION].shape, "linear")
+
+
+# By `config.objective.target`: of a configuration and a batch, [B, h, w] in any unit.
+TARGETS: dict[str, Callable[[Any, Batch], jax.Array]] = {
+    "slope": _slope,
+    "brightness": _brightness,
+    "ndvi": _ndvi,
+}
