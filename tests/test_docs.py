@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
-import nbformat
+import jupytext
 import numpy as np
 import rasterio
 from nbclient import NotebookClient
@@ -35,7 +35,7 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
-    for page in ("README.md", "launch/README.md", "SECURITY.md"):
+    for page in ("README.md", "launch/README.md", "SECURITY.md", "CONTRIBUTING.md"):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
@@ -86,11 +86,12 @@ def test_the_notebook_goes_from_arrays_to_a_map_without_tensorflow(tmp_path, mon
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     monkeypatch.delenv("XLA_FLAGS")  # which a reader has not
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(ROOT / "docs" / "from_arrays.ipynb", as_version=4)
+    notebook = jupytext.read(ROOT / "docs" / "from_arrays.py")
     absent = "tensorflow", "tensorflow_datasets", "array_record", "grain"
     first = f"import sys\nsys.modules.update(dict.fromkeys({absent}))"
     last = "scores['accuracy'], float(np.mean(mapped == classes)), mapped.shape == classes.shape"
     notebook.cells = [new_code_cell(first), *notebook.cells, new_code_cell(last)]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     drawn = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "data" in o]
     assert sum("image/png" in o["data"] for o in drawn) == 2  # the reader's own figures
