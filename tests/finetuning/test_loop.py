@@ -137,16 +137,16 @@ def test_classes_that_eight_bits_do_not_hold_are_refused():
 
 
 def test_maps_that_are_known_change_nothing(config, chips):
-    config.epochs = 1
+    # Adam takes the sign of gradients that are only rounding, which one step then shows.
+    config.epochs, config.optimizer.name = 1, "lars"
     setup, variables = start(config, chips)
     maps = loop.encode_views(setup, variables, chips.inputs)
     known, encoded = (
         [float(epoch.loss) for epoch in loop.fit(setup, variables, chips, seed=4, maps=m)]
         for m in (maps, None)
     )
-    np.testing.assert_allclose(known[:-1], encoded[:-1], rtol=1e-4)  # the frozen stage
-    # Where the encoder learns Adam takes the sign of gradients that are only rounding.
-    np.testing.assert_allclose(known[-1], encoded[-1], rtol=0.05)
+    np.testing.assert_allclose(known, encoded, rtol=1e-5)
+    assert known[0] - known[-1] > 0.01  # each step shows
     config.data.resident_gib = 1e-6
     small = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, 24)
     assert loop.encode_views(small, variables, chips.inputs) is None
