@@ -48,6 +48,8 @@ def rng():
     """Fresh inputs every time; a test that fails shows how to draw the same again."""
     seed = int(os.environ.get("ELEV_TEST_SEED", 0)) or secrets.randbits(32)
     print(f"random inputs: ELEV_TEST_SEED={seed}")
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
     return np.random.default_rng(seed)
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import venv
 from pathlib import Path
 
 import jax
+import yaml
 
 import elev_ssl_jax
 
@@ -61,3 +63,17 @@ def _run(*words, cwd=None):
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_the_version_and_pythons_are_said_alike_everywhere():
+    version = elev_ssl_jax.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
+    assert f"elev_ssl_jax-{version}-py3" in (ROOT / "docs" / "install.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())["jobs"]
+    pythons = jobs["checks"]["strategy"]["matrix"]["python"]
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()
+    assert pythons == [f"3.{minor}" for minor in range(int(low), int(high))]
+    for path in (*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"):
+        assert yaml.safe_load(path.read_text()), path
