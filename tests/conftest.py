@@ -7,7 +7,7 @@ import tempfile
 # less to optimise, since tiny models compile for longer than they run.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Where libtpu is installed JAX would look for a TPU first. A GPU is asked for.
@@ -59,7 +59,7 @@ def tiny():
     config = default()
     config.batch_size = 8
     config.epochs = 2
-    config.model.encoder, config.model.width = "vgg", 0.125  # which compiles soonest
+    config.model.width = 0.125
     config.model.projection = (16, 8)
     config.log.every_steps = 1
     config.checkpoint.every_epochs = 1

@@ -14,6 +14,7 @@ from elev_ssl_jax.checks import check
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.models import encoders
+from elev_ssl_jax.models.resnet import ResNet18
 from elev_ssl_jax.models.swin import Swin
 from elev_ssl_jax.models.vgg import VGG
 from elev_ssl_jax.pretraining import fusion, loop
@@ -104,7 +105,7 @@ def encoded(config, variables, chips, kind):
 def test_dual_simclr_is_nt_xent_between_heads_of_two_encoders(config, rng):
     chips = make_chips(8, seed=int(rng.integers(1 << 30)))
     method, variables = start(config, chips)
-    made, maps = encoded(config, variables, chips, VGG)
+    made, maps = encoded(config, variables, chips, ResNet18)
     outputs = method.model.apply(variables, *made.inputs, train=False)
     rows = []
     for name, last in zip(("s1", "s2"), maps, strict=True):
