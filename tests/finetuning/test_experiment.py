@@ -27,6 +27,7 @@ from tests.pretraining.test_loop import Writer
 @pytest.fixture
 def config():
     config = comparison("unet")
+    config.model.encoder = "vgg"
     config.model.width, config.model.projection = 0.125, (16, 8)
     config.finetune.num_classes = 2
     config.finetune.frozen_epochs = config.epochs = 1
@@ -57,7 +58,7 @@ def untrained(monkeypatch):
     seen = types.SimpleNamespace(starts=[], encoded=[])
 
     def fit(setup, variables, chips, seed, **kwargs):
-        stem = np.asarray(variables["params"]["encoder"]["conv1"]["kernel"])
+        stem = np.asarray(variables["params"]["encoder"]["block1_conv1"]["kernel"])
         seen.starts.append((seed, stem, np.asarray(chips.inputs["image"])))
         yield loop.Epoch("full", 1, types.SimpleNamespace(variables=variables), 1.0)
 

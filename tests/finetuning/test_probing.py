@@ -21,6 +21,7 @@ from tests.pretraining.test_loop import Writer
 @pytest.fixture
 def config():
     config = comparison("linear")
+    config.model.encoder = "vgg"
     config.model.width, config.model.projection = 0.125, (16, 8)
     config.finetune.num_classes, config.finetune.head = 2, "probe"
     config.experiment.methods = ("statistics", "random", "simclr", "simclr_sees_elev")
@@ -76,7 +77,7 @@ def test_probes_compare_what_encoders_say_with_what_the_bands_say(config, data, 
     assert "frozen features" in compose.write(tmp_path) + (tmp_path / "report.md").read_text()
     # An encoder that sees elevation has a band more.
     stem = inference.load(tmp_path / "pretrain" / "simclr_sees_elev-0").variables
-    assert stem["params"]["encoder"]["conv1"]["kernel"].shape[2] == 4
+    assert stem["params"]["encoder"]["block1_conv1"]["kernel"].shape[2] == 4
 
 
 def test_an_encoder_from_elsewhere_is_one_of_the_methods(config, data, tmp_path, monkeypatch):

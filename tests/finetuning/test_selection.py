@@ -21,6 +21,7 @@ SIZE = 32
 @pytest.fixture
 def config():
     config = fine_tuning("linear")
+    config.model.encoder = "vgg"
     config.model.width, config.finetune.num_classes = 0.125, 2
     config.finetune.frozen_epochs, config.epochs = 1, 6
     config.optimizer.learning_rate = 1e-3
@@ -182,6 +183,7 @@ def test_less_patience_than_a_run_had_ends_it_after_an_epoch_more(config, finetu
 
 def test_where_a_run_comes_from_is_what_it_was_when_it_began(config, finetune, tmp_path):
     settings = runs.settings()
+    settings.model.encoder = config.model.encoder
     runs.save_run(tmp_path / "first", settings, (SIZE, SIZE, 3), step=4, steps=4)
     config.init_from, config.epochs = str(tmp_path / "first"), 2
     with pytest.raises(Stop):

@@ -27,6 +27,7 @@ SHAPES = {"image": (32, 32, 3)}
 @pytest.fixture
 def config():
     config = comparison("linear")
+    config.model.encoder = "vgg"
     config.model.width, config.model.projection = 0.125, (16, 8)
     config.finetune.num_classes = 2
     config.finetune.frozen_epochs = config.epochs = 2

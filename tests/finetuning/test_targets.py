@@ -24,6 +24,7 @@ def config():
     config = fine_tuning("linear")
     config.data.inputs = ("s1", "s2")
     config.data.value_range = (*[(-30.0, 0.0)] * 2, *[(0.0, 9000.0)] * 3)
+    config.model.encoder = "vgg"
     config.model.width, config.finetune.num_classes = 0.125, CLASSES
     config.augment.crop_size = 16
     config.finetune.target = "commonest"

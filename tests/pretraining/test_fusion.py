@@ -14,7 +14,6 @@ from elev_ssl_jax.checks import check
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.models import encoders
-from elev_ssl_jax.models.resnet import ResNet18
 from elev_ssl_jax.models.swin import Swin
 from elev_ssl_jax.models.vgg import VGG
 from elev_ssl_jax.pretraining import fusion, loop
@@ -45,6 +44,12 @@ class TinySwin(Swin):
 @pytest.fixture(autouse=True)
 def _tiny_swin(monkeypatch):
     monkeypatch.setitem(encoders.ENCODERS, "swin_t", TinySwin)
+
+
+@pytest.fixture
+def tiny(tiny):
+    tiny.model.encoder = "vgg"  # which compiles soonest
+    return tiny
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def encoded(config, variables, chips, kind):
 def test_dual_simclr_is_nt_xent_between_heads_of_two_encoders(config, rng):
     chips = make_chips(8, seed=int(rng.integers(1 << 30)))
     method, variables = start(config, chips)
-    made, maps = encoded(config, variables, chips, ResNet18)
+    made, maps = encoded(config, variables, chips, VGG)
     outputs = method.model.apply(variables, *made.inputs, train=False)
     rows = []
     for name, last in zip(("s1", "s2"), maps, strict=True):
