@@ -104,9 +104,8 @@ def parse(argv: list[str], config: Any) -> list[str]:
 
 def shipped() -> dict[str, Path]:
     """The configurations that come with the program, by name."""
-    package = Path(
-        __file__
-    ).parent  # beside which they lie in a checkout, and in which if installed
+    # In a checkout they lie beside the package, in an installation within it.
+    package = Path(__file__).parent
     folders = (package / "configs", package.parent / "configs")
     files = next(folder for folder in folders if folder.is_dir()).glob("*.py")
     return {path.stem: path for path in sorted(files)}
