@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CONFIGS = ("simclr_elev", "glcnet_elev")
@@ -85,8 +86,8 @@ def _key(line):
     return tuple(str(line[name]) for name in ("method", "topology", "slices", "batch"))
 
 
-def main() -> None:
-    """The command."""
+def main(lines: Iterable[tuple] = TOPOLOGIES, plan: Callable[..., dict] = plan) -> None:
+    """The command, of these lines of the table and by what plans them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a topology")
     parser.add_argument("--csv", type=Path, help="where the table goes, beside the screen")
@@ -95,7 +96,7 @@ def main() -> None:
     if args.csv and args.csv.exists():  # other lines stay
         with args.csv.open(newline="") as file:
             rows = {_key(line): line for line in csv.DictReader(file)}
-    for topology, slices, batch in TOPOLOGIES:
+    for topology, slices, batch in lines:
         if args.only in (None, topology):
             for config in CONFIGS:
                 found = plan(config, topology, slices, batch)

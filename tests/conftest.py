@@ -2,6 +2,7 @@ import os
 import secrets
 import sys
 import tempfile
+from pathlib import Path
 
 # Before JAX starts: eight devices, so that what must not depend on their number can be tested, and
 # less to optimise, since tiny models compile for longer than they run.
@@ -34,6 +35,20 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["ELEV_TEST_PROGRAMS"] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["ELEV_TEST_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.hookimpl(tryfirst=True)  # before any is left out
+def pytest_collection_modifyitems(config, items):
+    """Marks those that `slow.txt` names."""
+    lines = Path(__file__).with_name("slow.txt").read_text().splitlines()
+    named = [line for line in lines if not line.startswith("#")]
+    found = set()
+    for item in items:
+        if line := next((line for line in named if item.nodeid.startswith(line)), ""):
+            item.add_marker("slow")
+            found.add(line)
+    if not config.option.file_or_dir and (unknown := sorted(set(named) - found)):
+        raise pytest.UsageError(f"tests/slow.txt: there is no such test: {', '.join(unknown)}")
 
 
 @pytest.fixture(scope="module", autouse=True)

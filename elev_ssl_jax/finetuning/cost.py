@@ -51,10 +51,7 @@ def _of_pretraining(config, chips) -> float:
     optimizer, schedule = make_optimizer(
         config.optimizer, epochs=config.epochs, steps_per_epoch=steps, batch_size=config.batch_size
     )
-    state = jax.jit(
-        lambda seed: pretraining.first_state(method, optimizer, sample, seed),
-        out_shardings=sharding.replicated(mesh),
-    )(config.seed)
+    state = pretraining.make_init(method, optimizer, sample, mesh)(config.seed)
     step = make_train_step(config, method, optimizer, schedule, mesh)
     stream, _ = batches.make_batches(
         chips,

@@ -18,7 +18,7 @@ from elev_ssl_jax.pretraining import elevation, methods, pictured, progress, sco
 from elev_ssl_jax.pretraining.method import Method
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.recipes import PROBES
-from elev_ssl_jax.runtime import batches, checkpoint, run_folder, sharding, starting
+from elev_ssl_jax.runtime import batches, checkpoint, cpu, run_folder, sharding, starting
 from elev_ssl_jax.runtime.optimizer import make_optimizer, rate_change
 from elev_ssl_jax.runtime.profile import profiled
 from elev_ssl_jax.runtime.train_state import TrainState
@@ -83,10 +83,7 @@ def pretrain(
         batch_size=config.batch_size,
     )
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def init(seed):
-        return first_state(method, optimizer, sample, seed)
-
+    init = make_init(method, optimizer, sample, mesh)
     train_step = make_train_step(config, method, optimizer, schedule, mesh)
     predict = scores.make_predict(config, method, mesh)
     mean = elevation.mean_elevation(sample)
@@ -157,6 +154,17 @@ def pretrain(
     if sharding.is_first():
         _finish(config, workdir, results, batches.length(data.heldout), few, outputs)
     return results
+
+
+def make_init(
+    method: Method, optimizer: optax.GradientTransformation, sample: Arrays, mesh: Mesh
+) -> Callable[[int], TrainState]:
+    """`first_state` of a seed, on every device."""
+    return jax.jit(
+        functools.partial(first_state, method, optimizer, sample),
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=cpu.options_of_what_runs_once(sharding.platform(mesh)),
+    )
 
 
 def first_state(

@@ -24,6 +24,11 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
     return {name: value for name, value in _OPTIONS.items() if _is_known({name: value})}
 
 
+def options_of_what_runs_once(platform: str) -> dict[str, int]:
+    """For `jax.jit` of programs that take longer to compile than to run."""
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+
+
 def _is_known(option):
     try:
         jax.jit(lambda: 0, compiler_options=option).lower().compile()

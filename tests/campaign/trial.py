@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REFUSED, FINE, DEFECT = 2, 0, 1
-SECONDS, MEBIBYTES = 60, 3000  # more than these is an answer that nobody waits for
+MEBIBYTES = 3000  # more than this and the seconds of a case is an answer that nobody waits for
 _CAP_SET = 0x20080522, (1 << 1) | (1 << 2)  # version 3; what lets root pass by permissions
 
 
@@ -41,6 +41,11 @@ class Case(NamedTuple):
     humble: bool = False  # run without root's right to write everywhere
     largest: int = 0  # bytes that a file may have, as where the disk is full
     during: Callable[[], object] | None = None  # called in its process first
+
+    @property
+    def seconds(self) -> int:
+        """How long it may take: only what isn't refused has work to do, and maybe to compile."""
+        return 300 if FINE in self.codes else 60
 
 
 class Answer(NamedTuple):
@@ -69,7 +74,7 @@ def run_all(cases: Iterable[Case], world: Path, scratch: Path, side_by_side=2) -
             return
         for pid, (case, folder, before, start, pipe) in [*running.items()]:
             done, status, used = os.wait4(pid, os.WNOHANG)
-            late = time.monotonic() - start > SECONDS
+            late = time.monotonic() - start > case.seconds
             if late and not done:
                 os.killpg(pid, signal.SIGKILL)
                 done, status, used = os.wait4(pid, 0)
@@ -228,7 +233,7 @@ def _judged(case, folder, before, status, seconds, mebibytes, late, said):
     last = lines[-1] if lines else ""
     wrong = []
     if late:
-        wrong.append(f"no answer in {SECONDS} s")
+        wrong.append(f"no answer in {case.seconds} s")
     elif code not in case.codes:
         wrong.append(f"exit code {code}, not {' or '.join(map(str, case.codes))}")
     if mebibytes > MEBIBYTES:

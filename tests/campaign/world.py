@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = (
     *("--config.model.width=0.0625", "--config.model.projection=(8,4)", "--config.batch_size=8"),
     *("--config.epochs=1", "--config.augment.crop_size=32"),
+    "--config.model.encoder=vgg",  # compiles soonest
 )
 MAIN, CHIPS, PREPARE = "elev_ssl_jax.main", "elev_ssl_jax.data.chips", "elev_ssl_jax.data.prepare"
 PREDICT, CONVERT, REPORT = "elev_ssl_jax.predict", "elev_ssl_jax.convert", "elev_ssl_jax.report"
@@ -32,7 +33,7 @@ PRETRAIN = (MAIN, f"--config={CONFIGS / 'simclr_elev.py'}", *DATA, *SMALL)
 FINETUNE = (
     *(MAIN, f"--config={CONFIGS / 'finetune_segmentation.py'}", *DATA),
     *("--config.model.width=0.0625", "--config.epochs=1", "--config.finetune.frozen_epochs=0"),
-    *("--config.data.split=labeled", "--config.batch_size=4"),
+    *("--config.data.split=labeled", "--config.batch_size=4", "--config.model.encoder=vgg"),
 )
 EXPERIMENT = (
     *(MAIN, f"--config={CONFIGS / 'table1.py'}", *DATA, "--config.model.width=0.0625"),
