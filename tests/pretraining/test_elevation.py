@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,11 @@ def build(config, chips):
     model = objective.make_model(config, {"image": (32, 32, 3), "elevation": (11, 11)}, "cpu")
     keys = augment.sample_keys(0, jnp.int32(0), 8)
     few = {name: jnp.asarray(chips[name][:8]) for name in ("image", "elevation")}
-    return model, objective.make_views(config, keys, few)
+    return model, jax.jit(functools.partial(objective.make_views, config))(keys, few)
+
+
+def start(model, *inputs):
+    return jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), *inputs)
 
 
 def make_terms(config, model, views, variables):
@@ -87,7 +93,7 @@ def test_a_branch_without_weight_costs_nothing(tiny, chips):
 def test_gradients_of_each_term_reach_its_branch_and_the_encoder(tiny, chips):
     tiny.objective.alpha, tiny.objective.lam = 0.3, 0.6
     model, views = build(tiny, chips)
-    variables = model.init(jax.random.key(0), *views.inputs, train=True)
+    variables = start(model, *views.inputs)
     terms = make_terms(tiny, model, views, variables)
     jacobian, (values, outputs) = jax.jit(jax.jacrev(terms, has_aux=True))(variables["params"])
     assert outputs["embeddings"].shape == (8, 2, 8)
@@ -136,15 +142,16 @@ def test_style_is_the_mean_and_variance_of_the_last_map(tiny, chips):
     for features in ("mean", "style"):
         tiny.objective.global_features = features
         model, views = build(tiny, chips)
-        variables = model.init(jax.random.key(0), views.inputs.images, train=True)
+        variables = start(model, views.inputs.images)
         heads[features] = variables["params"]["projection"]["linear1"]["kernel"].shape
-        outputs = model.apply(variables, views.inputs.images, train=False, mutable=False)
+        outputs = jax.jit(functools.partial(model.apply, train=False))(
+            variables, views.inputs.images
+        )
         assert outputs["features"].shape == (8, 64)
     assert heads == {"mean": (64, 16), "style": (128, 16)}
     encoder = {name: variables[name]["encoder"] for name in ("params", "batch_stats")}
-    last = model.encoder(width=model.width).apply(encoder, views.inputs.images[:, 0], train=False)[
-        -1
-    ]
+    alone = functools.partial(model.encoder(width=model.width).apply, train=False)
+    last = jax.jit(alone)(encoder, views.inputs.images[:, 0])[-1]
     assert last.shape[1:3] == (2, 1)
     style = jnp.concatenate([last.mean((1, 2)), last.var((1, 2))], axis=-1)
     head = variables["params"]["projection"]

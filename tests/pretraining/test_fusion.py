@@ -78,11 +78,15 @@ def make_chips(count, seed=0):
 def start(config, chips):
     method = fusion.make(config, chips, sharding.make_mesh())
     few = {name: jnp.asarray(chips[name][:2]) for name in method.reads}
-    views = method.views(augment.sample_keys(0, 0, 2), few, True)
+    views = jax.jit(method.views, static_argnums=2)(augment.sample_keys(0, 0, 2), few, True)
     variables = jax.jit(functools.partial(method.model.init, train=True))(
         jax.random.key(0), *views.inputs
     )
     return method, variables
+
+
+def applied(method, variables, inputs):
+    return jax.jit(functools.partial(method.model.apply, train=False))(variables, *inputs)
 
 
 def unit(z):
@@ -97,12 +101,14 @@ def info_nce(similarity, temperature):
 
 def encoded(config, variables, chips, kind):
     """Last maps of each sensor in float64, each by an encoder that stands alone."""
-    made = fusion.make_views(config, augment.sample_keys(3, 0, len(chips["s1"])), chips)
+    keys = augment.sample_keys(3, 0, len(chips["s1"]))
+    made = jax.jit(functools.partial(fusion.make_views, config))(keys, chips)
     images, first, maps = made.inputs.images[:, 0], 0, []
     for name, bands in (("s1", 2), ("s2", 4)):
         alone = {part: tree["encoder"][name] for part, tree in variables.items()}
         part = images[..., first : first + bands]
-        maps.append(np.asarray(kind(width=0.125).apply(alone, part, train=False)[-1], np.float64))
+        encoder = jax.jit(functools.partial(kind(width=0.125).apply, train=False))
+        maps.append(np.asarray(encoder(alone, part)[-1], np.float64))
         first += bands
     return made, maps
 
@@ -111,7 +117,7 @@ def test_dual_simclr_is_nt_xent_between_heads_of_two_encoders(config, rng):
     chips = make_chips(8, seed=int(rng.integers(1 << 30)))
     method, variables = start(config, chips)
     made, maps = encoded(config, variables, chips, VGG)
-    outputs = method.model.apply(variables, *made.inputs, train=False)
+    outputs = applied(method, variables, made.inputs)
     rows = []
     for name, last in zip(("s1", "s2"), maps, strict=True):
         head = variables["params"][f"projection_{name}"]
@@ -136,7 +142,7 @@ def test_mma_is_the_mean_of_the_pixels_cosines_both_ways(config, rng):
     method, variables = start(config, chips)
     assert set(variables["params"]) == {"encoder"}  # no head
     made, (one, other) = encoded(config, variables, chips, VGG)
-    outputs = method.model.apply(variables, *made.inputs, train=False)
+    outputs = applied(method, variables, made.inputs)
     cosines = np.einsum("nhwc,mhwc->nmhw", unit(one + 1e-12), unit(other + 1e-12)).mean((2, 3))
     wanted = (info_nce(cosines, 0.2) + info_nce(cosines.T, 0.2)) / 2
     np.testing.assert_allclose(method.loss(outputs, made.targets)[0], wanted, rtol=1e-4)
@@ -148,7 +154,7 @@ def test_without_a_head_the_means_themselves_are_compared(config):
     chips = make_chips(4)
     method, variables = start(config, chips)
     made = method.views(augment.sample_keys(0, 0, 4), chips, True)
-    outputs = method.model.apply(variables, *made.inputs, train=False)
+    outputs = applied(method, variables, made.inputs)
     both = outputs["embeddings"].reshape(4, -1)
     np.testing.assert_array_equal(both, outputs["features"])
 
@@ -263,7 +269,7 @@ def test_a_run_is_scored_goes_on_to_the_same_bits_and_can_be_loaded(
         train=False,
     )
     method = fusion.make(config, arrays, sharding.make_mesh())
-    outputs = method.model.apply(saved.variables, *judged.inputs, train=False)
+    outputs = applied(method, saved.variables, judged.inputs)
     np.testing.assert_allclose(features, outputs["features"], rtol=1e-4, atol=1e-5)
     if told:
         np.testing.assert_allclose(

@@ -56,7 +56,6 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_me
     make_views = jax.jit(method.views, static_argnums=2)
     which = [np.arange(part, config.batch_size, parts) for part in range(parts)]
 
-    @jax.jit
     def apply(params, views):
         return method.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
@@ -73,10 +72,11 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_me
         mean = jax.tree.map(lambda *leaves: sum(leaves) / parts, *updates)
         return method.loss(outputs, views.targets)[0], mean["batch_stats"]
 
+    whole = jax.jit(jax.value_and_grad(reference, has_aux=True))
+
     def relative_error():
         batch = make_batch(rng, config.batch_size, size)
         views = make_views(keys, batch, True)
-        whole = jax.value_and_grad(reference, has_aux=True)
         (loss, batch_stats), gradient = whole(state.params, views)
         step, arguments = take_step(config, method, state, batch, batch_mesh(8))
         got, terms = step(*arguments)
