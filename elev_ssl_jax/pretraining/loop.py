@@ -1,5 +1,6 @@
 """The pre-training loop. It knows nothing of TFDS or TensorFlow: data and writer are arguments."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def pretrain(
             descent = starting.descent_of(storage.run_path(config.init_from))
         sharding.check_same(f"the weights of config.init_from={config.init_from}", descent)
         variables, origin = _take_weights(config, first.variables, mesh)
-        first = first.replace(**variables)
+        first = dataclasses.replace(first, **variables)
         print(f"starting from weights: {starting.words_of(origin)}")
         origin["scores"] = _of_probes(judge(variables))
     # Closing waits for a save under way, also when the loop ends in an error.
