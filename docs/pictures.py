@@ -1,7 +1,7 @@
 r"""Draws the README's picture: image, true and predicted elevation, and the map of a scene.
 
 python docs/pictures.py --image red.tif green.tif blue.tif --elevation dem.tif \
-    --predicted elevation.tif --map map.tif --out docs/scene.png
+    --predicted elevation.tif --map map.tif --out docs/scene.jpg
 """
 
 import argparse
@@ -9,13 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 SIDE = 560  # pixels along the longer side of a panel
+# What people expect of a land cover; other classes have the map's own colours.
+COLORS = {
+    "water": "#4a90d9",
+    "developed": "#c0504d",
+    "barren": "#d9c8a5",
+    "forest": "#2e7d32",
+    "shrubland": "#a69b4f",
+    "herbaceous": "#9ccc65",
+    "cultivated": "#f2c14e",
+    "wetlands": "#5fb3a1",
+}
 
 
 def main():
@@ -36,7 +47,7 @@ def main():
 
     bands = [read(path) for path in args.image]
     known = ~bands[0].mask
-    shown = [np.interp(b, np.percentile(b[known], (1, 99)), (0, 1)) for b in bands]
+    shown = [np.interp(b, np.percentile(b[known].data, (1, 99)), (0, 1)) for b in bands]
     image = np.dstack([*shown, known])
     fields = [np.ma.masked_where(~known, read(p)) for p in (args.elevation, args.predicted)]
     classes = read(args.map, Resampling.nearest)
@@ -44,10 +55,13 @@ def main():
         colors, tags = source.colormap(1), source.tags(1)
     names = {k: tags[f"class_{k}"] for k in np.unique(classes.compressed())}
     colors = np.array([colors[k] for k in range(256)]) / 255
+    for k, name in names.items():
+        colors[k] = to_rgba(COLORS.get(name, colors[k]))
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained", dpi=100)
+    figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=100)
     axes = figure.subplots(1, 4)
-    for axis, title in zip(axes, ("image", "elevation", "from the image", "map"), strict=True):
+    titles = ("image", "elevation", "elevation, from the image", "land cover, from the image")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     axes[0].imshow(image)
