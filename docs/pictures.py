@@ -64,6 +64,7 @@ def main():
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.axis("off")
+        axis.set_anchor("N")
     axes[0].imshow(image)
     low, high = np.percentile(fields[0].compressed(), (1, 99))
     for axis, field in zip(axes[1:3], fields, strict=True):
