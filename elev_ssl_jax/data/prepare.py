@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elev_ssl_jax import command_line, files
-from elev_ssl_jax.data import chips, cutting, planning, source, store
+from elev_ssl_jax.data import band_choice, chips, cutting, planning, source, store
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError, reported
 from elev_ssl_jax.runtime.beam import run as run_beam
@@ -89,7 +89,7 @@ def prepare_chips(
             settings |= tfds_nwrc.look(folders[0], bands)
         else:
             builder, about = tfds_chips.Chips, store.common_about(folders)
-            settings |= {"folders": folders, "bands": _bands(bands, about)}
+            settings |= {"folders": folders, "bands": band_choice.sensors(bands, about)}
         settings |= {"config": config, "split_settings": split_settings}
     with _new_version(builder, data_dir, config, overwrite) as (unfinished, target):
         built = tfds_chips.build(builder, folders[0], unfinished, **settings)
@@ -162,7 +162,7 @@ def prepare_scenes(
             config=config,
             folders=[index],
             scenes=reader,
-            bands=_bands(bands, about),
+            bands=band_choice.sensors(bands, about),
             beam=beam,
             split_settings=split_settings,
         )
@@ -276,41 +276,6 @@ def _import_builders():
     return tfds_chips, tfds_nwrc, tfds_sen12ms.Sen12ms, tfds_dfc2020.Dfc2020
 
 
-def _bands(bands, about: store.About) -> dict[str, list[int]]:
-    """By sensor."""
-    if bands is None:
-        return {}
-    if not isinstance(bands, Mapping):
-        if len(about.sensors) > 1:
-            raise InputError(f"--bands: say of which sensor: {next(iter(about.sensors))}=0,1,2")
-        bands = dict.fromkeys(about.sensors, bands)
-    for name, chosen in bands.items():
-        if name not in about.sensors:
-            raise InputError(f"--bands: there is no sensor {name}; {', '.join(about.sensors)}")
-        count = about.sensors[name]["bands"]
-        for band in chosen:
-            if not 0 <= band < count:
-                raise InputError(f"--bands: {name} has {count} bands; band {band} is asked for")
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise InputError(f"--bands: of {name} different bands are needed")
-    return {name: list(chosen) for name, chosen in bands.items()}
-
-
-def parse_bands(arguments: Sequence[str]) -> dict[str, list[int]] | list[int]:
-    """`--bands` arguments: numbers, or NAME=NUMBER[,NUMBER...] for each sensor.
-
-    Raises:
-      InputError: They are neither.
-    """
-    try:
-        if not any("=" in text for text in arguments):
-            return [int(text) for text in arguments]
-        parts = [text.split("=", 1) for text in arguments]
-        return {name: [int(n) for n in numbers.split(",")] for name, numbers in parts}
-    except ValueError as error:
-        raise InputError(f"--bands {' '.join(arguments)}: numbers, or NAME=0,1,2") from error
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -373,7 +338,7 @@ def main() -> None:
             for name in ("config", "overwrite", "split_by", "allow_overlap", "purity", "coverage")
         }
         settings |= {"num_labeled": args.num_labeled, "num_test": args.num_test}
-        settings["bands"] = None if args.bands is None else parse_bands(args.bands)
+        settings["bands"] = None if args.bands is None else band_choice.parse(args.bands)
         if args.chips is None and not args.beam:
             raise InputError("either --chips is needed, or --beam with --scenes or --image")
         alone = argparse.ArgumentParser()

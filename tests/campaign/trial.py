@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 REFUSED, FINE, DEFECT = 2, 0, 1
 MEBIBYTES = 3000  # more than this and the seconds of a case is an answer that nobody waits for
+_TO_REFUSE = 60
 _CAP_SET = 0x20080522, (1 << 1) | (1 << 2)  # version 3; what lets root pass by permissions
 
 
@@ -45,7 +46,7 @@ class Case(NamedTuple):
     @property
     def seconds(self) -> int:
         """How long it may take: only what isn't refused has work to do, and maybe to compile."""
-        return 300 if FINE in self.codes else 60
+        return 300 if FINE in self.codes else _TO_REFUSE
 
 
 class Answer(NamedTuple):
@@ -236,6 +237,8 @@ def _judged(case, folder, before, status, seconds, mebibytes, late, said):
         wrong.append(f"no answer in {case.seconds} s")
     elif code not in case.codes:
         wrong.append(f"exit code {code}, not {' or '.join(map(str, case.codes))}")
+    elif code == REFUSED and seconds > _TO_REFUSE:
+        wrong.append(f"refused only after {seconds:.0f} s")
     if mebibytes > MEBIBYTES:
         wrong.append(f"took {mebibytes:.0f} MiB")
     if "Traceback" in said:

@@ -15,7 +15,7 @@ import tfds_chips
 from rasterio.transform import from_origin
 from tfds_chips import shards
 
-from elev_ssl_jax.data import chips, cutting, labels, prepare, source, store, synthetic
+from elev_ssl_jax.data import band_choice, chips, cutting, labels, prepare, source, store, synthetic
 from elev_ssl_jax.data.planning import Quantity, Settings
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
@@ -178,8 +178,8 @@ def test_bands_are_chosen_by_sensor(cut, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             prepare.prepare_chips(cut, tmp_path / "c", **settings, bands=bands)
-    assert prepare.parse_bands(["s2=2,0", "s1=1"]) == {"s2": [2, 0], "s1": [1]}
-    assert prepare.parse_bands(["2", "0"]) == [2, 0]
+    assert band_choice.parse(["s2=2,0", "s1=1"]) == {"s2": [2, 0], "s1": [1]}
+    assert band_choice.parse(["2", "0"]) == [2, 0]
 
 
 def edit(scenes, tmp_path, old, new):
