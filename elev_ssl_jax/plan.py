@@ -41,6 +41,9 @@ _DATA = flags.DEFINE_string(
 _LABELLED = flags.DEFINE_integer(
     "labelled", None, "Labelled chips of an experiment whose label counts are shares."
 )
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "In a fraction of the time; what devices hold and exchange, not how long."
+)
 _JSON = flags.DEFINE_bool("json", False, "One object rather than a screen.")
 flags.mark_flags_as_required(["config"])
 
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> None:
         mesh = topologies.make_mesh(topology, slices)
         chip, count = _parse(config, _DATA.value) if _DATA.value else _find(config)
         stages = of_run(config, chip, count, _LABELLED.value or count, mesh)
-        found = forecast(stages, mesh, _bar)
+        found = forecast(stages, mesh, _bar, _QUICK.value)
         found = {"topology": topology, "slices": slices, **found, "advice": []}
         if found["device_memory_gib"]:
             for stage, facts in zip(stages, found["stages"], strict=True):

@@ -25,9 +25,10 @@ def plan(*arguments, config="configs/simclr_elev.py"):
 
 
 def test_a_run_is_planned_for_the_devices_at_hand():
-    done = plan(*SMALL, "--json")
+    done = plan(*SMALL, "--json", "--quick")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert found["quick"]
     assert found["fits"] is None  # what a CPU has isn't known
     assert found["memory_gib_per_device"] > 0.001
     assert found["estimated_step_ms"] is None  # of a CPU there is no estimate

@@ -23,6 +23,7 @@ _PARTS = {
     "loss": ("loss", "projection", "local_head", "patch_means"),
     "optimizer": ("optimizer",),
 }
+LEAST = {"exec_time_optimization_effort": -1.0}  # of the compiler's efforts
 # What the whole takes that its longest stage says best.
 _OF_LONGEST = (
     *("parameters", "model_flops_per_chip", "estimated_step_ms", "flop_bound_ms", "parts_ms"),
@@ -34,6 +35,7 @@ def forecast(
     stages: list[Stage],
     mesh: Mesh,
     waiting: Callable[[str], AbstractContextManager] = nullcontext,
+    quick: bool = False,
 ) -> Facts:
     """Compiles the programs of a run, and says what the compiler says of them, as plain numbers.
 
@@ -41,11 +43,13 @@ def forecast(
       stages: Of the run.
       mesh: The devices.
       waiting: Is entered with the name of each stage while that is compiled.
+      quick: With the compiler's least effort, in a fraction of its time. What it makes of a TPU's
+        program then takes several times as long, so that nothing is said of time and traffic.
 
     Returns:
       `stages`, what there is to say of each, and of the whole whether it `fits`, the most memory
       that a stage takes, the hours of all, and the rest as its longest stage has it. Numbers of
-      time are None for devices that the compiler has no estimate of.
+      time are None if `quick`, and for devices that the compiler has no estimate of.
 
     Raises:
       InputError: The compiler gives up for another reason than memory.
@@ -55,12 +59,13 @@ def forecast(
     found: list[Facts] = []
     for stage in stages:
         with waiting(stage.name):
-            found.append({"stage": stage.name} | _of_stage(stage, chip))
+            found.append({"stage": stage.name} | _of_stage(stage, chip, quick))
     hours, fits = ([part[name] for part in found] for name in ("hours", "fits"))
     known = None not in hours
     longest = max(found, key=lambda part: part["hours"] or 0)
     return {
         "device": chip.name if chip else kind,
+        "quick": quick,
         "devices": mesh.size,
         "device_memory_gib": chip.memory_gib if chip else None,
         "fits": None if None in fits else all(fits),
@@ -72,7 +77,7 @@ def forecast(
     }
 
 
-def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
+def _of_stage(stage: Stage, chip: accelerators.Accelerator | None, quick: bool) -> Facts:
     facts: Facts = dict.fromkeys((*_OF_LONGEST, "hours"))
     facts |= {
         "parameters": stage.params,
@@ -83,7 +88,7 @@ def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
         "devices_of_a_step": stage.devices,
     }
     try:
-        programs = [program.compile() for program in (stage.step, stage.gather) if program]
+        programs = [p.compile(LEAST if quick else None) for p in (stage.step, stage.gather) if p]
     except jax.errors.JaxRuntimeError as error:
         needed = _needed(str(error))
         if needed is None:
@@ -100,10 +105,10 @@ def _of_stage(stage: Stage, chip: accelerators.Accelerator | None) -> Facts:
         | {"memory_gib_per_device": gib, "fits": None if chip is None else gib <= chip.memory_gib}
         | _traffic(texts)
         | {
-            "bytes_accessed_gb": sum(p.cost_analysis()["bytes accessed"] for p in programs) / 1e9,
+            "bytes_accessed_gb": None if quick else _accessed(programs) / 1e9,
             "dataset_copies": _copies(texts[1], stage.resident) if stage.gather else 0,
         }
-        | (_time(texts, chip, stage) if chip and chip.clock_ghz else {})
+        | (_time(texts, chip, stage) if chip and chip.clock_ghz and not quick else {})
     )
 
 
@@ -124,6 +129,10 @@ def _memory(program):
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def _accessed(programs):
+    return sum(program.cost_analysis()["bytes accessed"] for program in programs)
 
 
 def _traffic(texts):

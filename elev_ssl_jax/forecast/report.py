@@ -25,6 +25,7 @@ def _of_stage(stage, found):
     links = "at the links' best"
     if found["slices"] > 1:
         links += "; the network between slices, which is slower, is not in it"
+    quick = ", in haste: the step's may be a sixth off" if found["quick"] else ""
     flop = f"{stage['model_flops_per_chip'] / 1e9:.2f} GFLOP a chip"
     memory, there = stage["memory_gib_per_device"], f" of {most:g}" if most else ""
     if stage["fits"] is False and most:
@@ -32,17 +33,16 @@ def _of_stage(stage, found):
     lines = [
         ("parameters", f"{stage['parameters']:,}", "counted"),
         ("model", flop, "counted: products, three times the forward's of what learns"),
-        ("memory", f"{memory:.2f} GiB a device{there}", "allocated by the compiler"),
+        ("memory", f"{memory:.2f} GiB a device{there}", f"allocated by the compiler{quick}"),
     ]
     if stage["collectives"] is None:  # it doesn't fit
         return lines
     if stage["resident_gib"]:
         lines.append(("  chips", f"{stage['resident_gib']:.2f} GiB", "resident"))
+    if stage["bytes_accessed_gb"] is not None:
+        traffic = f"{stage['bytes_accessed_gb']:.1f} GB a step"
+        lines.append(("traffic", traffic, "the compiler's count, loops as if they went round once"))
     lines += [
-        (
-            *("traffic", f"{stage['bytes_accessed_gb']:.1f} GB a step"),
-            "the compiler's count, loops as if they went round once",
-        ),
         ("copies", f"{stage['dataset_copies']}", "of the chips in a step, counted"),
         ("serial loops", f"{stage['serial_loops']}", "that the compiler made, counted"),
     ]
@@ -51,7 +51,10 @@ def _of_stage(stage, found):
         parts = ", ".join(f"{part} {size:.2f}" for part, size in traffic["parts"].items())
         lines.append((kind, text, f"a step, counted; MB of {parts}"))
     if stage["estimated_step_ms"] is None:
-        return [*lines, ("a step", "unknown", "the compiler has no estimate for such devices")]
+        why = (
+            "without --quick" if found["quick"] else "the compiler has no estimate for such devices"
+        )
+        return [*lines, ("a step", "unknown", why)]
     bound = f"products alone at the peak: {stage['flop_bound_ms']:.1f} ms"
     lines.append(
         ("a step", f"{stage['estimated_step_ms']:.1f} ms", f"the compiler's estimate; {bound}")
