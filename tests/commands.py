@@ -1,10 +1,18 @@
-"""Commands, called as from a shell, in this process."""
+"""Commands, called as from a shell."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
+
+import jax
+
+ROOT = Path(__file__).parents[1]
+_OURS = ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL", "PYTHONPATH")  # a user's environment has none of them
 
 
 def call(main, monkeypatch, capsys, *words):
-    """A command's exit code, and what it printed."""
+    """A command's exit code, and what it printed, in this process."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
     code = 0
     try:
@@ -12,3 +20,21 @@ def call(main, monkeypatch, capsys, *words):
     except SystemExit as stop:
         code = stop.code
     return code, capsys.readouterr()
+
+
+def environment(**more):
+    """A user's, but that tiny programs, which compile for longer than they run, are made sooner."""
+    return {
+        **{name: value for name, value in os.environ.items() if name not in _OURS},
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        **more,
+    }
+
+
+def run(*words, cwd=ROOT, python=sys.executable, **more):
+    """`python WORDS` in a process of its own; `more` is of its environment."""
+    command = [str(python), *map(str, words)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, check=False
+    )

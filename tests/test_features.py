@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from elev_ssl_jax.data import source, synthetic
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.inference.model import load
 from elev_ssl_jax.pretraining import loop
+from tests import commands
 from tests.pretraining.test_loop import Writer
 
 
@@ -23,6 +23,7 @@ def run(tmp_path_factory):
     synthetic.prepare(config.data, folder)
     config.data.synthetic.chips = 0
     config.data.split = "unlabeled"
+    config.model.encoder = "vgg"  # compiles soonest
     config.model.width, config.model.projection = 0.125, (16, 8)
     config.batch_size, config.epochs = 16, 1
     train, test = (source.open_split(config.data, name) for name in ("unlabeled", "test"))
@@ -32,11 +33,8 @@ def run(tmp_path_factory):
 
 def test_the_file_has_what_the_model_says_of_labelled_chips(run, tmp_path):
     out = tmp_path / "features.npz"
-    done = subprocess.run(
-        [sys.executable, "-m", "elev_ssl_jax.features", str(run), f"--out={out}"],
-        capture_output=True,
-        text=True,
-    )
+    same = os.environ["XLA_FLAGS"]  # programs as they are compiled here
+    done = commands.run("-m", "elev_ssl_jax.features", run, f"--out={out}", XLA_FLAGS=same)
     assert done.returncode == 0, done.stderr
     assert "chips of labeled for train" in done.stdout
     found = np.load(out)

@@ -1,17 +1,15 @@
-import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tomllib
 import venv
 from pathlib import Path
 
-import jax
 import yaml
 
 import elev_ssl_jax
+from tests import commands
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "elev_ssl_jax", "configs", "data")
@@ -49,6 +47,7 @@ def test_a_wheel_works_outside_a_checkout(tmp_path):
         *(python, "-m", "elev_ssl_jax.main", "--config=simclr_elev:demo", "--workdir=run"),
         *(f"--config.data.{field}" for field in small),
         *("--config.model.width=0.0625", "--config.batch_size=8", "--config.epochs=1"),
+        "--config.model.encoder=vgg",  # compiles soonest
         cwd=away,
     )
     assert (away / "run" / "results.json").exists()
@@ -56,11 +55,8 @@ def test_a_wheel_works_outside_a_checkout(tmp_path):
     assert _run(python, "-c", where, cwd=away).startswith(str(fresh))
 
 
-def _run(*words, cwd=None):
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
-    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
-    words = [*map(str, words)]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
+def _run(python, *words, cwd=None):
+    done = commands.run(*words, python=python, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

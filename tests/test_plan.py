@@ -1,12 +1,12 @@
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
 from elev_ssl_jax.config import default
 from elev_ssl_jax.data import source, synthetic
+from tests import commands
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -16,12 +16,9 @@ SMALL = (
 
 
 def plan(*arguments, config="configs/simclr_elev.py"):
-    return subprocess.run(
-        [sys.executable, "-m", "elev_ssl_jax.plan", f"--config={config}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    eight = os.environ["XLA_FLAGS"]  # devices
+    words = ("-m", "elev_ssl_jax.plan", f"--config={config}", *arguments)
+    return commands.run(*words, XLA_FLAGS=eight)
 
 
 def test_a_run_is_planned_for_the_devices_at_hand():

@@ -1,7 +1,6 @@
 """Runs in a bucket of Google Cloud Storage, by an emulator of it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 import fsspec
-import jax
 import numpy as np
 import pytest
 from etils.epath import gpath
@@ -20,16 +18,10 @@ from elev_ssl_jax.convert.__main__ import main as convert
 from elev_ssl_jax.data import source
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import checkpoint, sharding
-from tests import buckets, runs
+from tests import buckets, commands, runs
 from tests.data import hostile
 
 ROOT = Path(__file__).parents[1]
-
-
-def _run(*arguments, env):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True
-    )
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +114,10 @@ def test_a_bucket_that_is_not_there_or_closed_is_told(bucket, tmp_path):
 
     out = tmp_path / "x.safetensors"
     with hostile.web_server(403) as (url, _):  # of a process, since a client keeps its server
-        done = _run(
+        done = commands.run(
             *("-m", "elev_ssl_jax.convert", "--from=gs://bucket/run", "--to=torchvision"),
             f"--out={out}",
-            env={**os.environ, "STORAGE_EMULATOR_HOST": url},
+            STORAGE_EMULATOR_HOST=url,
         )
     assert done.returncode == 2
     assert re.fullmatch(r"error: gs://bucket/run can't be used \(.*may read.*\n", done.stderr), (
@@ -190,18 +182,17 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
         *(f"--workdir={name}", "--config.epochs=3", "--config.batch_size=8"),
         *("--config.data.synthetic.chips=60", "--config.data.synthetic.size=32"),
         *("--config.model.width=0.125", "--config.checkpoint.every_epochs=1"),
+        "--config.model.encoder=vgg",  # compiles soonest
     ]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "HOME": str(tmp_path),  # where chips are made that can't be in a bucket
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
+    # At home chips are made that can't be in a bucket.
+    environment = commands.environment(HOME=str(tmp_path))
     run = storage.run_path(name)
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as killed:
         while killed.poll() is None and not checkpoint.steps(run):
             time.sleep(0.1)
         killed.kill()
         assert killed.wait() == -9, killed.stderr.read().decode()
-    done = _run(*command[1:], env=environment)
+    done = commands.run(*command[1:], HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
     found = {path.name for path in run.iterdir()}
@@ -209,5 +200,5 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
     assert any(path.startswith("events.") for path in found)
     assert json.loads((run / "results.json").read_text())["elevation_rmse_m"] > 0
     assert load(name).step == checkpoint.steps(run)[-1]
-    other = _run(*command[1:], "--config.seed=7", env=environment)
+    other = commands.run(*command[1:], "--config.seed=7", HOME=str(tmp_path))
     assert (other.returncode, "seed was 0 and is 7" in other.stderr) == (2, True)

@@ -47,7 +47,7 @@ def check_healthy(found):
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_step_is_healthy(tiny, quick):
-    tiny.batch_size = 256
+    tiny.batch_size, tiny.model.encoder = 256, "resnet18"
     (stage,), found = plan(tiny, quick=quick)
     check_healthy(found)
     assert found["devices"] == 4
@@ -73,7 +73,7 @@ def test_a_step_is_healthy(tiny, quick):
 
 
 def test_a_step_is_healthy_on_two_slices(tiny):
-    tiny.batch_size = 256
+    tiny.batch_size, tiny.model.encoder = 256, "resnet18"
     (stage,), found = plan(tiny, slices=2)
     check_healthy(found)
     assert found["devices"] == 8

@@ -28,7 +28,9 @@ def total(tree):
 def test_each_sensor_has_an_encoder_of_its_own(rng):
     branches = Branches(BANDS, ResNet18, width=0.125)
     images = rng.random((2, 32, 32, 15), np.float32)
-    variables = branches.init(jax.random.key(0), images, train=False)
+    variables = jax.jit(branches.init, static_argnames="train")(
+        jax.random.key(0), images, train=False
+    )
     assert set(variables["params"]) == {"s1", "s2"}
     maps = branches.apply(variables, images, train=False)
     apart = branches.apply(variables, images, train=False, method="apart")

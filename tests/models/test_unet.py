@@ -36,7 +36,9 @@ def test_with_edge_padding_a_flat_map_has_no_frame(padding, flat):
     features = [jnp.ones((2, s, s, 8)) for s in (16, 8, 4)]
     features = [f * jax.random.normal(jax.random.key(i), (8,)) for i, f in enumerate(features)]
     decoder = Decoder(1, (16, 16), width=0.125, padding=padding)
-    out, variables = decoder.init_with_output(jax.random.key(3), features, train=False)
+    out, variables = jax.jit(decoder.init_with_output, static_argnames="train")(
+        jax.random.key(3), features, train=False
+    )
     assert out.shape == (2, 16, 16, 1)
     assert bool(jnp.ptp(out) < 1e-4) == flat
     other = "zeros" if padding == "edge" else "edge"

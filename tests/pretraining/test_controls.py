@@ -21,7 +21,6 @@ def images(rng):
 
 @pytest.fixture
 def tiny(tiny):
-    tiny.model.encoder = "vgg"  # which compiles soonest
     tiny.data.value_range, tiny.data.rgb = (0.0, 3000.0), (0, 1, 2)
     tiny.data.near_infrared = (3,)
     return tiny

@@ -137,7 +137,7 @@ def test_local_loss_pairs_each_patch_with_its_own(tiny, chips):
 
 def test_style_is_the_mean_and_variance_of_the_last_map(tiny, chips):
     chips["image"] = np.concatenate([chips["image"]] * 2, axis=1)  # two rows in the last map
-    tiny.objective.alpha = 0.0
+    tiny.objective.alpha, tiny.model.encoder = 0.0, "resnet18"
     heads = {}
     for features in ("mean", "style"):
         tiny.objective.global_features = features
@@ -195,7 +195,9 @@ def test_evaluation_views_end_with_the_image_itself(tiny, chips):
 
 def test_relief_weight_adds_to_the_relief_alone_and_1_is_the_plain_sum(tiny, chips):
     model, views = build(tiny, chips)
-    outputs, _ = model.init_with_output(jax.random.key(0), *views.inputs, train=True)
+    outputs, _ = jax.jit(model.init_with_output, static_argnames="train")(
+        jax.random.key(0), *views.inputs, train=True
+    )
     plain, terms = objective.weighted_loss(tiny, outputs, views.targets)
     assert "relief_loss" not in terms
     tiny.loss.relief_weight = 5.0

@@ -48,7 +48,6 @@ def _tiny_swin(monkeypatch):
 
 @pytest.fixture
 def tiny(tiny):
-    tiny.model.encoder = "vgg"  # which compiles soonest
     return tiny
 
 

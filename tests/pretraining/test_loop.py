@@ -49,7 +49,6 @@ def final_state(workdir):
 
 @pytest.fixture
 def tiny(tiny):
-    tiny.model.encoder = "vgg"  # which compiles soonest
     return tiny
 
 
