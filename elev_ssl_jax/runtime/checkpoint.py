@@ -24,6 +24,7 @@ from elev_ssl_jax.runtime.train_state import TrainState
 # Raised by whatever makes the same weights give other outputs, or the same steps other weights.
 # 2: PyTorch's nearest upsampling, unbiased running variances, checksums.
 FORMAT = 2
+_TO_SAVE = 300  # seconds that processes wait for one another's part of a checkpoint
 BEST = "best"  # folder of a run with its best epoch, if that is not its last
 
 
@@ -38,6 +39,8 @@ class Saved(NamedTuple):
 def open_checkpoints(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints in `workdir`, of which the last `keep` are kept."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    if jax.process_count() > 1:  # by default for 20 minutes
+        options.async_options = ocp.AsyncOptions(timeout_secs=_TO_SAVE)
     folder = workdir if storage.in_bucket(workdir) else workdir.absolute()
     folder /= "checkpoints"
     found = steps(workdir)
