@@ -11,8 +11,8 @@ from tests import commands
 ROOT = Path(__file__).parents[1]
 
 
-def main(*arguments):
-    return commands.run("-m", "elev_ssl_jax.main", *arguments)
+def main(*arguments, **environment):
+    return commands.run("-m", "elev_ssl_jax.main", *arguments, **environment)
 
 
 def demo(workdir, *more):
@@ -24,6 +24,7 @@ def demo(workdir, *more):
         "--config.model.width=0.125",
         "--config.batch_size=16",
         *more,
+        XLA_FLAGS="",  # compiled as a user's
     )
 
 

@@ -51,9 +51,8 @@ def _of_stage(stage, found):
         parts = ", ".join(f"{part} {size:.2f}" for part, size in traffic["parts"].items())
         lines.append((kind, text, f"a step, counted; MB of {parts}"))
     if stage["estimated_step_ms"] is None:
-        why = (
-            "without --quick" if found["quick"] else "the compiler has no estimate for such devices"
-        )
+        why = "the compiler has no estimate for such devices"
+        why = "not estimated with --quick" if found["quick"] else why
         return [*lines, ("a step", "unknown", why)]
     bound = f"products alone at the peak: {stage['flop_bound_ms']:.1f} ms"
     lines.append(

@@ -29,7 +29,6 @@ from tests.campaign.trial import FINE, REFUSED, Case
 _KILLED, _STOPPED, _TERMINATED = -signal.SIGKILL, 130, 143
 _PATIENCE = 240  # seconds for a command that isn't disturbed
 _TO_MEET = 420  # more where one of several waits for another, as it does for up to 300
-_TO_END = 30  # seconds that a scheduler waits after SIGTERM
 _PAUSE = 5
 # What changes the disk, as Python's audit hooks tell of it.
 _EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}

@@ -62,7 +62,7 @@ def test_a_step_is_healthy(tiny, quick):
         assert found["estimated_step_ms"] is None
         shown = report.screen(found | {"topology": "v5e:2x2", "slices": 1, "advice": []})
         assert "unknown" in shown
-        assert "without --quick" in shown
+        assert "not estimated with --quick" in shown
         # What is chosen for a CPU would not be there: its max-pool, and float32.
         text = stage.step.compile(forecast.LEAST).as_text()
         assert "select-and-scatter" in text
@@ -142,12 +142,12 @@ def test_fine_tuning_gathers_its_chips_without_copies(tiny, head):
     stages, found = plan(tiny, quick=False)
     assert [s.devices for s in stages] == [1, 1]
     chips = COUNT * 32 * 32 * 3 * 2
-    for stage, facts in zip(stages, found["stages"], strict=True):
+    for facts in found["stages"]:
         assert facts["fits"]
         assert facts["serial_loops"] == 0
         assert {"loss", "optimizer"} <= facts["parts_ms"].keys()
-        program = stage.step.compile(forecast.LEAST)
-        assert program.memory_analysis().temp_size_in_bytes < chips / 4
+        # The chips are among its arguments; a copy would be as large again.
+        assert facts["memory_gib_per_device"] * 2**30 < 1.25 * chips
     assert found["hours"] == pytest.approx(sum(s["hours"] for s in found["stages"]))
 
 
