@@ -1,6 +1,7 @@
 """What steps take of TPUs, by the compiler's estimates: a table of methods and topologies.
 
-python benchmarks/topologies.py [--only v5e:2x2] [--csv benchmarks/results/topologies.csv]
+python benchmarks/topologies.py [--only v5e:2x2] [--method simclr_elev] \\
+    [--csv benchmarks/results/topologies.csv]
 
 Needs libtpu, no TPU. Each line is a `python -m elev_ssl_jax.plan`, of the paper's 39,720 chips of
 100 pixels with three bands, or five times as many where the batch is larger than those.
@@ -90,6 +91,7 @@ def main(lines: Iterable[tuple] = TOPOLOGIES, plan: Callable[..., dict] = plan) 
     """The command, of these lines of the table and by what plans them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a topology")
+    parser.add_argument("--method", choices=CONFIGS, help="one method")
     parser.add_argument("--csv", type=Path, help="where the table goes, beside the screen")
     args = parser.parse_args()
     rows: dict[tuple[str, ...], dict] = {}
@@ -98,7 +100,7 @@ def main(lines: Iterable[tuple] = TOPOLOGIES, plan: Callable[..., dict] = plan) 
             rows = {_key(line): line for line in csv.DictReader(file)}
     for topology, slices, batch in lines:
         if args.only in (None, topology):
-            for config in CONFIGS:
+            for config in (args.method,) if args.method else CONFIGS:
                 found = plan(config, topology, slices, batch)
                 line = row(config, batch, found)
                 rows[_key(line)] = line

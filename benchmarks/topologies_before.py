@@ -1,6 +1,6 @@
 """The table of topologies for the program as it was before it was made for TPUs.
 
-python benchmarks/topologies_before.py [--only v5e:2x2] \\
+python benchmarks/topologies_before.py [--only v5e:2x2] [--method simclr_elev] \\
     [--csv benchmarks/results/topologies_before.csv]
 
 Needs libtpu, no TPU, and the repository's history. Step and gather of that commit are compiled by

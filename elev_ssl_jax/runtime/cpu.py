@@ -1,6 +1,7 @@
 """The compiler's options for a CPU, measured in benchmarks/NOTES.md."""
 
 import functools
+import warnings
 
 import jax
 
@@ -21,6 +22,11 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
     """For `jax.jit` of programs with convolutions that run on devices of a platform."""
     if platform != "cpu":
         return {}
+    # A program with oneDNN's convolutions can't be kept for another process (jaxlib 0.11.2), of
+    # which a reader could make nothing: it is compiled again there.
+    warnings.filterwarnings(
+        "ignore", "Error writing persistent compilation cache entry .*bad_alloc"
+    )
     return {name: value for name, value in _OPTIONS.items() if _is_known({name: value})}
 
 
