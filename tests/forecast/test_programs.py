@@ -1,6 +1,8 @@
 """Programs for TPUs, compiled where there is none."""
 
+import importlib.util
 import math
+import subprocess
 import sys
 
 import jax
@@ -12,7 +14,10 @@ from elev_ssl_jax.forecast import forecast, report, topologies
 from elev_ssl_jax.forecast.programs import of_run
 from elev_ssl_jax.runtime import sharding
 
-pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' for programs of TPUs")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="pip install -e '.[tpu]' for programs of TPUs",
+)
 
 
 def chip(size=32):
@@ -43,6 +48,13 @@ def check_healthy(found):
     assert found["fits"]
     assert found["dataset_copies"] == 0
     assert found["serial_loops"] == 0
+
+
+def test_where_no_libtpu_is_installed_they_are_skipped_and_still_known():
+    code = "import sys; sys.modules['libtpu'] = None; import pytest; pytest.main(sys.argv[1:])"
+    words = ("--collect-only", "-m", "", "-p", "no:cacheprovider", __file__)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert "test_a_step_is_healthy[False]" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("quick", [True, False])
