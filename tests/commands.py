@@ -8,6 +8,12 @@ from pathlib import Path
 import jax
 
 ROOT = Path(__file__).parents[1]
+# Of several tests, which share what is compiled for it.
+TINY_DEMO = (
+    *("--config.data.synthetic.chips=60", "--config.data.synthetic.size=32"),
+    *("--config.model.width=0.125", "--config.model.encoder=vgg"),
+    *("--config.batch_size=8", "--config.epochs=3"),
+)
 _OURS = ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL", "PYTHONPATH")  # a user's environment has none of them
 
 

@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["ELEV_TEST_PROGRAMS"] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["ELEV_TEST_PROGRAMS"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any is left out

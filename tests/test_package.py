@@ -42,12 +42,9 @@ def test_a_wheel_works_outside_a_checkout(tmp_path):
     (Path(own) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
     away.mkdir()
-    small = ("synthetic.chips=60", "synthetic.size=32")
     _run(
         *(python, "-m", "elev_ssl_jax.main", "--config=simclr_elev:demo", "--workdir=run"),
-        *(f"--config.data.{field}" for field in small),
-        *("--config.model.width=0.0625", "--config.batch_size=8", "--config.epochs=1"),
-        "--config.model.encoder=vgg",  # compiles soonest
+        *commands.TINY_DEMO,
         cwd=away,
     )
     assert (away / "run" / "results.json").exists()

@@ -9,9 +9,11 @@ from elev_ssl_jax.data import source, synthetic
 from tests import commands
 
 ROOT = Path(__file__).parents[1]
+TINY = ("--config.model.width=0.125", "--config.model.encoder=vgg")  # compiles soonest
 SMALL = (
-    *("--config.model.width=0.125", "--config.batch_size=16", "--config.data.resident_gib=0"),
+    *("--config.batch_size=16", "--config.data.resident_gib=0"),
     *("--topology=local", "--data=200x32x32x3"),
+    *TINY,
 )
 
 
@@ -38,7 +40,7 @@ def test_a_run_is_planned_for_the_devices_at_hand():
 
 def test_the_screen_says_what_each_line_is_an_estimate_of():
     done = plan(
-        *("--topology=local", "--config.data.synthetic.chips=400", "--config.model.width=0.125"),
+        *(*TINY, "--topology=local", "--config.data.synthetic.chips=400"),
         *(
             "--config.data.synthetic.size=32",
             "--config.epochs=1",
@@ -59,9 +61,9 @@ def test_prepared_chips_are_those_of_the_plan(tmp_path):
     synthetic.prepare(data, tmp_path)
     chips = len(source.open_split(data, "unlabeled"))
     done = plan(
-        *("--config.model.width=0.125", "--config.batch_size=8", "--config.epochs=3"),
+        *(*TINY, "--config.batch_size=8", "--config.epochs=3"),
         *(f"--config.data.dir={data.dir}", f"--config.data.name={data.name}"),
-        *("--topology=local", "--json"),
+        *("--topology=local", "--json", "--quick"),
     )
     assert done.returncode == 0, done.stderr
     (stage,) = json.loads(done.stdout)["stages"]
@@ -73,8 +75,8 @@ def test_prepared_chips_are_those_of_the_plan(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data=39720",), "COUNTxHEIGHTxWIDTHxBANDS"),
-        (("--data=200x32x32x0",), "COUNTxHEIGHTxWIDTHxBANDS"),
+        (("--data=39720", "--topology=local"), "COUNTxHEIGHTxWIDTHxBANDS"),
+        (("--data=200x32x32x0", "--topology=local"), "COUNTxHEIGHTxWIDTHxBANDS"),
         (("--data=200x32x32x3", "--slices=0"), "not a positive integer"),
         (("--data=200x32x32x3", "--topology=local", "--slices=2"), "--slices=2; the devices at"),
         (("--data=200x32x32x3", "--topology=v5e:9x9"), "unknown; there are local"),

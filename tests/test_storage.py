@@ -179,10 +179,7 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
     name = f"{bucket}/killed"
     command = [
         *(sys.executable, "-m", "elev_ssl_jax.main", "--config=configs/simclr_elev.py:demo"),
-        *(f"--workdir={name}", "--config.epochs=3", "--config.batch_size=8"),
-        *("--config.data.synthetic.chips=60", "--config.data.synthetic.size=32"),
-        *("--config.model.width=0.125", "--config.checkpoint.every_epochs=1"),
-        "--config.model.encoder=vgg",  # compiles soonest
+        *(f"--workdir={name}", "--config.checkpoint.every_epochs=1", *commands.TINY_DEMO),
     ]
     # At home chips are made that can't be in a bucket.
     environment = commands.environment(HOME=str(tmp_path))

@@ -44,13 +44,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only each N-th case")
     parser.add_argument("--verbose", action="store_true", help="print what is said in each")
     args = parser.parse_args()
+    preload()
     with tempfile.TemporaryDirectory() as scratch:
         made = args.world or Path(scratch, "world")
         if not made.exists():
             world.make(made)
         cases = [c for module in KINDS for c in module.cases(made)]
         cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"][:: args.every]
-        preload()
         begun = time.monotonic()
         counts, bad = collections.Counter(), collections.Counter()
         for answer in trial.run_all(cases, made, Path(scratch, "trials")):

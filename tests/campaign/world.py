@@ -1,7 +1,6 @@
 """What the cases start from: a scene, chips, prepared data, runs, a map, weights; all tiny."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +64,12 @@ def make(folder: Path) -> None:
     reference.write_folder(raw, count=9, size=12, elevation_size=4)
     for words in _STEPS:
         case = trial.Case("world", " ".join(words), words)
-        pid = os.fork()
-        if pid == 0:
-            os.chdir(folder)
-            os.execv(sys.executable, [sys.executable, "-m", *case.words])
+        pid, pipe = trial.begun(case, folder)
         _, status = os.waitpid(pid, 0)
+        said = trial.said_so_far(pipe)
+        os.close(pipe)
         if status:
-            raise RuntimeError(f"{case.name} failed")
+            raise RuntimeError(f"{case.name} failed: {said}")
 
 
 def scene(folder: Path, side: int = 144) -> None:
