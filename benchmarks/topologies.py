@@ -99,8 +99,8 @@ def main(lines: Iterable[tuple] = TOPOLOGIES, plan: Callable[..., dict] = plan) 
         with args.csv.open(newline="") as file:
             rows = {_key(line): line for line in csv.DictReader(file)}
     for topology, slices, batch in lines:
-        if args.only in (None, topology):
-            for config in (args.method,) if args.method else CONFIGS:
+        for config in CONFIGS:
+            if args.only in (None, topology) and args.method in (None, config):
                 found = plan(config, topology, slices, batch)
                 line = row(config, batch, found)
                 rows[_key(line)] = line

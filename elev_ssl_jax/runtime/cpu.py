@@ -19,11 +19,14 @@ _OPTIONS: dict[str, str | bool] = {
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, str | bool]:
-    """For `jax.jit` of programs with convolutions that run on devices of a platform."""
+    """For `jax.jit` of programs with convolutions that run on devices of a platform.
+
+    From then on JAX doesn't warn of programs that it can't keep for another process.
+    """
     if platform != "cpu":
         return {}
-    # A program with oneDNN's convolutions can't be kept for another process (jaxlib 0.11.2), of
-    # which a reader could make nothing: it is compiled again there.
+    # Those with oneDNN's convolutions (jaxlib 0.11.2). They are compiled again there, which is all
+    # that follows, and a reader could do nothing about it.
     warnings.filterwarnings(
         "ignore", "Error writing persistent compilation cache entry .*bad_alloc"
     )
