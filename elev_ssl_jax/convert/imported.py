@@ -1,5 +1,6 @@
 """Weights of other frameworks as a run, whose encoder `init_from` takes."""
 
+import functools
 import math
 import re
 import zipfile
@@ -201,6 +202,7 @@ def _check_finite(tensors, source):
             raise InputError(f"{source}: {name} has variances below 0")
 
 
+@functools.cache  # tracing a network takes a second
 def _shapes(encoder, bands):
     images = jnp.zeros((1, 32, 32, bands))
     variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images, train=False))

@@ -127,6 +127,9 @@ def steps(run: Path) -> list[int]:
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, about: dict[str, Any]) -> None:
     """Saves in the background; a checkpoint has its name only when it is whole."""
+    # On the host: Orbax cuts what several devices hold into a part for each, by as many programs,
+    # whose compiling takes longer than the smallest training.
+    state = jax.device_get(state)
     about = {**about, "checksum": _checksum(state, about)}
     arguments = ocp.args.StandardSave(state, custom_metadata=about)
     with undisturbed():  # what is begun here goes on in the background, and is waited for

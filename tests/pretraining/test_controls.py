@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,7 +61,8 @@ def test_the_view_and_its_target_are_turned_together(tiny, images):
     images["elevation"] = np.nan_to_num(images["elevation"], nan=800.0)
     target = controls.make(tiny, images)
     keys = augment.sample_keys(0, 0, 12)
-    shown, learned = elevation.make_views(tiny, keys, images, target=target)
+    make_views = functools.partial(elevation.make_views, tiny, target=target)
+    shown, learned = jax.jit(make_views)(keys, images)
     seen = {"image": np.asarray(shown.images[:, 0] * 3000), "elevation": images["elevation"]}
     np.testing.assert_allclose(learned.elevation, target(seen), atol=2e-2)
     assert not np.allclose(learned.elevation, target(images), atol=0.1)

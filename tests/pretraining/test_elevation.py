@@ -186,7 +186,7 @@ def test_evaluation_views_end_with_the_image_itself(tiny, chips):
     keys = augment.sample_keys(0, jnp.int32(0), 8)
     tiny.objective.lam = 0.5
     few = {name: chips[name][:8] for name in ("image", "elevation")}
-    views = objective.make_views(tiny, keys, few, train=False)
+    views = jax.jit(functools.partial(objective.make_views, tiny, train=False))(keys, few)
     assert views.inputs.images.shape[1] == 3
     assert views.inputs.patches is None
     np.testing.assert_allclose(views.inputs.images[:, 2], chips["image"][:8] / 6000, atol=1e-6)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 
@@ -8,11 +10,14 @@ from elev_ssl_jax.runtime import sharding
 def predict(config, chips, part=slice(None)):
     """Outputs on some of the chips, and what is true of them, all batches together."""
     method = elevation.make(config, chips, sharding.make_mesh())
-    shown, _ = method.views(
-        jax.random.split(jax.random.key(0), 2), {k: v[:2] for k, v in chips.items()}, True
-    )
-    init = jax.jit(method.model.init, static_argnames="train")
-    variables = init(jax.random.key(0), *shown, train=True)
+    few = {name: array[:2] for name, array in chips.items()}
+
+    @jax.jit
+    def init():
+        shown, _ = method.views(jax.random.split(jax.random.key(0), 2), few, True)
+        return method.model.init(jax.random.key(0), *shown, train=True)
+
+    variables = init()
     run = scores.make_predict(config, method, sharding.make_mesh())
     parts = list(run(variables, {name: array[part] for name, array in chips.items()}))
     return [
@@ -44,7 +49,8 @@ def test_nothing_depends_on_the_size_of_a_batch(tiny, chips):
 def test_without_a_contrastive_branch_no_views_are_made_for_it(tiny, chips):
     tiny.objective.alpha = 1.0
     few = {name: chips[name][:4] for name in ("image", "elevation")}
-    views = elevation.make_views(tiny, jax.random.split(jax.random.key(0), 4), few, train=False)
+    keys = jax.random.split(jax.random.key(0), 4)
+    views = jax.eval_shape(functools.partial(elevation.make_views, tiny, train=False), keys, few)
     assert views.inputs.images.shape == (4, 1, 32, 32, 3)
 
 

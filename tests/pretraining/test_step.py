@@ -27,12 +27,14 @@ def config(tiny):
 def make_state(config, size):
     few = {"image": jnp.zeros((2, size, size, 3)), "elevation": np.zeros((2, 11, 11))}
     method = objective.make(config, few, sharding.make_mesh())
-    views = method.views(augment.sample_keys(0, 0, 2), few, True)
-    variables = jax.jit(method.model.init, static_argnames="train")(
-        jax.random.key(0), *views.inputs, train=True
-    )
+
+    @jax.jit  # what is not compiled as a whole is, operation by operation
+    def init():
+        shown, _ = method.views(augment.sample_keys(0, 0, 2), few, True)
+        return method.model.init(jax.random.key(0), *shown, train=True)
+
     # A step that takes the gradient itself off the parameters.
-    return method, TrainState.create(variables, optax.sgd(1.0))
+    return method, TrainState.create(init(), optax.sgd(1.0))
 
 
 def make_batch(rng, count, size):

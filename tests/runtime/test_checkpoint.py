@@ -125,6 +125,24 @@ def test_a_save_that_was_killed_is_no_checkpoint(saved, tmp_path):
     assert about == {}
 
 
+def test_nothing_is_compiled_to_save_what_several_devices_hold(tmp_path, batch_mesh):
+    # Orbax would, a program for each device's part of each array.
+    held = jax.device_put(np.ones((8, 16), np.float32), sharding.replicated(batch_mesh(8)))
+    state = TrainState.create({"params": {"encoder": held}, "batch_stats": {}}, optax.sgd(0.1))
+    about = checkpoint.describe(default(), steps=0, shapes={"image": (32, 32, 3)})
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "mlir" in event else None
+    )
+    with checkpoint.open_checkpoints(tmp_path, 1) as checkpoints:
+        checkpoint.save(checkpoints, state, about)
+    assert not compiled
+    with checkpoint.open_checkpoints(tmp_path, 1) as checkpoints:
+        again, _ = checkpoint.restore_latest(checkpoints, state, sharding.make_mesh())
+    assert same(again, state)
+    assert len(again.params["encoder"].sharding.device_set) == 8
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "lars"])
 def test_what_every_optimizer_keeps_is_checked_and_comes_back(tmp_path, name):
     make = {"adamw": optax.adamw, "adam": optax.adam, "lars": optax.lars}[name]
