@@ -281,10 +281,12 @@ def adjust_hue(colors: Colors, shift: jax.Array) -> list[jax.Array]:
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
+    # Which is largest, by comparing the three: a compiler may compute `value` from colours that it
+    # rounds otherwise than those it is compared with. Where two are alike both formulas agree.
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
 
     # Smith's hexcone the other way, one formula for the three bands: each falls from `value` by

@@ -1,9 +1,12 @@
 import colorsys
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 
 from elev_ssl_jax import augment
 
@@ -30,16 +33,23 @@ def keys(count, seed=0, step=0):
     return augment.sample_keys(seed, jnp.int32(step), count)
 
 
+def jitter(images, **how):
+    """Compiled as a whole, as in a step; each operation of its own takes longer."""
+    color_jitter = jax.jit(functools.partial(augment.color_jitter, **how))
+    return np.asarray(color_jitter(keys(len(images)), images))
+
+
 @pytest.fixture
 def images(rng):
     return rng.random((8, 20, 20, 3), np.float32)
 
 
 def test_draws_depend_on_seed_step_and_position_alone(images):
+    make = functools.partial(augment.contrastive_view, flip=0.5, **CROP, **STRONG)
+    compiled = jax.jit(make)
+
     def view(count, **which):
-        return augment.contrastive_view(
-            keys(count, **which), images[:count], flip=0.5, **CROP, **STRONG
-        )[0]
+        return compiled(keys(count, **which), images[:count])[0]
 
     np.testing.assert_allclose(view(8)[:3], view(3), atol=1e-6)
     assert np.abs(view(8) - view(8, step=1)).max() > 0.01
@@ -72,7 +82,8 @@ def torchvision_boxes(rng, count, size, scale, ratio):
 )
 def test_crops_are_distributed_as_torchvisions(rng, size, scale):
     ratio, count = (3 / 4, 4 / 3), 6000
-    crop = augment.draw_crops(keys(count, seed=int(rng.integers(1000))), size, scale, ratio, 0.5)
+    draw = jax.jit(augment.draw_crops, static_argnums=(1, 2, 3))
+    crop = draw(keys(count, seed=int(rng.integers(1000))), size, scale, ratio, 0.5)
     ours = np.stack([crop.top, crop.left, crop.height, crop.width], axis=1).astype(float)
     theirs = np.array(list(torchvision_boxes(rng, count, size, scale, ratio)))
     assert ours.min() >= 0
@@ -131,7 +142,8 @@ def test_elevation_follows_the_flips(rng):
     elevation = rng.random((40, 10, 10)).astype(np.float32)
     elevation[0, 2, 3] = np.nan
     images = np.repeat(np.repeat(np.nan_to_num(elevation), 2, 1), 2, 2)[..., None]
-    views, target = augment.elevation_view(keys(40), images, elevation, flip=0.5, **PLAIN)
+    make = jax.jit(functools.partial(augment.elevation_view, flip=0.5, **PLAIN))
+    views, target = make(keys(40), images, elevation)
     np.testing.assert_array_equal(views[:, ::2, ::2, 0], np.nan_to_num(target))
     flipped = sum(not np.array_equal(views[i], images[i]) for i in range(40))
     assert 20 < flipped < 40  # three in four
@@ -147,6 +159,31 @@ def test_hue_equals_colorsys(rng):
         expected.append(colorsys.hsv_to_rgb((h + shift) % 1, s, v))
     got = augment.adjust_hue([*colors.astype(np.float32).T], np.float32(shift))
     np.testing.assert_allclose(np.stack(got, axis=-1), expected, atol=2e-6)
+
+
+def reference_jitter(image, draws):
+    """Of one image, in float64, by the strengths of `STRONG`."""
+    brightness, contrast, saturation = 1 + 0.4 * (2 * draws[:3] - 1)
+    image = np.clip(image * brightness, 0, 1)
+    level = (image @ augment.GRAY_WEIGHTS).mean()
+    image = np.clip(contrast * image + (1 - contrast) * level, 0, 1)
+    gray = (image @ augment.GRAY_WEIGHTS)[..., None]
+    hsv = rgb_to_hsv(np.clip(saturation * image + (1 - saturation) * gray, 0, 1))
+    hsv[..., 0] = (hsv[..., 0] + 0.2 * (2 * draws[3] - 1)) % 1
+    return hsv_to_rgb(hsv)
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_jitter_is_the_same_however_it_is_compiled(images, level):
+    # Parts of a program may round a colour otherwise; its hue must not turn on that.
+    color_jitter = jax.jit(
+        functools.partial(augment.color_jitter, **STRONG),
+        compiler_options={"xla_backend_optimization_level": level},
+    )
+    draws = np.asarray(augment.draw_uniform(keys(8), 6), np.float64).T
+    pairs = zip(images.astype(np.float64), draws, strict=True)
+    expected = [reference_jitter(image, drawn) for image, drawn in pairs]
+    np.testing.assert_allclose(color_jitter(keys(8), images), expected, atol=1e-5)
 
 
 def test_other_color_operations_are_the_published_ones(images):
@@ -166,24 +203,24 @@ def test_other_color_operations_are_the_published_ones(images):
 
 def test_jitter_and_grayscale_act_as_often_as_asked(images):
     many = jnp.broadcast_to(images[0], (400, 20, 20, 3))
-    half = augment.color_jitter(keys(400), many, **{**STRONG, "jitter_probability": 0.5})
+    half = jitter(many, **{**STRONG, "jitter_probability": 0.5})
     changed = np.abs(half - many).max((1, 2, 3)) > 1e-6
     assert 0.4 < changed.mean() < 0.6
-    gray = augment.color_jitter(keys(400), many, **{**PLAIN, "grayscale": 0.2})
-    equal_bands = np.ptp(np.asarray(gray), axis=-1).max((1, 2)) < 1e-6
+    gray = jitter(many, **{**PLAIN, "grayscale": 0.2})
+    equal_bands = np.ptp(gray, axis=-1).max((1, 2)) < 1e-6
     assert 0.12 < equal_bands.mean() < 0.28
 
 
 def test_other_bands_keep_their_colors_apart(rng):
     images = rng.random((8, 6, 6, 5), np.float32)
     strong = {**STRONG, "grayscale": 1.0}
-    got = augment.color_jitter(keys(8), images, **strong)
-    assert np.ptp(np.asarray(got), axis=-1).mean() > 0.1  # no grayscale without named bands
+    got = jitter(images, **strong)
+    assert np.ptp(got, axis=-1).mean() > 0.1  # no grayscale without named bands
     contrast = augment.adjust_contrast(images, 0.0)
     np.testing.assert_allclose(
         contrast, np.broadcast_to(images.mean((1, 2), keepdims=True), images.shape), atol=1e-6
     )
-    named = augment.color_jitter(keys(8), images, **strong, rgb=(4, 2, 0))
+    named = jitter(images, **strong, rgb=(4, 2, 0))
     np.testing.assert_allclose(named[..., 4], named[..., 0], atol=1e-6)
     assert np.abs(named[..., 1] - named[..., 0]).max() > 0.01
 
@@ -191,15 +228,13 @@ def test_other_bands_keep_their_colors_apart(rng):
 def test_colors_are_those_of_the_bands_that_are_named(rng):
     images = rng.random((8, 6, 6, 3), np.float32)
     strong = {**STRONG, "grayscale": 0.3}
-    turned = augment.color_jitter(keys(8), images[..., ::-1], **strong, rgb=(2, 1, 0))
-    np.testing.assert_allclose(
-        turned[..., ::-1], augment.color_jitter(keys(8), images, **strong), atol=1e-6
-    )
+    turned = jitter(images[..., ::-1], **strong, rgb=(2, 1, 0))
+    np.testing.assert_allclose(turned[..., ::-1], jitter(images, **strong), atol=2e-6)
     # Of several bands the colours have the contrast of an image of them alone, the others theirs.
     more = np.concatenate([images, rng.random((8, 6, 6, 2), np.float32)], axis=-1)
     contrast = {**PLAIN, "contrast": 0.4, "jitter_probability": 1.0}
-    got = augment.color_jitter(keys(8), more, **contrast, rgb=(0, 1, 2))
-    alone = augment.color_jitter(keys(8), images, **contrast)
+    got = jitter(more, **contrast, rgb=(0, 1, 2))
+    alone = jitter(images, **contrast)
     np.testing.assert_allclose(got[..., :3], alone, atol=1e-6)
     assert np.abs(got[..., 3:] - more[..., 3:]).max() > 0.001
 
