@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elev_ssl_jax import augment, matching
+from elev_ssl_jax.runtime import sharding
 
 BATCH = 16
+
+
+# As programs, since operation by operation takes longer to compile.
+draw_patches = jax.jit(matching.draw_patches, static_argnums=2, static_argnames=("count", "size"))
+patch_means = jax.jit(matching.patch_means)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def random_crops(keys, size, scale):
+    return augment.draw_crops(keys, size, scale, (3 / 4, 4 / 3), 0.5)
 
 
 def draw_crops(seed, size, scale, flips):
@@ -15,17 +28,7 @@ def draw_crops(seed, size, scale, flips):
     crops = []
     for i in (0, 1):
         keys = augment.sample_keys(seed, i, BATCH)
-        plain = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
-        _, crop = augment.contrastive_view(
-            keys,
-            jnp.zeros((BATCH, *size, 1)),
-            crop_scale=(scale, min(1.0, scale + 0.2)),
-            crop_ratio=(3 / 4, 4 / 3),
-            flip=0.5,
-            jitter_probability=0,
-            grayscale=0,
-            **plain,
-        )
+        crop = random_crops(keys, size, (scale, min(1.0, scale + 0.2)))
         rows, columns = (jnp.full(BATCH, flip) for flip in flips[i])
         crops.append(crop._replace(flip_rows=rows, flip_columns=columns))
     return tuple(crops)
@@ -52,7 +55,7 @@ def test_the_two_patches_of_a_pair_show_the_same_ground(seed, size, scale, flips
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1) + 0.5
     image = jnp.broadcast_to(jnp.asarray(grid, jnp.float32), (BATCH, *size, 2))
     views = jnp.stack([augment.resized_crop(image, crop) for crop in crops], axis=1)
-    means = np.asarray(matching.patch_means(views, patches.rows, patches.columns))
+    means = np.asarray(patch_means(views, patches.rows, patches.columns))
 
     valid = np.asarray(patches.valid)
     difference = np.abs(means[:, 0] - means[:, 1])[valid]
@@ -83,8 +86,8 @@ def test_without_augmentation_the_two_patches_are_identical(rng):
     image = jnp.asarray(rng.normal(size=(BATCH, 24, 30, 3)), jnp.float32)
     keys = augment.sample_keys(1, 0, BATCH)
     crop = whole((24, 30))
-    patches = matching.draw_patches(keys, (crop, crop), (24, 30), count=3, size=5)
-    means = matching.patch_means(jnp.stack([image, image], axis=1), patches.rows, patches.columns)
+    patches = draw_patches(keys, (crop, crop), (24, 30), count=3, size=5)
+    means = patch_means(jnp.stack([image, image], axis=1), patches.rows, patches.columns)
     np.testing.assert_array_equal(means[:, 0], means[:, 1])
 
 
@@ -92,8 +95,8 @@ def test_patch_means_equal_a_loop_over_pixels(rng):
     maps = rng.normal(size=(2, 2, 12, 12, 3)).astype(np.float32)
     keys = augment.sample_keys(2, 0, 2)
     crop = whole((12, 12), 2)
-    patches = matching.draw_patches(keys, (crop, crop), (12, 12), count=2, size=4)
-    means = matching.patch_means(jnp.asarray(maps), patches.rows, patches.columns)
+    patches = draw_patches(keys, (crop, crop), (12, 12), count=2, size=4)
+    means = patch_means(jnp.asarray(maps), patches.rows, patches.columns)
     for b, v, p in np.ndindex(2, 2, 2):
         weight = np.multiply.outer(
             np.asarray(patches.rows[b, v, p], np.float64), np.asarray(patches.columns[b, v, p])
@@ -122,11 +125,11 @@ def overlaps(patches):
 def test_patches_avoid_one_another_while_there_is_room():
     crop = whole((100, 100), 64)
     keys = augment.sample_keys(3, 0, 64)
-    roomy = matching.draw_patches(keys, (crop, crop), (100, 100), count=4, size=16)
+    roomy = draw_patches(keys, (crop, crop), (100, 100), count=4, size=16)
     assert not overlaps(roomy).any()
     # One patch of 12 leaves room in 20 pixels for no other, wherever the first one lies within.
     crop = whole((20, 20), 64)
-    tight = matching.draw_patches(keys, (crop, crop), (20, 20), count=2, size=12)
+    tight = draw_patches(keys, (crop, crop), (20, 20), count=2, size=12)
     assert overlaps(tight).all()
     assert tight.valid.all()
 
@@ -140,7 +143,7 @@ def test_views_that_share_no_room_are_told():
     )
     apart = corner._replace(top=jnp.asarray([16.0, 4.0]))
     keys = augment.sample_keys(4, 0, 2)
-    patches = matching.draw_patches(keys, (corner, apart), (32, 32), count=4, size=16)
+    patches = draw_patches(keys, (corner, apart), (32, 32), count=4, size=16)
     np.testing.assert_array_equal(patches.valid, [False, True])
     assert np.isfinite(patches.rows).all()
     assert np.isfinite(patches.columns).all()
@@ -148,11 +151,11 @@ def test_views_that_share_no_room_are_told():
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_patches_do_not_depend_on_the_number_of_devices(batch_mesh, devices):
-    from elev_ssl_jax.runtime import sharding
-
     crops = draw_crops(5, (40, 40), 0.7, ((True, False), (False, False)))
     keys = augment.sample_keys(6, 0, BATCH)
-    draw = jax.jit(lambda k, c: matching.draw_patches(k, c, (40, 40), count=4, size=8))
     split = sharding.split(batch_mesh(devices))
-    alone, sharded = draw(keys, crops), draw(*jax.device_put((keys, crops), split))
+    placed = jax.device_put((keys, crops), split)
+    alone, sharded = (
+        draw_patches(*at, (40, 40), count=4, size=8) for at in ((keys, crops), placed)
+    )
     jax.tree.map(np.testing.assert_array_equal, alone, sharded)
