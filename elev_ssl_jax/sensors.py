@@ -5,6 +5,7 @@ scaled to 0..1 by their range, of which `config.data.bands` may pick some bands,
 where it is an input, in units of `config.data.elevation_scale`.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -176,6 +177,8 @@ def apart(inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[
     return tuple((name, 1 if name == ELEVATION else shapes[name][2]) for name in inputs.names)
 
 
+# Also where nobody compiles it: each operation by itself would take longer to compile.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def join(inputs: Inputs, chips: Mapping[str, jax.Array]) -> jax.Array:
     """The inputs as one image: float32 [B, H, W, C], sensors in 0..1.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 # less to optimise, since tiny models compile for longer than they run.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Where libtpu is installed JAX would look for a TPU first. A GPU is asked for.
@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["ELEV_TEST_PROGRAMS"] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["ELEV_TEST_PROGRAMS"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any is left out

@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"  # what is tiny compiles longest
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # what is tiny compiles longest
 os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")  # nothing starts again
 
 import elev_ssl_jax

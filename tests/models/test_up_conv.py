@@ -40,9 +40,14 @@ def test_value_and_gradients_are_pytorchs_on_all_devices(monkeypatch, padding, d
             maps = maps if depth else (*maps, None)
             return conv.apply({"params": {"kernel": kernel}}, maps[0], size, maps[1])
 
-        value, back = jax.vjp(apply, kernel, x, *([skip] if depth else []))
+        @jax.jit
+        def both(gradient, *inputs):
+            value, back = jax.vjp(apply, *inputs)
+            return value, back(gradient)
+
+        value, found = both(gradient, kernel, x, *([skip] if depth else []))
         np.testing.assert_allclose(value, wanted.detach().permute(0, 2, 3, 1), atol=1e-4)
-        for got, right in zip(back(gradient), gradients, strict=True):
+        for got, right in zip(found, gradients, strict=True):
             np.testing.assert_allclose(got, right, atol=2e-4)
 
     check()

@@ -21,6 +21,7 @@ from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import checkpoint, sharding
 from elev_ssl_jax.runtime.train_state import TrainState
 from tests.pretraining.test_loop import Stop, Stopping, Writer, final_state
+from tests.pretraining.test_step import norm
 
 SIZE = 32
 KINDS = {
@@ -221,8 +222,7 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(
             losses.append(float(terms["loss"]))
             assert bool(state.batch_stats) == (kind != "dual_swin")  # which has no statistics
         np.testing.assert_allclose(*losses, rtol=1e-5)
-        difference = optax.tree.norm(jax.tree.map(np.subtract, *gradients))
-        return float(difference / optax.tree.norm(gradients[0]))
+        return norm(jax.tree.map(np.subtract, *gradients)) / norm(gradients[0])
 
     # Rounding takes some activation across a kink of ReLU or of max-pooling, now and then.
     errors = [relative_error()]
