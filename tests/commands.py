@@ -34,6 +34,7 @@ def environment(**more):
         **{name: value for name, value in os.environ.items() if name not in _OURS},
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         **more,
     }
 

@@ -28,8 +28,11 @@ def demo(workdir, *more, **environment):
     )
 
 
-def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
-    done = demo(tmp_path / "run", "--config.epochs=1", XLA_FLAGS="")  # compiled as a user's
+@pytest.mark.parametrize("encoder", ["vgg", "resnet18"])
+def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path, encoder):
+    which = f"--config.model.encoder={encoder}"
+    # Compiled as a user's.
+    done = demo(tmp_path / "run", which, "--config.epochs=1", XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
     for word in ("elevation RMSE", "linear probe", "views.png", "to continue: python -m"):
         assert word in done.stdout
@@ -37,14 +40,14 @@ def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path):
     assert json.loads((run / "config.json").read_text())["epochs"] == 1
     assert list(run.glob("events.out.tfevents*"))
 
-    more = demo(tmp_path / "run", "--config.epochs=2")
+    more = demo(tmp_path / "run", which, "--config.epochs=2")
     assert more.returncode == 0, more.stderr
     bars = ("pre-training", "synthetic", "masks", "unlabeled", "labeled", "test", "reading")
     for line in (done.stderr + more.stderr).replace("\r", "\n").splitlines():
         assert not line.strip() or line.strip().startswith(bars), line
     assert "going on after step" in more.stdout
 
-    other = demo(tmp_path / "run", "--config.seed=5")
+    other = demo(tmp_path / "run", which, "--config.seed=5")
     assert other.returncode == 2
     assert other.stderr.strip().endswith("(seed was 0 and is 5); use another --workdir")
 
