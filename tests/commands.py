@@ -1,8 +1,11 @@
 """Commands, called as from a shell."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -14,6 +17,8 @@ TINY_DEMO = (
     *("--config.model.width=0.125", "--config.model.encoder=vgg"),
     *("--config.batch_size=8", "--config.epochs=3"),
 )
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.preloaded"])
 _OURS = ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL", "PYTHONPATH")  # a user's environment has none of them
 
 
@@ -45,3 +50,45 @@ def run(*words, cwd=ROOT, python=sys.executable, **more):
     return subprocess.run(
         command, cwd=cwd, env=environment(**more), capture_output=True, text=True, check=False
     )
+
+
+def forked(module, *words, cwd=ROOT, **more):
+    """As `run("-m", module, *words)`, by a process forked from one that has imported everything.
+
+    That spares the ten seconds that TensorFlow takes; how a command starts isn't tested by it.
+    """
+    words = [module, *map(str, words)]
+    # A process that was forked can't start again, as it would for its memory.
+    variables = environment(GLIBC_TUNABLES="", **more)
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder, "stdout"), Path(folder, "stderr")]
+        for path in said:
+            path.touch()
+        process = _FORKS.Process(target=_forked, args=(words, cwd, variables, said))
+        process.start()
+        process.join()
+        told = [path.read_text() for path in said]
+    return subprocess.CompletedProcess(words, process.exitcode, *told)
+
+
+def _forked(words, folder, variables, said):
+    """What a process does that was forked."""
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    for stream, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    # What JAX reads when it is imported.
+    jax.config.update("jax_compilation_cache_dir", variables["JAX_COMPILATION_CACHE_DIR"])
+    seconds = float(variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    run_module(words)
+
+
+def run_module(words):
+    """`python -m WORDS` in this process; ends as that does, by SystemExit if at all."""
+    sys.argv = [*words]
+    sys.orig_argv = [sys.executable, "-m", *words]
+    sys.modules.pop(words[0], None)  # it is run, not imported
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 def test_the_file_has_what_the_model_says_of_labelled_chips(run, tmp_path):
     out = tmp_path / "features.npz"
     same = os.environ["XLA_FLAGS"]  # programs as they are compiled here
-    done = commands.run("-m", "elev_ssl_jax.features", run, f"--out={out}", XLA_FLAGS=same)
+    done = commands.forked("elev_ssl_jax.features", run, f"--out={out}", XLA_FLAGS=same)
     assert done.returncode == 0, done.stderr
     assert "chips of labeled for train" in done.stdout
     found = np.load(out)

@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -12,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(*arguments, **environment):
-    return commands.run("-m", "elev_ssl_jax.main", *arguments, **environment)
+    return commands.forked("elev_ssl_jax.main", *arguments, **environment)
 
 
-def demo(workdir, *more, **environment):
-    return main(
+def demo(workdir, *more, run=main, **environment):
+    return run(
         "--config=configs/simclr_elev.py:demo",
         f"--workdir={workdir}",
         "--config.data.synthetic.chips=120",
@@ -31,8 +32,9 @@ def demo(workdir, *more, **environment):
 @pytest.mark.parametrize("encoder", ["vgg", "resnet18"])
 def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path, encoder):
     which = f"--config.model.encoder={encoder}"
-    # Compiled as a user's.
-    done = demo(tmp_path / "run", which, "--config.epochs=1", XLA_FLAGS="")
+    # Started and compiled as a user's.
+    alone = functools.partial(commands.run, "-m", "elev_ssl_jax.main")
+    done = demo(tmp_path / "run", which, "--config.epochs=1", run=alone, XLA_FLAGS="")
     assert done.returncode == 0, done.stderr
     for word in ("elevation RMSE", "linear probe", "views.png", "to continue: python -m"):
         assert word in done.stdout

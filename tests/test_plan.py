@@ -19,8 +19,7 @@ SMALL = (
 
 def plan(*arguments, config="configs/simclr_elev.py"):
     eight = os.environ["XLA_FLAGS"]  # devices
-    words = ("-m", "elev_ssl_jax.plan", f"--config={config}", *arguments)
-    return commands.run(*words, XLA_FLAGS=eight)
+    return commands.forked("elev_ssl_jax.plan", f"--config={config}", *arguments, XLA_FLAGS=eight)
 
 
 def test_a_run_is_planned_for_the_devices_at_hand():

@@ -114,8 +114,8 @@ def test_a_bucket_that_is_not_there_or_closed_is_told(bucket, tmp_path):
 
     out = tmp_path / "x.safetensors"
     with hostile.web_server(403) as (url, _):  # of a process, since a client keeps its server
-        done = commands.run(
-            *("-m", "elev_ssl_jax.convert", "--from=gs://bucket/run", "--to=torchvision"),
+        done = commands.forked(
+            *("elev_ssl_jax.convert", "--from=gs://bucket/run", "--to=torchvision"),
             f"--out={out}",
             STORAGE_EMULATOR_HOST=url,
         )
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
             time.sleep(0.1)
         killed.kill()
         assert killed.wait() == -9, killed.stderr.read().decode()
-    done = commands.run(*command[1:], HOME=str(tmp_path))
+    done = commands.forked(*command[2:], HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
     found = {path.name for path in run.iterdir()}
@@ -197,5 +197,5 @@ def test_a_killed_run_goes_on_in_its_bucket(bucket, tmp_path):
     assert any(path.startswith("events.") for path in found)
     assert json.loads((run / "results.json").read_text())["elevation_rmse_m"] > 0
     assert load(name).step == checkpoint.steps(run)[-1]
-    other = commands.run(*command[1:], "--config.seed=7", HOME=str(tmp_path))
+    other = commands.forked(*command[2:], "--config.seed=7", HOME=str(tmp_path))
     assert (other.returncode, "seed was 0 and is 7" in other.stderr) == (2, True)

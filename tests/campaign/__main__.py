@@ -5,35 +5,19 @@ python -m tests.campaign [--kind WORDS] [--every N] [--world FOLDER]
 
 import argparse
 import collections
-import importlib
 import os
-import pkgutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # what is tiny compiles longest
 os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "")  # nothing starts again
 
-import elev_ssl_jax
-from elev_ssl_jax.runtime import quiet
+import tests.preloaded  # noqa: F401 - once, for all that are forked
 from tests.campaign import asking, damaged, interrupted, outside, trial, world
 
 KINDS = (damaged, outside, asking)
-_OWN_FLAGS = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # each defines absl's anew
-
-
-def preload() -> None:
-    """Imports what the commands do, once."""
-    quiet.import_tensorflow()
-    for name in ("clu.metric_writers", "geopandas", "matplotlib.figure", "sklearn.linear_model"):
-        importlib.import_module(name)
-    for module in pkgutil.walk_packages(elev_ssl_jax.__path__, "elev_ssl_jax."):
-        if module.name not in _OWN_FLAGS and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
 
 
 def main() -> None:
@@ -44,7 +28,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only each N-th case")
     parser.add_argument("--verbose", action="store_true", help="print what is said in each")
     args = parser.parse_args()
-    preload()
     with tempfile.TemporaryDirectory() as scratch:
         made = args.world or Path(scratch, "world")
         if not made.exists():

@@ -9,7 +9,6 @@ import fcntl
 import os
 import re
 import resource
-import runpy
 import shutil
 import signal
 import sys
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from tests import commands
 
 REFUSED, FINE, DEFECT = 2, 0, 1
 MEBIBYTES = 3000  # more than this and the seconds of a case is an answer that nobody waits for
@@ -139,9 +140,7 @@ def begun(case: Case, place: Path) -> tuple[int, int]:
         tempfile.tempdir = str(place.parent)
         if case.during is not None:
             case.during()
-        sys.argv = [*case.words]
-        sys.orig_argv = [sys.executable, "-m", *case.words]
-        code = _call(case.words[0])
+        code = _code(case.words)
     except BaseException:
         code = 70
         with suppress(OSError):
@@ -168,10 +167,9 @@ def _apart(function, *arguments):
         raise RuntimeError(function)
 
 
-def _call(module):
-    sys.modules.pop(module, None)  # it is run, not imported
+def _code(words):
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        commands.run_module(words)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0

@@ -18,6 +18,7 @@ from elev_ssl_jax.data.planning import Quantity, Settings, plan
 from elev_ssl_jax.data.scene import parse_images
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
+from tests import commands
 
 UTM, LEFT, TOP, SIDE = "EPSG:32618", 500_000, 800_000, 60  # a scene of 60 x 60 pixels of 10 m
 SMALL = Settings(size=20, elevation_size=7)
@@ -422,23 +423,23 @@ def test_bands_on_other_grids_and_scenes_below_a_chip_are_refused(scene):
 
 def test_the_command_writes_all_or_nothing(scene):
     out = scene["folder"] / "chips"
-    command = [sys.executable, "-m", "elev_ssl_jax.data.chips", "--image", scene["image"]]
+    command = ["elev_ssl_jax.data.chips", "--image", scene["image"]]
     command += ["--elevation", scene["dem"], "--labels", scene["cover"], "--label-values", "4"]
     command += ["--size", "20", "--elevation-size", "7", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.forked(*command)
     assert done.returncode == 0
     assert "9 chips kept, 0 dropped" in done.stdout
     assert "3 of those kept are incomplete" in done.stdout
     assert len(store.read_table(out)) == 9
     assert {path.name for path in out.iterdir()} == {"chips.json", "image"}
 
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = commands.forked(*command)
     assert again.returncode == 2
     assert "exists already" in again.stderr
 
     command[-1] = scene["folder"] / "broken"
     break_dem_file(scene)
-    broken = subprocess.run(command, capture_output=True, text=True)
+    broken = commands.forked(*command)
     assert broken.returncode == 2
     assert "Traceback" not in broken.stderr
     assert broken.stderr.strip().splitlines()[-1].startswith("error: ")
@@ -592,7 +593,7 @@ def test_two_commands_on_one_folder_make_it_once_and_whole(scene):
             assert first.poll() is None
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
-        second = subprocess.run(command, capture_output=True, text=True)
+        second = commands.forked(*command[2:])
         assert second.returncode == 2
         assert (
             second.stderr.strip()

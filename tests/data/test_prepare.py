@@ -1,3 +1,4 @@
+import functools
 import re
 import subprocess
 import sys
@@ -6,17 +7,13 @@ import pytest
 
 from elev_ssl_jax.data import prepare, procedural, source, store, synthetic
 from elev_ssl_jax.errors import InputError
+from tests import commands
 from tests.data.test_source import Data
 
 
-def command(module, *arguments, **kwargs):
+def command(module, *arguments, run=commands.forked):
     """A command's exit code, what it printed, and what it said but for progress bars."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"elev_ssl_jax.data.{module}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
+    done = run(f"elev_ssl_jax.data.{module}", *arguments)
     lines = [line for line in re.split(r"[\r\n]+", done.stderr) if "chips/s" not in line]
     return done.returncode, done.stdout, [line for line in lines if line.strip()]
 
@@ -82,11 +79,14 @@ def test_chips_side_by_side_are_split_at_random(tmp_path, capsys):
 
 
 def test_the_commands_say_nothing_but_what_they_have_to(tmp_path):
-    code, said, noise = command("synthetic", "--chips", 20, "--size", 12, "--out", tmp_path / "c")
+    alone = functools.partial(commands.run, "-m")  # TensorFlow would speak when it is imported
+    words = ("--chips", 20, "--size", 12, "--out", tmp_path / "c")
+    code, said, noise = command("synthetic", *words, run=alone)
     assert (code, said, noise) == (0, "", [])
     mask = next((tmp_path / "c").rglob("mask.npy"))
     mask.write_bytes(mask.read_bytes()[:200])
-    code, said, noise = command("prepare", "--chips", tmp_path / "c", "--data-dir", tmp_path / "d")
+    words = ("--chips", tmp_path / "c", "--data-dir", tmp_path / "d")
+    code, said, noise = command("prepare", *words, run=alone)
     assert code == 2
     assert len(noise) == 1
     assert noise[0] == f"error: {mask} is damaged; delete {mask.parent}, and cut again"

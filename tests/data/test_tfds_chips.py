@@ -20,6 +20,7 @@ from elev_ssl_jax.data.planning import Quantity, Settings
 from elev_ssl_jax.data.scene_files import SceneFiles
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.runtime import beam
+from tests import commands
 from tests.data.test_chips import write
 from tests.data.test_source import Data
 
@@ -280,7 +281,7 @@ def test_a_cut_that_is_killed_goes_on(scenes, cut, tmp_path, workers):
     process.wait()
     done = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".out.unfinished/*/0*/*")}
     assert not (tmp_path / "out").exists()
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = commands.forked(*command[2:])
     assert finished.returncode == 0, finished.stderr
     for path, when in done.items():
         name = path.relative_to(tmp_path / ".out.unfinished")

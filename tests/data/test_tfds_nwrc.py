@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import tfds_nwrc
 
 from elev_ssl_jax.data import prepare, source
 from elev_ssl_jax.errors import InputError
+from tests import commands
 from tests.data import reference
 
 
@@ -129,14 +128,14 @@ def test_a_failed_rebuild_keeps_what_was_there(prepared, tmp_path):
 
 
 def test_the_command_reports_bad_files_in_one_line(prepared, tmp_path):
-    command = [sys.executable, "-m", "elev_ssl_jax.data.prepare", "--chips", tmp_path / "none"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["elev_ssl_jax.data.prepare", "--chips", tmp_path / "none"]
+    done = commands.forked(*command)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     folder, _, _ = prepared
     command = [*command[:-1], folder, "--data-dir", tmp_path, "--bands", "0", "7"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.forked(*command)
     assert done.returncode == 2
     assert "has 4 bands; band 7" in done.stderr
     assert not list(tmp_path.iterdir())
