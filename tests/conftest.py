@@ -1,3 +1,4 @@
+import gc
 import os
 import secrets
 import sys
@@ -39,7 +40,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.hookimpl(tryfirst=True)  # before any is left out
 def pytest_collection_modifyitems(config, items):
-    """Marks those that `slow.txt` names."""
+    """Marks those that `slow.txt` names, and begins with commands, which take longest."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
     lines = Path(__file__).with_name("slow.txt").read_text().splitlines()
     named = [line for line in lines if not line.startswith("#")]
     found = set()
@@ -49,6 +51,11 @@ def pytest_collection_modifyitems(config, items):
             found.add(line)
     if not config.option.file_or_dir and (unknown := sorted(set(named) - found)):
         raise pytest.UsageError(f"tests/slow.txt: there is no such test: {', '.join(unknown)}")
+
+
+def pytest_collection_finish():
+    """What was imported stays: Python need not look through it, again and again, for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,8 +22,18 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
         model, images = finetune.make_model(settings, known, "cpu"), jnp.zeros((1, *shape))
     else:
         model, images = methods.make_model(settings, known, "cpu"), jnp.zeros((1, 3, *shape))
+    variables = drawn(lambda: model.init(jax.random.key(0), images, train=True), seed)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    state = TrainState(jnp.asarray(step), params, stats, opt_state={})
+    about = checkpoint.describe(settings, steps=steps, shapes=known)
+    with checkpoint.open_checkpoints(folder, 1) as checkpoints:
+        checkpoint.save(checkpoints, state, about)
+    return variables
+
+
+def drawn(init, seed=0):
+    """Variables as `init` makes them, with random weights and statistics, and nothing compiled."""
     rng = np.random.default_rng(seed)
-    shapes_of = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
 
     def draw(path, leaf):
         name = path[-1].key
@@ -33,13 +43,7 @@ def save_run(folder, settings, shape, *, elevation=(11, 11), step=4, steps=4, se
         low, high = {"scale": (0.8, 1.2), "var": (0.8, 1.2)}.get(name, (-0.2, 0.2))
         return rng.uniform(low, high, leaf.shape).astype(np.float32)
 
-    variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    state = TrainState(jnp.asarray(step), params, stats, opt_state={})
-    about = checkpoint.describe(settings, steps=steps, shapes=known)
-    with checkpoint.open_checkpoints(folder, 1) as checkpoints:
-        checkpoint.save(checkpoints, state, about)
-    return variables
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
 
 
 def settings(head=None, *, width=0.125, low=0.0, high=6000.0):

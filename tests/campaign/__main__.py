@@ -1,6 +1,6 @@
 """Runs every case, interrupts every command, and says what was answered badly.
 
-python -m tests.campaign [--kind WORDS] [--every N] [--world FOLDER]
+python -m tests.campaign [--kind WORDS] [--every N] [--untrained] [--world FOLDER]
 """
 
 import argparse
@@ -26,14 +26,22 @@ def main() -> None:
     parser.add_argument("--kind", default="", help="those whose kind or name has these words")
     parser.add_argument("--world", type=Path, help="where what they start from is, or is made")
     parser.add_argument("--every", type=int, default=1, help="only each N-th case")
+    parser.add_argument(
+        "--untrained", action="store_true", help="only what starts from no run, nor makes one"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what is said in each")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         made = args.world or Path(scratch, "world")
         if not made.exists():
-            world.make(made)
+            world.make(made, trained=not args.untrained)
         cases = [c for module in KINDS for c in module.cases(made)]
-        cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"][:: args.every]
+        cases = [c for c in cases if args.kind in f"{c.kind}: {c.name}"]
+        chosen = [t for t in interrupted.trials() if args.kind in f"interrupted: {t.name}"]
+        if args.untrained:
+            cases = [c for c in cases if _without_runs(made, c, trains=trial.FINE in c.codes)]
+            chosen = [t for t in chosen if _without_runs(made, t.job, trains=True)]
+        cases, chosen = cases[:: args.every], chosen[:: args.every]
         begun = time.monotonic()
         counts, bad = collections.Counter(), collections.Counter()
         for answer in trial.run_all(cases, made, Path(scratch, "trials")):
@@ -43,8 +51,6 @@ def main() -> None:
                 print(f"{answer.case.kind}: {answer.case.name}: {'; '.join(answer.wrong)}")
                 print(f"    {answer.code} {answer.seconds:.1f} s {answer.said.strip()[-700:]!r}")
         kills = 0
-        chosen = [t for t in interrupted.trials() if args.kind in f"interrupted: {t.name}"]
-        chosen = chosen[:: args.every]
         for each, wrong, killed in interrupted.run_all(chosen, made, Path(scratch, "interrupted")):
             counts[f"{each.job.name}, in the middle"] += 1
             kills += killed
@@ -59,6 +65,11 @@ def main() -> None:
             f"{time.monotonic() - begun:.0f} s, {total} answered badly"
         )
         sys.exit(bool(total))
+
+
+def _without_runs(made, what, trains):
+    needed = all((made / name).exists() for name in what.needs)
+    return needed and not (trains and what.words[0] == world.MAIN)
 
 
 if __name__ == "__main__":

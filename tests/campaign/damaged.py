@@ -31,8 +31,9 @@ def cases(made: Path) -> Iterator[Case]:
     """All of them; `made` is the world, whose files they name."""
     yield from _data(made)
     yield from _chips(made)
-    yield from _runs(made)
-    yield from _experiments(made)
+    if (made / "pre").exists():
+        yield from _runs(made)
+        yield from _experiments(made)
     yield from _maps()
 
 

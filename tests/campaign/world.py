@@ -45,6 +45,8 @@ MAP = (PREDICT, "--run", "fine", "--image", "image.tif", "--out", "map.tif")
 _STEPS = (
     (*CUT, "--out", "chips"),
     (*BUILD, "--data-dir", "data"),
+)
+_TRAINING = (
     (*PRETRAIN, "--workdir=pre"),
     (*FINETUNE, "--workdir=fine"),
     (*EXPERIMENT, "--workdir=exp"),
@@ -53,8 +55,8 @@ _STEPS = (
 )
 
 
-def make(folder: Path) -> None:
-    """Makes it all, by the commands themselves."""
+def make(folder: Path, trained: bool = True) -> None:
+    """Makes it all, by the commands themselves; or what needs no training, in seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     scene(folder)
     torch.save(weights(), folder / "encoder.pth")
@@ -62,7 +64,7 @@ def make(folder: Path) -> None:
     raw = folder / "raw"
     raw.mkdir()
     reference.write_folder(raw, count=9, size=12, elevation_size=4)
-    for words in _STEPS:
+    for words in (*_STEPS, *_TRAINING) if trained else _STEPS:
         case = trial.Case("world", " ".join(words), words)
         pid, pipe = trial.begun(case, folder)
         _, status = os.waitpid(pid, 0)

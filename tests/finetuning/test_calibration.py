@@ -7,6 +7,7 @@ from elev_ssl_jax import pictures
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.finetuning import labelled, loop, step
 from elev_ssl_jax.finetuning.calibration import BINS, Reliability
+from tests import runs
 
 
 def test_the_error_is_the_mean_gap_of_the_bins(rng, tmp_path):
@@ -55,7 +56,7 @@ def test_a_judged_model_is_as_sure_as_its_probabilities(rng):
     images = rng.integers(0, 6000, (70, 32, 32, 3)).astype(np.uint16)  # more than a batch
     chips = labelled.Labelled({"image": images}, rng.integers(0, 3, 70).astype(np.uint8))
     setup = loop.make_setup(config, {"image": (32, 32, 3)}, 70)
-    variables = loop.init(setup, 0, (32, 32, 3))
+    variables = runs.drawn(lambda: loop.init(setup, 0, (32, 32, 3)))
     reliability = Reliability()
     matrix, classes = step.judge(setup, variables, chips, reliability=reliability)
     likely = np.concatenate(

@@ -20,6 +20,7 @@ from elev_ssl_jax.inference import model as inference
 from elev_ssl_jax.pretraining import loop as pretraining
 from elev_ssl_jax.runtime import sharding, starting
 from elev_ssl_jax.runtime.train_state import TrainState
+from tests import runs
 from tests.pretraining.test_loop import Stop, Stopping, Writer
 
 SIZE = 32
@@ -63,7 +64,7 @@ def chips(head):
 
 def start(config, chips):
     setup = loop.make_setup(config, {"image": (SIZE, SIZE, 3)}, len(chips.targets))
-    return setup, loop.init(setup, 0, (SIZE, SIZE, 3))
+    return setup, runs.drawn(lambda: loop.init(setup, 0, (SIZE, SIZE, 3)))
 
 
 def equal(one, other):

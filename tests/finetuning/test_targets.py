@@ -15,6 +15,7 @@ from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.finetuning import labelled, loop, methods, single, step
 from elev_ssl_jax.inference import model as inference
+from tests import runs
 from tests.pretraining.test_loop import Writer
 
 SIZE, CLASSES = 32, 3
@@ -258,7 +259,7 @@ def test_views_that_can_not_occur_are_not_encoded(config):
     for flip, views in ((0.0, 1), (0.5, 4)):
         config.augment.finetune.flip = flip
         setup = loop.make_setup(config, labelled.shapes_of(config, chips), 4)
-        variables = loop.init(setup, 0, (SIZE, SIZE, 5))
+        variables = runs.drawn(lambda: loop.init(setup, 0, (SIZE, SIZE, 5)))  # noqa: B023
         (maps,) = loop.encode_views(setup, variables, chips.inputs)
         assert len(maps) == 4 * views
     dropping = dataclasses.replace(setup, drop_sensor=0.5)
@@ -274,7 +275,8 @@ def test_an_ensemble_says_what_its_members_mean(config, rng):
         config.finetune.head, config.model.encoder = head, encoder
         check(config)
         setup = loop.make_setup(config, labelled.shapes_of(config, chips), 5)
-        members.append((setup, loop.init(setup, 0, (SIZE, SIZE, 5))))
+        variables = runs.drawn(lambda: loop.init(setup, 0, (SIZE, SIZE, 5)))  # noqa: B023
+        members.append((setup, variables))
     matrix, classes = step.judge_together(members, chips)
     images = sensors.shown(members[0][0].inputs, chips.inputs)
     total = 0

@@ -8,6 +8,7 @@ import pytest
 from elev_ssl_jax import augment
 from elev_ssl_jax.errors import InputError
 from elev_ssl_jax.pretraining import elevation as objective
+from tests import runs
 from tests.test_losses import reference_nt_xent
 
 COMMON = {"encoder", "projection"}
@@ -30,15 +31,15 @@ def tiny(tiny):
     return tiny
 
 
-def build(config, chips):
+def build(config, chips, run=lambda made, *inputs: jax.jit(made)(*inputs)):
     model = objective.make_model(config, {"image": (32, 32, 3), "elevation": (11, 11)}, "cpu")
     keys = augment.sample_keys(0, jnp.int32(0), 8)
     few = {name: jnp.asarray(chips[name][:8]) for name in ("image", "elevation")}
-    return model, jax.jit(functools.partial(objective.make_views, config))(keys, few)
+    return model, run(functools.partial(objective.make_views, config), keys, few)
 
 
 def start(model, *inputs):
-    return jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), *inputs)
+    return runs.drawn(lambda: model.init(jax.random.key(0), *inputs, train=True))
 
 
 def make_terms(config, model, views, variables):
@@ -60,10 +61,11 @@ def make_terms(config, model, views, variables):
 @pytest.mark.parametrize(("alpha", "lam", "count", "parts"), METHODS)
 def test_a_branch_without_weight_does_not_exist(tiny, chips, alpha, lam, count, parts):
     tiny.objective.alpha, tiny.objective.lam = alpha, lam
-    model, views = build(tiny, chips)
+    model, views = build(tiny, chips, run=jax.eval_shape)
     assert views.inputs.images.shape == (8, count, 32, 32, 3)
     assert (views.inputs.patches is not None) == ("local_decoder" in parts)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *views.inputs, train=True))
+    init = functools.partial(model.init, train=True)
+    variables = jax.eval_shape(init, jax.random.key(0), *views.inputs)
     assert set(variables["params"]) == parts
 
 
@@ -147,18 +149,17 @@ def test_style_is_the_mean_and_variance_of_the_last_map(tiny, chips):
         model, views = build(tiny, chips)
         variables = start(model, views.inputs.images)
         heads[features] = variables["params"]["projection"]["linear1"]["kernel"].shape
-        outputs = jax.jit(functools.partial(model.apply, train=False))(
-            variables, views.inputs.images
-        )
-        assert outputs["features"].shape == (8, 64)
     assert heads == {"mean": (64, 16), "style": (128, 16)}
+    outputs = jax.jit(functools.partial(model.apply, train=False))(variables, views.inputs.images)
+    assert outputs["features"].shape == (8, 64)
     encoder = {name: variables[name]["encoder"] for name in ("params", "batch_stats")}
     alone = functools.partial(model.encoder(width=model.width).apply, train=False)
     last = jax.jit(alone)(encoder, views.inputs.images[:, 0])[-1]
     assert last.shape[1:3] == (2, 1)
     style = jnp.concatenate([last.mean((1, 2)), last.var((1, 2))], axis=-1)
-    head = variables["params"]["projection"]
-    hidden = jax.nn.relu(style @ head["linear1"]["kernel"]) / np.sqrt(1 + 1e-5)
+    head, stats = (variables[kind]["projection"] for kind in ("params", "batch_stats"))
+    hidden = jax.nn.relu(style @ head["linear1"]["kernel"]) - stats["bn"]["mean"]
+    hidden = hidden * head["bn"]["scale"] / np.sqrt(stats["bn"]["var"] + 1e-5) + head["bn"]["bias"]
     expected = hidden @ head["linear2"]["kernel"]
     np.testing.assert_allclose(outputs["embeddings"][:, 0], expected, rtol=1e-3, atol=1e-5)
 

@@ -20,6 +20,7 @@ from elev_ssl_jax.pretraining import fusion, loop
 from elev_ssl_jax.pretraining.step import make_train_step
 from elev_ssl_jax.runtime import checkpoint, sharding
 from elev_ssl_jax.runtime.train_state import TrainState
+from tests import runs
 from tests.pretraining.test_loop import Stop, Stopping, Writer, final_state
 from tests.pretraining.test_step import norm
 
@@ -78,11 +79,12 @@ def make_chips(count, seed=0):
 def start(config, chips):
     method = fusion.make(config, chips, sharding.make_mesh())
     few = {name: jnp.asarray(chips[name][:2]) for name in method.reads}
-    views = jax.jit(method.views, static_argnums=2)(augment.sample_keys(0, 0, 2), few, True)
-    variables = jax.jit(functools.partial(method.model.init, train=True))(
-        jax.random.key(0), *views.inputs
-    )
-    return method, variables
+
+    def init():
+        shown, _ = method.views(augment.sample_keys(0, 0, 2), few, True)
+        return method.model.init(jax.random.key(0), *shown, train=True)
+
+    return method, runs.drawn(init)
 
 
 def applied(method, variables, inputs):

@@ -5,6 +5,7 @@ import numpy as np
 
 from elev_ssl_jax.pretraining import elevation, scores
 from elev_ssl_jax.runtime import sharding
+from tests import runs
 
 
 def predict(config, chips, part=slice(None)):
@@ -12,12 +13,11 @@ def predict(config, chips, part=slice(None)):
     method = elevation.make(config, chips, sharding.make_mesh())
     few = {name: array[:2] for name, array in chips.items()}
 
-    @jax.jit
     def init():
         shown, _ = method.views(jax.random.split(jax.random.key(0), 2), few, True)
         return method.model.init(jax.random.key(0), *shown, train=True)
 
-    variables = init()
+    variables = runs.drawn(init)
     run = scores.make_predict(config, method, sharding.make_mesh())
     parts = list(run(variables, {name: array[part] for name, array in chips.items()}))
     return [
