@@ -31,7 +31,7 @@ def draw_views(
         side, in pixels.
     """
     columns = ["image", *views] + ["elevation (m)"] * (elevation is not None)
-    figure, axes = _grid(len(images), columns)
+    figure, axes = _grid(len(images), columns, gap=0.1)
     for i, row in enumerate(axes):
         for axis, pictured in zip(row, (images, *views.values()), strict=False):
             axis.imshow(pictured[i])
@@ -42,7 +42,7 @@ def draw_views(
                 frame = Rectangle((left, top), side, side, fill=False, edgecolor=f"C{number}")
                 row[1 + view].add_patch(frame)
         if elevation is not None:
-            figure.colorbar(row[-1].imshow(elevation[i], cmap="terrain"), ax=row[-1])
+            _add_scale(figure, row[-1].imshow(elevation[i], cmap="terrain"))
     _save(figure, path)
 
 
@@ -72,7 +72,8 @@ def draw_field(
       unit: Its unit, or "".
     """
     titles = [f"true {quantity}", "predicted", "true relief", "predicted relief"]
-    figure, axes = _grid(len(images), ["image", *(with_unit(title, unit) for title in titles)])
+    columns = ["image", *(with_unit(title, unit) for title in titles)]
+    figure, axes = _grid(len(images), columns, gap=0.65)
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
         fields = [field[i] for field in (true, predicted, true_relief, predicted_relief)]
@@ -80,9 +81,9 @@ def draw_field(
         largest = np.nanmax(np.abs(fields[2:]))
         scale = {"vmin": low, "vmax": high, "cmap": _colors_of(quantity)}
         around_zero = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"}
-        scales = [scale, scale, around_zero, around_zero]
-        for axis, field, kwargs in zip(row[1:], fields, scales, strict=True):
-            figure.colorbar(axis.imshow(field, **kwargs), ax=axis)
+        for first, kwargs in ((0, scale), (2, around_zero)):
+            row[1 + first].imshow(fields[first], **kwargs)
+            _add_scale(figure, row[2 + first].imshow(fields[first + 1], **kwargs))
     _save(figure, path)
 
 
@@ -107,7 +108,8 @@ def draw_classes(
         _draw_words(path, images, true, predicted, names)
         return
     columns = ["image", "true", *predicted]
-    figure, axes = _grid(len(images), columns)
+    figure, axes = _grid(len(images), columns, gap=0.1)
+    figure.set_layout_engine("constrained")  # has room for a legend
     scale = _class_scale(len(names))
     for i, row in enumerate(axes):
         row[0].imshow(images[i])
@@ -329,15 +331,39 @@ def _subplots(rows, columns, *, figsize, layout=None, **more):
     return figure, figure.subplots(rows, columns, **more)
 
 
-def _grid(rows, columns):
-    size = (2.4 * len(columns), 2.2 * rows)
-    figure, axes = _subplots(rows, len(columns), figsize=size, squeeze=False, layout="constrained")
+def _grid(rows, columns, *, gap):
+    """Square panels with titles, and inches between them, and as much as a scale's beside them.
+
+    They have their places: to find some for so many, matplotlib draws them all twice.
+    """
+    side, scale, title = 2.1, 0.6, 0.3
+    width = len(columns) * (side + gap) + scale
+    height = rows * (side + 0.1) + title
+    figure, axes = _subplots(
+        *(rows, len(columns)),
+        figsize=(width, height),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.1 / width,
+            "right": 1 - (scale + gap - 0.1) / width,
+            "bottom": 0.1 / height,
+            "top": 1 - title / height,
+            "wspace": gap / side,
+            "hspace": 0.1 / side,
+        },
+    )
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
     return figure, axes
+
+
+def _add_scale(figure, shown):
+    """The scale of a panel, beside it."""
+    bar = figure.colorbar(shown, cax=shown.axes.inset_axes((1.03, 0, 0.05, 1)))
+    bar.ax.tick_params(labelsize=8)
 
 
 def _save(figure, path):

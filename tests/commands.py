@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def call(main, monkeypatch, capsys, *words):
     except SystemExit as stop:
         code = stop.code
     return code, capsys.readouterr()
+
+
+def beside_bars(said):
+    """The lines of what a command said but for its progress bars."""
+    lines = re.split(r"[\r\n]+", said)
+    return [line for line in lines if line.strip() and not re.search(r": +\d+%\|", line)]
 
 
 def environment(**more):

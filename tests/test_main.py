@@ -1,4 +1,3 @@
-import functools
 import json
 import subprocess
 import sys
@@ -16,25 +15,17 @@ def main(*arguments, **environment):
     return commands.forked("elev_ssl_jax.main", *arguments, **environment)
 
 
-def demo(workdir, *more, run=main, **environment):
-    return run(
-        "--config=configs/simclr_elev.py:demo",
-        f"--workdir={workdir}",
-        "--config.data.synthetic.chips=120",
-        "--config.data.synthetic.size=32",
-        "--config.model.width=0.125",
-        "--config.batch_size=16",
-        *more,
-        **environment,
-    )
+def demo(workdir, *more, **environment):
+    words = ("--config=configs/simclr_elev.py:demo", f"--workdir={workdir}", *commands.TINY_DEMO)
+    return main(*words, *more, **environment)
 
 
-@pytest.mark.parametrize("encoder", ["vgg", "resnet18"])
-def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path, encoder):
+@pytest.mark.parametrize(
+    ("encoder", "compiled"), [("vgg", {}), ("resnet18", {"XLA_FLAGS": ""})], ids=["vgg", "resnet18"]
+)
+def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path, encoder, compiled):
     which = f"--config.model.encoder={encoder}"
-    # Started and compiled as a user's.
-    alone = functools.partial(commands.run, "-m", "elev_ssl_jax.main")
-    done = demo(tmp_path / "run", which, "--config.epochs=1", run=alone, XLA_FLAGS="")
+    done = demo(tmp_path / "run", which, "--config.epochs=1", **compiled)
     assert done.returncode == 0, done.stderr
     for word in ("elevation RMSE", "linear probe", "views.png", "to continue: python -m"):
         assert word in done.stdout
@@ -42,11 +33,9 @@ def test_the_demo_runs_goes_on_and_refuses_another_configuration(tmp_path, encod
     assert json.loads((run / "config.json").read_text())["epochs"] == 1
     assert list(run.glob("events.out.tfevents*"))
 
-    more = demo(tmp_path / "run", which, "--config.epochs=2")
+    more = demo(tmp_path / "run", which, "--config.epochs=2", **compiled)
     assert more.returncode == 0, more.stderr
-    bars = ("pre-training", "synthetic", "masks", "unlabeled", "labeled", "test", "reading")
-    for line in (done.stderr + more.stderr).replace("\r", "\n").splitlines():
-        assert not line.strip() or line.strip().startswith(bars), line
+    assert not commands.beside_bars(done.stderr + more.stderr)
     assert "going on after step" in more.stdout
 
     other = demo(tmp_path / "run", which, "--config.seed=5")

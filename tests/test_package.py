@@ -42,11 +42,10 @@ def test_a_wheel_works_outside_a_checkout(tmp_path):
     (Path(own) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
 
     away.mkdir()
-    _run(
-        *(python, "-m", "elev_ssl_jax.main", "--config=simclr_elev:demo", "--workdir=run"),
-        *commands.TINY_DEMO,
-        cwd=away,
-    )
+    words = ("-m", "elev_ssl_jax.main", "--config=simclr_elev:demo", "--workdir=run")
+    # Started and compiled as a user's.
+    done = commands.run(*words, *commands.TINY_DEMO, python=python, cwd=away, XLA_FLAGS="")
+    assert (done.returncode, commands.beside_bars(done.stderr)) == (0, [])
     assert (away / "run" / "results.json").exists()
     where = "import elev_ssl_jax, tfds_chips, tfds_nwrc; print(elev_ssl_jax.__file__)"
     assert _run(python, "-c", where, cwd=away).startswith(str(fresh))

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from matplotlib.text import Annotation
 
 from elev_ssl_jax import pictures
@@ -51,3 +52,21 @@ def test_a_forest_has_a_row_for_each_difference_with_its_repetitions(monkeypatch
     assert [1.0, 3.0] in places
     low, high = axis.get_ylim()
     assert low > high  # the first row is on top
+
+
+def test_what_is_true_and_what_is_predicted_have_one_scale_beside_them(monkeypatch, rng):
+    true, predicted = rng.uniform(100, 900, (2, 3, 4, 4))
+    true[1, :2] = np.nan
+    reliefs = true - np.nanmean(true), predicted - predicted.mean()
+    arguments = (rng.random((3, 8, 8, 3)), true, predicted, *reliefs)
+    figure = drawn(monkeypatch, pictures.draw_field, *arguments)
+    rows = np.reshape(figure.axes, (3, 5))
+    assert [a.get_title() for a in rows[0, 1:3]] == ["true elevation (m)", "predicted (m)"]
+    for i, row in enumerate(rows):
+        ends = [axis.images[0].get_clim() for axis in row[1:]]
+        low, high = np.nanmin([true[i], predicted[i]]), np.nanmax([true[i], predicted[i]])
+        assert ends[0] == ends[1] == (low, high)
+        assert ends[2] == ends[3] == (-ends[2][1], ends[2][1])
+        scales = [axis.child_axes for axis in row]
+        assert [len(found) for found in scales] == [0, 0, 1, 0, 1]
+        assert scales[2][0].get_ylim() == pytest.approx(ends[1])

@@ -14,8 +14,7 @@ from tests.data.test_source import Data
 def command(module, *arguments, run=commands.forked):
     """A command's exit code, what it printed, and what it said but for progress bars."""
     done = run(f"elev_ssl_jax.data.{module}", *arguments)
-    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if "chips/s" not in line]
-    return done.returncode, done.stdout, [line for line in lines if line.strip()]
+    return done.returncode, done.stdout, commands.beside_bars(done.stderr)
 
 
 @pytest.fixture(scope="module")
