@@ -58,11 +58,11 @@ def placed(config, state, batch, mesh):
     return state, sharding.place(batch, sharding.split(mesh)), config.seed
 
 
-@pytest.mark.parametrize("lam", [1.0, 0.5])
-def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_mesh, lam):
+@pytest.mark.parametrize(("alpha", "lam"), [(0.0, 1.0), (0.5, 0.5)])
+def test_microbatches_give_the_gradient_of_the_whole_batch(config, rng, batch_mesh, alpha, lam):
     """Against the loss of the whole batch whose outputs come from the network part by part."""
     size, parts = 40, 2
-    config.objective.lam = lam
+    config.objective.alpha, config.objective.lam = alpha, lam
     method, state = make_state(config, size)
     keys = augment.sample_keys(config.seed, 0, config.batch_size)
     make_views = jax.jit(method.views, static_argnums=2)
