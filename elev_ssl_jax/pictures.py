@@ -332,13 +332,13 @@ def _subplots(rows, columns, *, figsize, layout=None, **more):
 
 
 def _grid(rows, columns, *, gap):
-    """Square panels with titles, and inches between them, and as much as a scale's beside them.
+    """Square panels with titles, `gap` inches between them, and room for a scale beside the last.
 
-    They have their places: to find some for so many, matplotlib draws them all twice.
+    Their places are given: to find some for so many, matplotlib draws them all twice.
     """
-    side, scale, title = 2.1, 0.6, 0.3
+    side, scale, above = 2.1, 0.6, 0.3
     width = len(columns) * (side + gap) + scale
-    height = rows * (side + 0.1) + title
+    height = rows * (side + 0.1) + above
     figure, axes = _subplots(
         *(rows, len(columns)),
         figsize=(width, height),
@@ -347,7 +347,7 @@ def _grid(rows, columns, *, gap):
             "left": 0.1 / width,
             "right": 1 - (scale + gap - 0.1) / width,
             "bottom": 0.1 / height,
-            "top": 1 - title / height,
+            "top": 1 - above / height,
             "wspace": gap / side,
             "hspace": 0.1 / side,
         },
