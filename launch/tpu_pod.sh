@@ -34,7 +34,7 @@ make_ready() {
       tpu create --accelerator-type="$TYPE" --version="${VERSION:-tpu-ubuntu2204-base}" "${spot[@]}"
       ;;
   esac
-  # The tracked files as they are, and an environment of Python 3.11 or 3.12.
+  # The tracked files as they are, and an environment of Python 3.11 to 3.13.
   git ls-files -z | tar --null --files-from=- -czf "$archive"
   gcloud compute tpus tpu-vm scp "$archive" "$NAME:elev_ssl_jax.tar.gz" --zone="$ZONE" --worker=all
   on_all "

@@ -14,7 +14,7 @@ def kept() -> Iterator[None]:
 
     Programs lie in a folder that goes with the end, or in the user's `JAX_COMPILATION_CACHE_DIR`.
     """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined, unused-ignore]
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
