@@ -99,7 +99,11 @@ def parse(argv: list[str], config: Any) -> list[str]:
                 )
             raise InputError(reason) from error
         except (Exception, SystemExit) as error:  # of the file, which is the user's own code
-            raise InputError(_told_of_file(error)) from error
+            place = _place_in_file(error)
+            if isinstance(error, SystemExit) and not place:  # of --help, where absl gives a 1
+                raise SystemExit(0) from error
+            said = f"{type(error).__name__}: {one_line(error, 300)}"
+            raise InputError(f"--config: {place}{said}") from error
 
 
 def shipped() -> dict[str, Path]:
@@ -131,12 +135,11 @@ def _path_of(value):
     return f"{shipped()[name]}{colon}{variant}"
 
 
-def _told_of_file(error):
-    """An error in the configuration's file, with the last of its places there."""
+def _place_in_file(error):
+    """The last of an error's places in the configuration's file, or nothing where it has none."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename.endswith(".py") and f.name in ("get_config", "<module>")]
-    place = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
-    return f"--config: {place}{type(error).__name__}: {one_line(error, 300)}"
+    return f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
 
 
 def _split_names(config):

@@ -21,7 +21,9 @@ _OUTPUTS = ("out", "probabilities", "confidence", "vector", "features")
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.predict", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "--run", type=command_line.run, required=True, help="folder of a finished run"
     )

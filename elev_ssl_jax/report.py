@@ -14,7 +14,9 @@ from elev_ssl_jax.reporting import compose, summary
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.report", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=command_line.run, help="an experiment's --workdir")
     with reported():
         run = parser.parse_args().run

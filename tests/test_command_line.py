@@ -5,6 +5,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from elev_ssl_jax import command_line
+from tests import commands
 from tests.campaign.world import CONFIGS
 
 
@@ -65,3 +66,14 @@ def test_a_name_that_is_none_is_told_with_those_that_are(monkeypatch, tmp_path, 
     assert "glcnet, glcnet_elev" in said
     assert "study" in said
     assert said.count("\n") == 1
+
+
+# The others are started in tests of what they do.
+COMMANDS = ["area", "convert", "features", "plan", "polygons", "predict", "report"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_starts_by_itself_and_says_what_it_is_for(name):
+    done = commands.run("-m", f"elev_ssl_jax.{name}", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python -m elev_ssl_jax.{name} " in done.stdout

@@ -34,9 +34,9 @@ def test_a_wheel_works_outside_a_checkout(tmp_path):
     _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "dist", source)
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name.startswith(f"elev_ssl_jax-{elev_ssl_jax.__version__}-")
-    venv.create(fresh, with_pip=True, symlinks=True)
+    venv.create(fresh, symlinks=True)
     python = fresh / "bin" / "python"
-    _run(python, "-m", "pip", "install", "-q", "--no-deps", wheel)
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel)
     # Its dependencies are those of these tests, where this package is no more than a reference.
     own = sysconfig.get_path("purelib", vars={"base": str(fresh), "platbase": str(fresh)})
     (Path(own) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))

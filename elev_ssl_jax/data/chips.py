@@ -318,7 +318,9 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.data.chips", description=__doc__.splitlines()[0]
+    )
     add_arguments(parser)
     command_line.add_workers(parser, os.cpu_count() or 1, "processes (default: one a core)")
     parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")

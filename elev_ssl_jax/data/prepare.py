@@ -278,7 +278,9 @@ def _import_builders():
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.data.prepare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "--chips",
         type=command_line.path,

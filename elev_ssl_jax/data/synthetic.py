@@ -201,7 +201,9 @@ def _write_geotiff(path, bands, transform):
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m elev_ssl_jax.data.synthetic", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--chips", type=command_line.whole(1), default=500, help="how many")
     parser.add_argument(
         "--size", type=command_line.whole(1), default=100, help="pixels along a chip's side"

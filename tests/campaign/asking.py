@@ -116,7 +116,10 @@ def _files():
         content = (head + text).encode("latin-1")
         if name in ("empty", "NUL"):
             content = text.encode()
-        yield Case(kind, name, words, (), lambda place, c=content: (place / "c.py").write_bytes(c))
+        yield Case(
+            *(kind, name, words, (), lambda place, c=content: (place / "c.py").write_bytes(c)),
+            always=("__pycache__(/.*)?",),  # Python's, of what is no error for it
+        )
     for name in ("a folder", "a loop of links", "zeros", "NUL and controls"):
         yield Case(
             kind,

@@ -25,7 +25,6 @@ from tests import commands
 REFUSED, FINE, DEFECT = 2, 0, 1
 MEBIBYTES = 3000  # more than this and the seconds of a case is an answer that nobody waits for
 _TO_REFUSE = 60
-_BYTE_CODE = "__pycache__(/.*)?"  # Python's, beside a configuration
 _CAP_SET = 0x20080522, (1 << 1) | (1 << 2)  # version 3; what lets root pass by permissions
 
 
@@ -249,7 +248,7 @@ def _judged(case, folder, before, status, seconds, mebibytes, late, said):
         if before.get(name, ()) == after.get(name, ()):
             continue
         patterns = case.may if code != REFUSED else case.always
-        if any(re.fullmatch(pattern, name) for pattern in (*patterns, _BYTE_CODE)):
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
             continue
         what = "appeared" if name not in before else "is gone" if name not in after else "changed"
         wrong.append(f"{name} {what}")

@@ -39,7 +39,7 @@ def overlapping(tmp_path_factory):
 @pytest.mark.parametrize("counts", [[], ["--labeled", 20, "--test", 20]])
 def test_chips_that_overlap_are_split_by_block_without_a_word(overlapping, tmp_path, counts):
     code, said, noise = command("prepare", "--chips", overlapping, "--data-dir", tmp_path, *counts)
-    assert (code, noise) == (0, [])  # nor do TensorFlow and GDAL say anything
+    assert (code, noise) == (0, [])
     lines = said.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("--split-by block: 140 of 140 chips share ground with another")
@@ -82,10 +82,13 @@ def test_the_commands_say_nothing_but_what_they_have_to(tmp_path):
     words = ("--chips", 20, "--size", 12, "--out", tmp_path / "c")
     code, said, noise = command("synthetic", *words, run=alone)
     assert (code, said, noise) == (0, "", [])
+    words = ("--chips", tmp_path / "c", "--labeled", 5, "--test", 5, "--data-dir", tmp_path / "a")
+    code, said, noise = command("prepare", *words, run=alone)
+    assert (code, len(said.splitlines()), noise) == (0, 3, [])
     mask = next((tmp_path / "c").rglob("mask.npy"))
     mask.write_bytes(mask.read_bytes()[:200])
     words = ("--chips", tmp_path / "c", "--data-dir", tmp_path / "d")
-    code, said, noise = command("prepare", *words, run=alone)
+    code, said, noise = command("prepare", *words)
     assert code == 2
     assert len(noise) == 1
     assert noise[0] == f"error: {mask} is damaged; delete {mask.parent}, and cut again"
