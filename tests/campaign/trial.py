@@ -261,7 +261,7 @@ def _judged(case, folder, before, status, seconds, mebibytes, late, said):
 
 def _of_line(lines, last, says):
     wrong = []
-    if not re.match(r"(\S+: )?error: ", last):
+    if not re.match(r"((python -m )?\S+: )?error: ", last):
         wrong.append(f"the last line is no error: {last[:200]!r}")
     if len(last) > 800:
         wrong.append(f"a line of {len(last)} characters")
