@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
     if variant.isdigit():
         config.batch_size = int(variant)
         return config
-    config = with_variant(config, variant)
+    config = with_variant(config, variant, "a number of chips, as :4096")
     if variant == "demo":
         config.batch_size = 256
     return config

@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
         settings.labels, settings.label_draws = (30,), 3
         settings.split, config.data.validation_split = "labeled[:60]", "labeled[60:]"
         config.data.probe_split = settings.split
-    config = with_variant(config, variant)
+    config = with_variant(config, variant, ":small")
     if variant == "demo":
         settings.pretrain_seeds, settings.seeds = 2, 1
     return config

@@ -1,11 +1,13 @@
-"""Pages that are files of the repository's top, whose links start elsewhere."""
+"""Pages that are files from elsewhere in the repository, whose links start there."""
 
+import re
 from pathlib import Path
 
 _PAGES = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "launch.md": "launch/README.md",
 }
 _ELSEWHERE = {
     "](docs/": "](",
@@ -13,8 +15,10 @@ _ELSEWHERE = {
     "](CHANGELOG.md)": "](changelog.md)",
     "](CONTRIBUTING.md)": "](contributing.md)",
     "](benchmarks/NOTES.md)": "](notes.md)",
-    "[cite](CITATION.cff)": "cite (`CITATION.cff`)",
+    "](launch/README.md)": "](launch.md)",
 }
+# What is no page: its link becomes its text.
+_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|from_arrays\.py)[^)#]+(?<!\.md)\)")
 
 
 def on_page_markdown(markdown, *, page, config, files):
@@ -22,7 +26,7 @@ def on_page_markdown(markdown, *, page, config, files):
     name = _PAGES.get(page.file.src_uri)
     if name is None:
         return markdown
-    text = Path(config.config_file_path).with_name(name).read_text()
+    text = Path(config.config_file_path).parent.joinpath(name).read_text()
     for here, there in _ELSEWHERE.items():
         text = text.replace(here, there)
-    return text
+    return _FILE.sub(r"\1", text)

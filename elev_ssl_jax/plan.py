@@ -3,7 +3,7 @@
 python -m elev_ssl_jax.plan --config=configs/simclr_elev.py --topology=v5e:16x16 \\
     --data=39720x100x100x3
 
-TPUs are compiled for by libtpu (`pip install -e ".[tpu]"`); --topology=local is the devices at
+TPUs are compiled for by libtpu (`pip install "jax[tpu]"`); --topology=local is the devices at
 hand. Numbers of time are the compiler's estimates, of which TPUs alone have any.
 """
 

@@ -116,7 +116,7 @@ def told(path: Path) -> Iterator[None]:
 def _prepare() -> None:
     """Has etils, and Orbax with it, use fsspec, which looks anew every time."""
     if importlib.util.find_spec("gcsfs") is None:
-        raise InputError('gs:// needs gcsfs; pip install -e ".[cloud]"')
+        raise InputError("gs:// needs gcsfs; pip install gcsfs")
     os.environ.setdefault("EPATH_USE_TF", "false")
     from etils.epath import gpath
 

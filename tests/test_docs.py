@@ -1,5 +1,7 @@
 """What the documentation shows, as a reader would do it."""
 
+import argparse
+import importlib
 import os
 import re
 import shlex
@@ -10,10 +12,14 @@ from pathlib import Path
 import jax
 import jupytext
 import numpy as np
+import pytest
 import rasterio
+from absl import flags
+from ml_collections import config_flags
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
+from elev_ssl_jax.config import default
 from tests import commands
 from tests.campaign import world
 
@@ -44,8 +50,8 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 
 SMALL = {
-    "elev_ssl_jax.data.chips": ("--size=32", "--elevation-size=11", "--block=48"),
-    "elev_ssl_jax.data.prepare": ("--labeled=8", "--test=8"),
+    "elev_ssl_jax.data.chips": ("--size=32", "--stride=8", "--elevation-size=11", "--block=48"),
+    "elev_ssl_jax.data.prepare": ("--test=20",),
     "elev_ssl_jax.main": (
         *("--config.model.width=0.0625", "--config.epochs=1"),
         "--config.model.encoder=vgg",  # compiles soonest
@@ -58,19 +64,22 @@ def test_the_readmes_way_from_geotiffs_to_a_map(tmp_path):
     (shown,) = re.findall(r"```sh\n(python -m elev_ssl_jax.data.chips.*?)```", readme(), re.DOTALL)
     world.scene(tmp_path, side=200)
     with rasterio.open(tmp_path / "image.tif") as source:
-        for name, band in zip(("red", "green", "blue"), source.read(), strict=True):
+        # Brighter than the range of the paper's sensor, as Landsat's numbers are.
+        for name, band in zip(
+            ("red", "green", "blue"), source.read() + np.uint16(7000), strict=True
+        ):
             world.write(tmp_path / f"{name}.tif", band[None])
     with rasterio.open(tmp_path / "labels.tif") as source:
-        world.write(tmp_path / "cover.tif", np.where(source.read() == 2, 4, 1).astype(np.uint8))
+        cover = np.where(source.read() == 2, 4, 1).astype(np.uint8)
+    cover[:, ::9] = 11  # of which nothing is said
+    world.write(tmp_path / "cover.tif", cover)
     for line in shown.replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         small = SMALL.get(words[2], ())
         if "configs/simclr_elev.py" in line:
-            small = (*small, "--config.batch_size=8", "--config.augment.crop_size=32")
+            small = (*small, "--config.augment.crop_size=32")
         elif "configs/finetune" in line:
-            small = (*small, "--config.finetune.frozen_epochs=0", "--config.data.split=labeled")
-            small = (*small, "--config.batch_size=4")
-        words = [word.replace("--stride", "--stride=16") for word in words if word != "50"]
+            small = (*small, "--config.finetune.frozen_epochs=0")
         done = commands.forked(*words[2:], *small, cwd=tmp_path)
         assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
     with rasterio.open(tmp_path / "map.tif") as source:
@@ -78,15 +87,88 @@ def test_the_readmes_way_from_geotiffs_to_a_map(tmp_path):
         assert source.tags(1)["class_0"] == "water"
 
 
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "launch" / "README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_says_of_commands_there_is(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = page.read_text()
+    for field in set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", text)):
+        part = default()
+        for name in field.split("."):
+            assert name in part, f"--config.{field}"
+            part = part[name]
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.search(r"python -m (elev_ssl_jax\.\S+) (.*)", line):
+                words = shlex.split(found[2], comments=True)
+                shown_words_are_known(found[1], words, monkeypatch)
+
+
+def shown_words_are_known(module, words, monkeypatch):
+    """Flags by the command's own parser, which then goes no further."""
+
+    class Parsed(Exception):
+        pass
+
+    def parse(*given):
+        parser, *_ = given
+        strangers = know(*given)[1]
+        if "--beam" not in words:  # which takes Beam's as well
+            assert not strangers, f"{module}: {strangers}"
+        raise Parsed(parser)
+
+    know = argparse.ArgumentParser.parse_known_args
+    command = importlib.import_module(module)
+    if module in ("elev_ssl_jax.main", "elev_ssl_jax.plan"):
+        values = flags.FlagValues()
+        given = [module, *words]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
+        for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]:
+            if flag.name != "config":
+                values[flag.name] = flag
+        values(given)
+    else:
+        command = (
+            importlib.import_module(f"{module}.__main__")
+            if hasattr(command, "__path__")
+            else command
+        )
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+        with pytest.raises(Parsed):
+            command.main()
+        monkeypatch.undo()
+
+
 def readme():
     return (ROOT / "README.md").read_text()
 
 
-def test_the_notebook_goes_from_arrays_to_a_map_without_tensorflow(tmp_path, monkeypatch):
+# What the notebook has, and what is as good for a look at whether its cells go together.
+SMALLER = {
+    "for seed in range(8)": "for seed in range(4)",
+    "config.model.width = 0.25": "config.model.width = 0.0625",
+    "config.epochs, config.batch_size = 6, 36": "config.epochs, config.batch_size = 1, 36",
+    "frozen_epochs = 30, 3": "frozen_epochs = 1, 0",
+    "len(image)))[:120]": "len(image)))[:16]",
+}
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small", "as it stands"])
+def test_the_notebook_goes_from_arrays_to_a_map_without_tensorflow(tmp_path, monkeypatch, small):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     monkeypatch.delenv("XLA_FLAGS")  # which a reader has not
+    if small:
+        monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = jupytext.read(ROOT / "docs" / "from_arrays.py")
+    source = (ROOT / "docs" / "from_arrays.py").read_text()
+    for there, here in SMALLER.items():
+        assert there in source
+        source = source.replace(there, here) if small else source
+    notebook = jupytext.reads(source, "py:percent")
     absent = "tensorflow", "tensorflow_datasets", "array_record", "grain"
     first = f"import sys\nsys.modules.update(dict.fromkeys({absent}))"
     last = "scores['accuracy'], float(np.mean(mapped == classes)), mapped.shape == classes.shape"
@@ -96,7 +178,6 @@ def test_the_notebook_goes_from_arrays_to_a_map_without_tensorflow(tmp_path, mon
     drawn = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "data" in o]
     assert sum("image/png" in o["data"] for o in drawn) == 2  # the reader's own figures
     accuracy, right, whole = eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
-    assert accuracy > 0.4
-    assert right > 0.3
     assert whole
+    assert small or (accuracy > 0.4 and right > 0.3)
     assert (tmp_path / "runs" / "notebook" / "map.tif").exists()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,8 +38,8 @@ def example(name):
     return module
 
 
-def test_a_method(tiny, chips, tmp_path, rng):
-    method = example("method")
+def test_a_method(tiny, tmp_path, rng, capsys):
+    method, used = example("method"), example("run")
     one, other = rng.normal(size=(2, 50, 6))
     z = np.linalg.qr(one - one.mean(axis=0))[0]  # nothing of it is said twice
     assert method.barlow_twins(z, z) == pytest.approx(0, abs=1e-8)
@@ -46,6 +47,10 @@ def test_a_method(tiny, chips, tmp_path, rng):
     expected = np.sum(expected**2 * np.where(np.eye(6), 1, 5e-3))
     assert method.barlow_twins(one, other) == pytest.approx(expected, rel=1e-3)
 
+    used.Printed().write_scalars(2, {"loss": np.float32(0.25)})
+    assert capsys.readouterr().out == "2 {'loss': 0.25}\n"
+    assert len(used.data.train["image"]) == len(used.data.train["elevation"]) == 64
+    chips = used.chips(range(20), 33)
     writer, data = Writer(), loop.Data(chips, chips)
     scores = loop.pretrain(tiny, tmp_path, data, writer, make_method=method.make)
     for values in (writer.scalars[1], writer.scalars[4]):
@@ -55,12 +60,38 @@ def test_a_method(tiny, chips, tmp_path, rng):
     assert scores["elevation_rmse_m"] > 0
 
 
-def test_an_encoder_and_a_data_set(tiny, chips, tmp_path):
-    example("encoder")
+@pytest.fixture
+def folder(chips, tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("image", "elevation"):
         np.save(tmp_path / "data" / f"{name}.npy", chips[name])
-    folder = example("dataset").Folder(tmp_path / "data")
+    return example("dataset").Folder(tmp_path / "data")
+
+
+def test_an_encoder(rng):
+    encoder = example("encoder").Separable(width=0.125)
+    assert encoders.ENCODERS["separable"] is type(encoder)
+    images = rng.uniform(size=(2, 32, 48, 4)).astype(np.float32)
+    maps, variables = encoder.init_with_output(jax.random.key(0), images, train=True)
+    assert [x.shape for x in maps] == [
+        (2, *sides, channels)
+        for sides, channels in zip(
+            [(16, 24), (8, 12), (4, 6), (2, 3)], [8, 16, 32, 64], strict=True
+        )
+    ]
+    assert set(variables) == {"params", "batch_stats"}
+
+
+def test_a_data_set(folder, chips):
+    assert len(folder) == len(chips["image"])
+    assert folder.nbytes("image") == chips["image"].nbytes
+    for name in ("image", "elevation"):
+        np.testing.assert_array_equal(folder[3][name], chips[name][3])
+        np.testing.assert_array_equal(folder.arrays(name)[name], chips[name])
+
+
+def test_an_encoder_and_a_data_set_are_learned_with(tiny, chips, folder, tmp_path):
+    example("encoder")
     tiny.model.encoder, tiny.epochs = "separable", 1
     for run, gib in (("held", 1.0), ("streamed", 0.0)):
         tiny.data.resident_gib = gib
@@ -81,7 +112,7 @@ def test_an_encoder_and_a_data_set(tiny, chips, tmp_path):
     assert elev_ssl_jax.load(tmp_path / "tuned").predict(chips["image"]).shape == classes.shape
 
 
-def test_a_target(tiny, chips, tmp_path):
+def test_a_target(tiny):
     position = example("target").position
     hill = np.zeros((1, 5, 5), np.float32)
     hill[0, 2, 2] = 9.0
@@ -89,6 +120,10 @@ def test_a_target(tiny, chips, tmp_path):
     assert found[2, 2] == pytest.approx(8)
     assert found[1, 1] == found[2, 3] == pytest.approx(-1)
     assert found[0, 0] == 0
+
+
+def test_a_target_is_learned(tiny, chips, tmp_path):
+    example("target")
     tiny.objective.target, tiny.epochs, writer = "position", 1, Writer()
     scores = loop.pretrain(tiny, tmp_path, loop.Data(chips, chips), writer)
     assert writer.scalars[2]["elevation_loss"] > 0

@@ -1,3 +1,5 @@
+import ast
+import importlib.metadata
 import re
 import shutil
 import sys
@@ -23,6 +25,24 @@ def test_an_installation_has_every_package():
     assert ours == here | {"elev_ssl_jax.configs"}
     for folder in folders:  # says what it is for
         assert (folder / "__init__.py").read_text().startswith('"""')
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(r for e in ("beam", "cloud", "onnx") for r in extras[e])]
+    names = {re.match(r"[\w.-]+", one)[0].lower().replace("-", "_") for one in asked}
+    names.add("libtpu")  # of jax[tpu]
+    of_modules = importlib.metadata.packages_distributions()
+    ours = {"elev_ssl_jax", *(path.name for path in (ROOT / "data").iterdir())}
+    for path in (*ROOT.glob("elev_ssl_jax/**/*.py"), *ROOT.glob("data/*/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                found = [node.module]
+            for module in {name.split(".")[0] for name in found} - ours - sys.stdlib_module_names:
+                given = {name.lower().replace("-", "_") for name in of_modules[module]}
+                assert given & names, f"{path.relative_to(ROOT)}: {module}"
 
 
 def test_a_wheel_works_outside_a_checkout(tmp_path):
@@ -60,7 +80,7 @@ def _run(python, *words, cwd=None):
 def test_the_version_and_pythons_are_said_alike_everywhere():
     version = elev_ssl_jax.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
-    assert re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
+    assert re.search(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
     assert f"elev_ssl_jax-{version}-py3" in (ROOT / "docs" / "install.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())["jobs"]

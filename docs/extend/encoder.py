@@ -40,4 +40,4 @@ class Separable(nn.Module):
         return tuple(maps)
 
 
-ENCODERS["separable"] = Separable  # from here on --config.model.encoder=separable is known
+ENCODERS["separable"] = Separable  # in this process config.model.encoder = "separable" is known

@@ -111,8 +111,15 @@ def _see_two_sensors(config: ml_collections.ConfigDict) -> None:
     config.data.rgb = (5, 4, 3)  # of VV, VH and the thirteen bands
 
 
-def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+def with_variant(
+    config: ml_collections.ConfigDict, variant: str, *others: str
+) -> ml_collections.ConfigDict:
     """Applies what follows the colon in `--config=FILE:VARIANT`: nothing, or `demo`.
+
+    Args:
+      config: Without a variant; changed in place.
+      variant: Its name.
+      *others: Those that the file itself knows.
 
     Raises:
       ValueError: There is no such variant.
@@ -139,7 +146,8 @@ def with_variant(config: ml_collections.ConfigDict, variant: str) -> ml_collecti
                 config.loss.relief_weight = 20.0
                 config.model.elevation_padding = "edge"
     elif variant:
-        raise ValueError(f"there is no variant {variant!r}; there is :demo")
+        known = ", ".join((":demo", *others))
+        raise ValueError(f"there is no variant {variant!r}; those that there are: {known}")
     return config
 
 

@@ -63,10 +63,16 @@ def split_chips(
     allow_overlap: bool = False,
     **settings: Any,
 ) -> tuple[Mapping[str, np.ndarray], str]:
-    """`assign` as `choose` says, and a line on what it says, if that was left to the chips."""
+    """`assign` as `choose` says, and lines on what was left to the chips.
+
+    That is how they are split, and that fewer of them qualify than is usual.
+    """
     split_by, why = choose(chips, split_by, allow_overlap=allow_overlap)
     positions = assign(chips, classification=classification, split_by=split_by, **settings)
-    return positions, f"--split-by {split_by}: {why}" if why else ""
+    lines = [f"--split-by {split_by}: {why}"] if why else []
+    if settings.get("num_labeled") is None and settings.get("num_test") is None:
+        lines += _shortage(chips, positions, classification, **settings)
+    return positions, "\n".join(lines)
 
 
 def shared_ground(chips: pd.DataFrame, positions: Mapping[str, np.ndarray]) -> str:
@@ -158,6 +164,22 @@ def assign(
     return {"unlabeled": train[~np.isin(train, labeled)], "labeled": labeled, "test": test}
 
 
+def _shortage(chips, positions, classification, *, purity=1.0, coverage=1.0, **_):
+    """Why `labeled` and `test` are smaller than in proportion, if they are: a line or none."""
+    if len(positions["labeled"]) + len(positions["test"]) >= sum(_in_proportion(len(chips))):
+        return []
+    few = int(_eligible(chips, classification, purity, coverage).sum())
+    asked = f"--coverage {coverage:g}" + f", --purity {purity:g}" * classification
+    return [
+        f"only {few} of {len(chips)} chips are labelled enough for labeled and test ({asked}); "
+        "a lower share takes more"
+    ]
+
+
+def _in_proportion(total):
+    return round(total * LABELED / FULL), round(total * TEST / FULL)
+
+
 def _eligible(chips, classification, purity, coverage):
     """Which chips may go to `labeled` or `test`: bool [len(chips)]."""
     labelled = np.zeros(len(chips), bool)
@@ -186,8 +208,11 @@ def _eligible(chips, classification, purity, coverage):
 
 
 def _counts(total, eligible, num_labeled, num_test):
-    labeled = round(total * LABELED / FULL) if num_labeled is None else num_labeled
-    test = round(total * TEST / FULL) if num_test is None else num_test
+    usual = _in_proportion(total)
+    labeled, test = (
+        default if number is None else number
+        for default, number in zip(usual, (num_labeled, num_test), strict=True)
+    )
     available = int(eligible.sum())
     if labeled + test > available and num_labeled is None and num_test is None:
         # Too few chips are pure enough: share them out in the same proportion.

@@ -30,7 +30,7 @@ def run(
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise InputError('--beam needs Apache Beam; pip install -e ".[beam]"') from error
+        raise InputError("--beam needs Apache Beam; pip install apache-beam") from error
     parsed = _parsed(PipelineOptions, options)
     folder.mkdir(parents=True)
     count = 0

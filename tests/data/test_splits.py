@@ -126,6 +126,21 @@ def test_chips_that_are_labelled_in_part_say_to_which_share():
     assert (chips["labelled"].iloc[positions["test"]] >= 0.5).all()
 
 
+@pytest.mark.parametrize(
+    ("classification", "asked"), [(False, "--coverage 1"), (True, "--coverage 1, --purity 1")]
+)
+def test_that_few_chips_are_labelled_whole_is_said(classification, asked):
+    chips = table(400).assign(share=1.0)
+    ask = {"classification": classification, "split_by": "random", "allow_overlap": True}
+    assert "only" not in splits.split_chips(chips, **ask)[1]
+    chips["labelled"] = np.where(np.arange(400) < 20, 1.0, 0.9)
+    positions, said = splits.split_chips(chips, **ask)
+    assert len(positions["labeled"]) + len(positions["test"]) <= 20
+    assert f"\nonly 20 of 400 chips are labelled enough for labeled and test ({asked})" in said
+    assert "only" not in splits.split_chips(chips, **ask, num_labeled=5, num_test=5)[1]
+    assert "only" not in splits.split_chips(chips, **ask, coverage=0.9)[1]
+
+
 def apart(count, **changes):
     """Chips side by side."""
     chips = table(count, **changes)

@@ -13,10 +13,8 @@ from elev_ssl_jax.models.resnet import ResNet18
 from elev_ssl_jax.models.unet import UNet
 from elev_ssl_jax.runtime import cpu
 
-rng = np.random.default_rng()
 
-
-def pooling(size):
+def pooling(rng, size):
     images = rng.integers(0, 5, (4, *size, 6)).astype(np.float32)  # with ties
     return (
         layers.max_pool,
@@ -25,7 +23,7 @@ def pooling(size):
     )
 
 
-def network(train):
+def network(rng, train):
     images = rng.uniform(size=(6, 32, 32, 3)).astype(np.float32)
     model = ResNet18(width=0.125)
     variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images, train=True)
@@ -47,8 +45,8 @@ def network(train):
         (network, (True,)),
     ],
 )
-def test_value_and_gradient_are_those_of_the_plain_form(make, arguments):
-    ours, plain, inputs = make(*arguments)
+def test_value_and_gradient_are_those_of_the_plain_form(make, arguments, rng):
+    ours, plain, inputs = make(rng, *arguments)
     shape = jax.eval_shape(plain, *inputs).shape
     gradient = rng.normal(size=shape).astype(np.float32)
 
@@ -62,7 +60,7 @@ def test_value_and_gradient_are_those_of_the_plain_form(make, arguments):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 13), (13, 25), (25, 33), (50, 100), (3, 2)])
-def test_upsampling_is_pytorchs_nearest(old, new):
+def test_upsampling_is_pytorchs_nearest(old, new, rng):
     images = rng.normal(size=(2, old, old + 1, 3)).astype(np.float32)
     theirs = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
     wanted = torch.nn.functional.interpolate(theirs, (new, new + 2), mode="nearest")
@@ -76,7 +74,7 @@ def test_upsampling_is_pytorchs_nearest(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (7, 13), (25, 50), (1, 2), (1, 1), (3, 2)])
-def test_bilinear_upsampling_is_pytorchs_with_aligned_corners(old, new):
+def test_bilinear_upsampling_is_pytorchs_with_aligned_corners(old, new, rng):
     images = rng.normal(size=(2, old, old + 1, 3)).astype(np.float32)
     theirs = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
     wanted = torch.nn.functional.interpolate(
@@ -120,7 +118,7 @@ def test_a_number_that_is_none_is_not_lost():
     assert jnp.isnan(layers.max_pool(images)).sum() == 2
 
 
-def test_what_a_tpu_computes_is_what_others_do(monkeypatch):
+def test_what_a_tpu_computes_is_what_others_do(monkeypatch, rng):
     """The form for a TPU, computed here, against that for others, gradient included."""
     ties = rng.integers(0, 4, (3, 7, 10, 2)).astype(np.float32)
     gradient = rng.normal(size=(3, 4, 5, 2)).astype(np.float32)

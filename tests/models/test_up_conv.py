@@ -7,8 +7,6 @@ import torch
 from elev_ssl_jax.models import up_conv
 from elev_ssl_jax.models.up_conv import UpConv
 
-rng = np.random.default_rng()
-
 
 def as_torch(array):
     return torch.from_numpy(np.asarray(array)).permute(0, 3, 1, 2).requires_grad_()
@@ -19,7 +17,7 @@ def as_torch(array):
 @pytest.mark.parametrize(
     "size", [(10, 12), (9, 12), (9, 11), (13, 14)], ids=["double", "one short", "short", "other"]
 )
-def test_value_and_gradients_are_pytorchs_on_all_devices(monkeypatch, padding, depth, size):
+def test_value_and_gradients_are_pytorchs_on_all_devices(monkeypatch, padding, depth, size, rng):
     """The form for a TPU, computed here, and that for others."""
     x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
     skip = rng.normal(size=(2, *size, depth)).astype(np.float32) if depth else None

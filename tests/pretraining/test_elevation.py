@@ -120,10 +120,9 @@ def test_gradients_of_each_term_reach_its_branch_and_the_encoder(tiny, chips):
     assert reached("local_loss") == {"encoder", *LOCAL}
 
 
-def test_local_loss_pairs_each_patch_with_its_own(tiny, chips):
+def test_local_loss_pairs_each_patch_with_its_own(tiny, chips, rng):
     tiny.objective.lam = 0.5
     _, views = build(tiny, chips)
-    rng = np.random.default_rng()
     z = rng.normal(size=(8, 2, 3, 5)).astype(np.float32)
     valid = np.array([True] * 5 + [False] * 3)
     patches = views.targets.patches._replace(valid=jnp.asarray(valid))
