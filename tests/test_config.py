@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,10 @@ def test_every_config_and_its_demo_are_valid(path):
                 check(methods.finetune_config(settings))
                 if recipe(member).pretrained:
                     check(methods.pretrain_config(settings))
-    with pytest.raises(ValueError, match="nope"):
+    with pytest.raises(ValueError, match="nope") as refused:
         get_config("nope")
+    for shown in re.findall(r"\.py:([a-z_]+)", path.read_text()):
+        assert f":{shown}" in str(refused.value)
 
 
 def fake_labels(config, count):

@@ -64,10 +64,8 @@ def test_the_readmes_way_from_geotiffs_to_a_map(tmp_path):
     (shown,) = re.findall(r"```sh\n(python -m elev_ssl_jax.data.chips.*?)```", readme(), re.DOTALL)
     world.scene(tmp_path, side=200)
     with rasterio.open(tmp_path / "image.tif") as source:
-        # Brighter than the range of the paper's sensor, as Landsat's numbers are.
-        for name, band in zip(
-            ("red", "green", "blue"), source.read() + np.uint16(7000), strict=True
-        ):
+        bands = source.read() + np.uint16(7000)  # above the default range, as Landsat's numbers
+        for name, band in zip(("red", "green", "blue"), bands, strict=True):
             world.write(tmp_path / f"{name}.tif", band[None])
     with rasterio.open(tmp_path / "labels.tif") as source:
         cover = np.where(source.read() == 2, 4, 1).astype(np.uint8)
@@ -130,11 +128,8 @@ def shown_words_are_known(module, words, monkeypatch):
                 values[flag.name] = flag
         values(given)
     else:
-        command = (
-            importlib.import_module(f"{module}.__main__")
-            if hasattr(command, "__path__")
-            else command
-        )
+        if hasattr(command, "__path__"):  # a package
+            command = importlib.import_module(f"{module}.__main__")
         monkeypatch.setattr(sys, "argv", [module, *words])
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
         monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
