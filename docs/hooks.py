@@ -8,6 +8,8 @@ _PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "launch.md": "launch/README.md",
+    "notes.md": "benchmarks/NOTES.md",
+    "security.md": "SECURITY.md",
 }
 _ELSEWHERE = {
     "](docs/": "](",

@@ -37,8 +37,19 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     api = (tmp_path / "site" / "api" / "index.html").read_text()
     assert "nt_xent" in api
-    first = (tmp_path / "site" / "index.html").read_text()
-    assert "From GeoTIFFs to a map".lower() in first.lower()
+    for page, has in {
+        ".": "from GeoTIFFs to a map",
+        "fields": "relief_weight",
+        "extend": "barlow_twins",
+        "launch": "slurm.sbatch",
+        "contributing": "How a change is judged",
+        "changelog": "Unreleased",
+        "notes": "byte code",
+        "security": "trusted",
+    }.items():
+        assert has in re.sub("<.*?>", "", (tmp_path / "site" / page / "index.html").read_text()), (
+            page
+        )
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
@@ -85,6 +96,7 @@ def test_the_readmes_way_from_geotiffs_to_a_map(tmp_path):
         assert source.tags(1)["class_0"] == "water"
 
 
+MAIN = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # by absl
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "launch" / "README.md"])
 
 
@@ -97,45 +109,57 @@ def test_what_a_page_says_of_commands_there_is(page, monkeypatch):
         for name in field.split("."):
             assert name in part, f"--config.{field}"
             part = part[name]
+    for module, words in shown_commands(text):
+        check_words(module, words, monkeypatch)
+
+
+def test_pages_show_every_command():
+    shown = {module for page in PAGES for module, _ in shown_commands(page.read_text())}
+    names = ("main", "plan", "predict", "area", "convert", "data.chips", "data.prepare")
+    assert shown >= {f"elev_ssl_jax.{name}" for name in names}
+
+
+def shown_commands(text):
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if found := re.search(r"python -m (elev_ssl_jax\.\S+) (.*)", line):
-                words = shlex.split(found[2], comments=True)
-                shown_words_are_known(found[1], words, monkeypatch)
+                yield found[1], shlex.split(found[2], comments=True)
 
 
-def shown_words_are_known(module, words, monkeypatch):
-    """Flags by the command's own parser, which then goes no further."""
+def check_words(module, words, monkeypatch):
+    """Flags, by the command's own parser, which then goes no further."""
+    if module in MAIN:
+        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+        known = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+        of_config = [word for word in words if word.startswith("--config")]
+        for word in set(words) - set(of_config):
+            assert word.startswith("--"), f"{module}: {word}"
+            assert re.match(r"--(\w+)", word)[1] in known, f"{module}: {word}"
+        values = flags.FlagValues()
+        given = [module, *of_config]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
+        values(given)
+        return
 
     class Parsed(Exception):
         pass
 
     def parse(*given):
-        parser, *_ = given
-        strangers = know(*given)[1]
-        if "--beam" not in words:  # which takes Beam's as well
-            assert not strangers, f"{module}: {strangers}"
-        raise Parsed(parser)
+        of_beam = ("--runner", "--flink_master") if "--beam" in words else ()
+        strangers = [word for word in know(*given)[1] if word.split("=")[0] not in of_beam]
+        assert not strangers, f"{module}: {strangers}"
+        raise Parsed
 
     know = argparse.ArgumentParser.parse_known_args
     command = importlib.import_module(module)
-    if module in ("elev_ssl_jax.main", "elev_ssl_jax.plan"):
-        values = flags.FlagValues()
-        given = [module, *words]
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=given)
-        for flag in flags.FLAGS.flags_by_module_dict()[command.__name__]:
-            if flag.name != "config":
-                values[flag.name] = flag
-        values(given)
-    else:
-        if hasattr(command, "__path__"):  # a package
-            command = importlib.import_module(f"{module}.__main__")
-        monkeypatch.setattr(sys, "argv", [module, *words])
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    if hasattr(command, "__path__"):  # a package
+        command = importlib.import_module(f"{module}.__main__")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", [module, *words])
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         with pytest.raises(Parsed):
             command.main()
-        monkeypatch.undo()
 
 
 def readme():

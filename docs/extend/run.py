@@ -31,4 +31,4 @@ config.batch_size, config.epochs, config.model.width = 16, 3, 0.25
 data = loop.Data(chips(range(64)), chips(range(64, 80)))
 
 if __name__ == "__main__":
-    loop.pretrain(config, Path("runs/mine"), data, Printed())
+    loop.pretrain(config, Path("runs/extend"), data, Printed())
