@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import elev_ssl_jax
+from elev_ssl_jax.checks import check
 from elev_ssl_jax.config import fine_tuning
 from elev_ssl_jax.finetuning import single
 from elev_ssl_jax.finetuning.labelled import Labelled
@@ -49,6 +50,7 @@ def test_a_method(tiny, tmp_path, rng, capsys):
 
     used.Printed().write_scalars(2, {"loss": np.float32(0.25)})
     assert capsys.readouterr().out == "2 {'loss': 0.25}\n"
+    check(used.config)
     assert len(used.data.train["image"]) == len(used.data.train["elevation"]) == 64
     chips = used.chips(range(20), 33)
     writer, data = Writer(), loop.Data(chips, chips)
