@@ -3,7 +3,6 @@ r"""Area of each class of a map, with what its run's test says of the map's erro
 python -m elev_ssl_jax.area --run RUN --map map.tif --out areas.csv
 """
 
-import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -97,9 +96,7 @@ def _mapped(model: Model, path: Path) -> NDArray[np.float64]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.area", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("area", __doc__)
     parser.add_argument(
         "--run", type=command_line.run, required=True, help="the fine-tuning that made the map"
     )

@@ -19,6 +19,12 @@ _NAMES = (
 )
 
 
+def parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Of `python -m elev_ssl_jax.NAME`, which the first line of `doc` describes."""
+    program = f"python -m elev_ssl_jax.{name}"
+    return argparse.ArgumentParser(prog=program, description=doc.splitlines()[0])
+
+
 def path(text: str) -> Path:
     """The `type` of an argument that names a file or a folder of this machine."""
     return _argument(storage.local_path, text)

@@ -11,7 +11,6 @@ say. `classes` has their names. Nothing of it is scaled or drawn. Those who woul
 encoder themselves take `python -m elev_ssl_jax.convert --to torchvision`.
 """
 
-import argparse
 import types
 from pathlib import Path
 from typing import Any
@@ -100,9 +99,7 @@ def write(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.features", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("features", __doc__)
     parser.add_argument(
         "run", type=command_line.run, help="a pre-training, or what convert --to run makes"
     )

@@ -3,7 +3,6 @@ r"""The classes of a finished map, or of one in parts, as polygons.
 python -m elev_ssl_jax.polygons --map map.*of8.tif --out classes.gpkg --min-area 5000
 """
 
-import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -74,9 +73,7 @@ def _joined(parts):
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.polygons", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("polygons", __doc__)
     parser.add_argument(
         "--map",
         type=command_line.path,

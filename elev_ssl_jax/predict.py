@@ -21,9 +21,7 @@ _OUTPUTS = ("out", "probabilities", "confidence", "vector", "features")
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.predict", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("predict", __doc__)
     parser.add_argument(
         "--run", type=command_line.run, required=True, help="folder of a finished run"
     )

@@ -5,8 +5,6 @@ python -m elev_ssl_jax.report RUN
 Writes `report.md`, `report.html` (one file, pictures included), `results.csv` and the pictures.
 """
 
-import argparse
-
 from elev_ssl_jax import command_line
 from elev_ssl_jax.errors import reported
 from elev_ssl_jax.reporting import compose, summary
@@ -14,9 +12,7 @@ from elev_ssl_jax.reporting import compose, summary
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.report", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("report", __doc__)
     parser.add_argument("run", type=command_line.run, help="an experiment's --workdir")
     with reported():
         run = parser.parse_args().run

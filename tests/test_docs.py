@@ -96,7 +96,7 @@ def test_the_readmes_way_from_geotiffs_to_a_map(tmp_path):
         assert source.tags(1)["class_0"] == "water"
 
 
-MAIN = ("elev_ssl_jax.main", "elev_ssl_jax.plan")  # by absl
+BY_ABSL = ("elev_ssl_jax.main", "elev_ssl_jax.plan")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "launch" / "README.md"])
 
 
@@ -113,7 +113,7 @@ def test_what_a_page_says_of_commands_there_is(page, monkeypatch):
         check_words(module, words, monkeypatch)
 
 
-def test_pages_show_every_command():
+def test_the_commands_of_the_pages_are_found():
     shown = {module for page in PAGES for module, _ in shown_commands(page.read_text())}
     names = ("main", "plan", "predict", "area", "convert", "data.chips", "data.prepare")
     assert shown >= {f"elev_ssl_jax.{name}" for name in names}
@@ -128,7 +128,7 @@ def shown_commands(text):
 
 def check_words(module, words, monkeypatch):
     """Flags, by the command's own parser, which then goes no further."""
-    if module in MAIN:
+    if module in BY_ABSL:
         source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
         known = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
         of_config = [word for word in words if word.startswith("--config")]

@@ -5,7 +5,6 @@ python -m elev_ssl_jax.convert --from RUN --to timm --branch s2 --out s2.safeten
 python -m elev_ssl_jax.convert --from weights.safetensors --to run --out RUN
 """
 
-import argparse
 import hashlib
 import math
 from pathlib import Path
@@ -109,9 +108,7 @@ def _import(args) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.convert", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("convert", __doc__)
     parser.add_argument(
         "--from",
         dest="source",

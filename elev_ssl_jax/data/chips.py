@@ -5,7 +5,6 @@ python -m elev_ssl_jax.data.chips --image R.tif G.tif B.tif --elevation dem.tif 
 python -m elev_ssl_jax.data.chips --scenes scenes.csv --classes water=1 forest=4 --out CHIPS
 """
 
-import argparse
 import json
 import os
 import re
@@ -318,9 +317,7 @@ def of_arguments(args: Any) -> tuple[list[SceneFiles], Settings]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.data.chips", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("data.chips", __doc__)
     add_arguments(parser)
     command_line.add_workers(parser, os.cpu_count() or 1, "processes (default: one a core)")
     parser.add_argument("--out", type=command_line.path, required=True, help="folder to make")

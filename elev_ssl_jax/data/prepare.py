@@ -278,9 +278,7 @@ def _import_builders():
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.data.prepare", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("data.prepare", __doc__)
     parser.add_argument(
         "--chips",
         type=command_line.path,

@@ -208,11 +208,9 @@ def _eligible(chips, classification, purity, coverage):
 
 
 def _counts(total, eligible, num_labeled, num_test):
-    usual = _in_proportion(total)
-    labeled, test = (
-        default if number is None else number
-        for default, number in zip(usual, (num_labeled, num_test), strict=True)
-    )
+    labeled, test = _in_proportion(total)
+    labeled = labeled if num_labeled is None else num_labeled
+    test = test if num_test is None else num_test
     available = int(eligible.sum())
     if labeled + test > available and num_labeled is None and num_test is None:
         # Too few chips are pure enough: share them out in the same proportion.

@@ -7,7 +7,6 @@ sensor, a DEM at 30 m and a land-cover raster, cut into chips by elev_ssl_jax.da
 anybody's scene.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -201,9 +200,7 @@ def _write_geotiff(path, bands, transform):
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m elev_ssl_jax.data.synthetic", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.parser("data.synthetic", __doc__)
     parser.add_argument("--chips", type=command_line.whole(1), default=500, help="how many")
     parser.add_argument(
         "--size", type=command_line.whole(1), default=100, help="pixels along a chip's side"
